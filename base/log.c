@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Talk and progress on stderr: see log.h. */
+#include "base/log.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static int is_first = 1;
+static int talks = 1;
+
+void log_init(int rank, int talk)
+{
+    is_first = rank == 0;
+    talks = talk && is_first;
+}
+
+static void say(const char *prefix, const char *fmt, va_list args)
+{
+    char line[2048];
+    vsnprintf(line, sizeof line, fmt, args);
+    fprintf(stderr, "%s%s\n", prefix, line);
+}
+
+void log_info(const char *fmt, ...)
+{
+    if (!talks)
+        return;
+    va_list args;
+    va_start(args, fmt);
+    say("", fmt, args);
+    va_end(args);
+}
+
+void log_warn(const char *fmt, ...)
+{
+    if (!is_first)
+        return;
+    va_list args;
+    va_start(args, fmt);
+    say("glowq: warning: ", fmt, args);
+    va_end(args);
+}
+
+double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void progress_begin(struct progress *p, const char *what, int64_t n_units)
+{
+    *p = (struct progress){.what = what, .n_units = n_units, .start_s = now_s()};
+    p->last_s = p->start_s;
+}
+
+static void format_left(char *out, size_t size, double s)
+{
+    if (s < 90)
+        snprintf(out, size, "%.0f s", s);
+    else if (s < 5400)
+        snprintf(out, size, "%.0f min", s / 60);
+    else
+        snprintf(out, size, "%.1f h", s / 3600);
+}
+
+void progress_update(struct progress *p, int64_t done, const char *note)
+{
+    const double line_every_s = 30; /* Slurm logs: a line a unit, but at most this often for many short units */
+    if (!talks || p->n_units <= 0)
+        return;
+    double t = now_s();
+    char left[32];
+    format_left(left, sizeof left, done > 0 ? (t - p->start_s) / (double)done * (double)(p->n_units - done) : 0);
+    if (isatty(STDERR_FILENO)) {
+        char bar[31];
+        int64_t filled = done * 30 / p->n_units;
+        memset(bar, ' ', 30);
+        memset(bar, '=', (size_t)filled);
+        bar[30] = 0;
+        fprintf(stderr, "\r%s [%s] %lld/%lld, %s left, %s\033[K", p->what, bar, (long long)done, (long long)p->n_units,
+                left, note);
+        fflush(stderr);
+    } else if (done == p->n_units || p->n_units <= 200 || t - p->last_s >= line_every_s) {
+        fprintf(stderr, "%s %lld/%lld, %s left, %s\n", p->what, (long long)done, (long long)p->n_units, left, note);
+        p->last_s = t;
+    }
+}
+
+void progress_end(struct progress *p)
+{
+    (void)p;
+    if (talks && isatty(STDERR_FILENO))
+        fprintf(stderr, "\n");
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Model configuration: what config.json of a Hugging Face checkpoint says, for the families served.
+ *
+ * One struct describes every family, in the terms the decoder computes with; names of tensors live in model/families.c.
+ * Anything that would change the result and isn't understood (rope types, activations, unknown architectures, quantized
+ * checkpoints) is refused with ERR_UNSUPPORTED naming file, key and value, never ignored. Not collective.
+ */
+#ifndef GLOWQ_MODEL_CONFIG_H
+#define GLOWQ_MODEL_CONFIG_H
+
+#include <stdint.h>
+
+enum rope_type { ROPE_DEFAULT, ROPE_LINEAR, ROPE_LLAMA3 };
+
+struct rope_config {
+    enum rope_type type;
+    double theta;
+    double factor, low_freq_factor, high_freq_factor; /* llama3; factor alone: linear */
+    int64_t original_max_position;                    /* llama3 */
+};
+
+enum { MAX_EOS = 16 };
+
+struct model_config {
+    char family[32]; /* "llama", "mistral", "qwen2", "qwen3" */
+    int64_t n_layers, d_model, d_ff, n_heads, n_kv_heads, head_dim, vocab_size, max_position;
+    double norm_eps;
+    struct rope_config rope;
+    int64_t sliding_window;     /* 0: none. key j is visible to query i iff i - W < j <= i */
+    int64_t first_window_layer; /* layers >= this use the window (Qwen2's max_window_layers; 0 for Mistral) */
+    int qkv_bias, o_bias, mlp_bias;
+    int qk_norm; /* RMSNorm of each q and k head before RoPE (Qwen3) */
+    int tied_embeddings;
+    int64_t bos_id; /* -1: none. Whether a text gets it is the tokenizer's decision, never this field's */
+    int64_t eos_ids[MAX_EOS]; /* generation_config.json's, else config.json's */
+    int n_eos;
+};
+
+/* Reads DIR/config.json and, where present, DIR/generation_config.json. */
+int config_read(const char *dir, struct model_config *config);
+/* The window of a layer: 0 none. */
+int64_t config_window(const struct model_config *config, int64_t layer);
+
+#endif
