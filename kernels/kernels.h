@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Kernels: the op table. Every arithmetic step of calibration and inference goes through it; a backend is one table.
+ *
+ * Memory. A `struct mat` or `struct packed` argument lives in the backend's memory ("device memory", also on the CPU); `host`
+ * arguments say so. Ops may be queued: only get, sync and host_begin wait for them. Buffers stay alive until then.
+ * Every op returns OK or a negative code (base/err.h), checks the shapes it is given with assert (they come from our own
+ * files), and is not collective.
+ *
+ * Numbers. Activations, residual, R, logits and KV are f32 on the CPU; accumulation is f32 with fused multiply-add unless an
+ * op says f64. Row invariance (CPU): in every op marked [row], output row t depends, to the bit, on row t's own data alone:
+ * never on the batch, its position in it, the number of threads or the instruction set's vector length... K has one order:
+ * ascending, one chain an output element (linear), softmax merged at absolute multiples of ATTENTION_SPAN keys.
+ * Thread invariance: the bits of every op are the same for any number of threads: threads take whole tiles of fixed shape.
+ *
+ * "cpu:ref" is plain C and accumulates in f64: the oracle. "cpu" overwrites entries by AVX2 / AVX-512 versions the processor
+ * has (GLOWQ_DISABLE=avx512,avx2 leaves them out). "cpu:check" runs "cpu" behind protected memory filled with NaN.
+ */
+#ifndef GLOWQ_KERNELS_KERNELS_H
+#define GLOWQ_KERNELS_KERNELS_H
+
+#include "base/mat.h"
+#include "base/philox.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct backend_ops;
+
+struct backend {
+    const struct backend_ops *ops;
+    const char *name; /* "cpu", "cpu:ref", "cpu:check" */
+    int n_threads;
+    void *state;          /* the backend's own */
+    char description[96]; /* "cpu avx512, 2 threads, OpenBLAS SkylakeX" */
+    size_t bytes_now, bytes_peak; /* allocated through buf_alloc */
+};
+
+/* name: "cpu", "cpu:ref", "cpu:check"; n_threads 0 = cores of this process's binding mask.
+ * ERR_UNSUPPORTED lists the known names. Keeps be until backend_close. */
+int backend_open(struct backend *be, const char *name, int n_threads);
+void backend_close(struct backend *be);
+
+/* Device memory that someone owns. p is NULL when empty. Alignment 64 bytes. */
+struct buf {
+    void *p;
+    size_t bytes;
+    struct backend *be;
+};
+/* Content is undefined (NaN patterns under cpu:check). bytes = 0 gives an empty buf. */
+int buf_alloc(struct backend *be, size_t bytes, struct buf *buf);
+void buf_free(struct buf *buf); /* accepts an empty one; leaves it empty */
+/* buf_alloc of rows x cols and a dense view of it. */
+int mat_alloc(struct backend *be, enum dtype dtype, int64_t rows, int64_t cols, struct buf *buf, struct mat *m);
+
+enum {
+    KV_BLOCK = 16,         /* tokens a KV block */
+    ATTENTION_SPAN = 256,  /* softmax merges at absolute multiples of this many keys */
+    TREE_LEAVES = 8,       /* K-blocks of a row-parallel product, lanes of the vocabulary */
+    PANEL_ROWS = 256       /* weight-row panel: the leaf of everything that is summed over rows of E */
+};
+
+/* A weight in the backend's own layout, made row panel by row panel while loading. Owned by the linear that holds it. */
+struct packed {
+    struct buf data;
+    int64_t d_out, d_in;
+    int bits;          /* 0: dense in dtype; 2, 3, 4, 8: asymmetric integer codes */
+    enum dtype dtype;  /* dense: F32 BF16 F16 */
+    int64_t group_size, group_offset; /* column k belongs to group (k + group_offset) / group_size; dense: 0 */
+    int64_t n_groups;
+};
+
+/* How the K range of a row-parallel product is cut into leaves, and which partial sums it delivers. Leaf i covers columns
+ * [bounds[i], bounds[i+1]) of this rank's input, possibly none (it then adds +0). Each part sums part_leaves[p] (a power of
+ * two) consecutive leaves by the balanced binary tree over them. Part p's rows stand at rows [p T, (p+1) T) of the output. */
+struct k_split {
+    int n_parts;
+    int part_leaves[TREE_LEAVES];
+    int64_t bounds[TREE_LEAVES + 1];
+};
+
+struct linear_args {
+    const struct packed *w;      /* [d_out, d_in] */
+    const struct mat *bias;      /* f32 [1, d_out] or NULL; added once, not allowed with split */
+    const struct packed *a;      /* dense [d_out, r] or NULL: y += A R in the epilogue, ascending r, after K */
+    const struct mat *r;         /* f32 [T, r] */
+    const struct k_split *split; /* NULL: one chain over K */
+    int accumulate;              /* the chain starts from y's content instead of 0; not allowed with split */
+};
+
+/* Varlen batch over the paged cache: sequence s owns rows [q_start[s], q_start[s+1]) and kv_len[s] keys, its own rows
+ * included (appended before). Key j of s lies at slot block_table[s * max_blocks + j / KV_BLOCK] * KV_BLOCK + j % KV_BLOCK. */
+struct attention_args {
+    const int32_t *q_start, *kv_len, *block_table; /* device */
+    int64_t n_seq, max_blocks;
+    int64_t n_heads, n_kv_heads, head_dim; /* local */
+    int64_t first_head, first_kv_head, heads_per_kv; /* local head h reads kv head (first_head + h) / heads_per_kv - first_kv_head */
+    int64_t window;                        /* 0 none; else key j visible to query position i iff i - window < j <= i */
+    float scale;
+};
+
+struct backend_ops {
+    /* ---- memory ------------------------------------------------------------------------------------------------- */
+    int (*open)(struct backend *be);
+    void (*close)(struct backend *be);
+    int (*alloc)(struct backend *be, size_t bytes, void **p);
+    void (*free)(struct backend *be, void *p, size_t bytes);
+    int (*put)(struct backend *be, void *device, const void *host, size_t bytes);
+    int (*get)(struct backend *be, void *host, const void *device, size_t bytes); /* waits */
+    int (*copy)(struct backend *be, const struct mat *from, struct mat *to);      /* same shape and dtype; ld may differ */
+    int (*zero)(struct backend *be, void *device, size_t bytes);
+    int (*sync)(struct backend *be);
+    /* Host access to device memory (comm uses it): *host equals p on the CPU. Waits. End before the next op. */
+    int (*host_begin)(struct backend *be, void *p, size_t bytes, void **host);
+    int (*host_end)(struct backend *be, void *p, size_t bytes, void *host);
+
+    /* ---- weights ------------------------------------------------------------------------------------------------ */
+    /* Fill in data for the shape and format already set in w. */
+    int (*weight_alloc)(struct backend *be, struct packed *w);
+    /* Rows [row0, row0 + panel->rows) from a host panel of w->dtype [rows, d_in] (row0 and, but for the last panel, rows are
+     * multiples of 16). */
+    int (*weight_put_dense)(struct backend *be, struct packed *w, int64_t row0, const struct mat *host_panel);
+    /* The same from host codes u8 [rows, d_in] (one code a byte), scales f16 [rows, n_groups], zeros u8 [rows, n_groups]. */
+    int (*weight_put_codes)(struct backend *be, struct packed *w, int64_t row0, int64_t rows, const uint8_t *host_codes,
+                            const uint16_t *host_scales, const uint8_t *host_zeros);
+
+    /* ---- decoder [row] ------------------------------------------------------------------------------------------ */
+    /* out[t] = table[ids[t] - first_id] as f32, or +0 where the id lies outside the table's rows (other ranks add theirs). */
+    int (*embed)(struct backend *be, const struct mat *table, int64_t first_id, const int32_t *ids, struct mat *out);
+    /* out = x / sqrt(mean(x^2) + eps) * weight, over each row; x and out f32 [n, d], out may be x. weight f32 [1, d]. */
+    int (*rmsnorm)(struct backend *be, const struct mat *x, const struct mat *weight, float eps, struct mat *out);
+    /* y = x W^T (+ bias) (+ A R): x f32 [T, d_in], y f32 [T, d_out] or [n_parts T, d_out]. Low-bit weights: q = s (c - z),
+     * computed a group at a time as acc += s (sum_k x c - z sum_k x). Never a dequantized copy of the weight. */
+    int (*linear)(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
+    /* Rotary embedding in place, half-split as in Hugging Face weights: (x_i, x_{i+d/2}) rotated by pos * inv_freq[i], the
+     * angle formed in f32. x f32 [T, n_heads * head_dim], pos i32 [T], inv_freq f32 [head_dim / 2]. */
+    int (*rope)(struct backend *be, struct mat *x, const int32_t *pos, const float *inv_freq, int64_t head_dim);
+    /* cache[slot[t]] = rows of x; cache f32 [n_slots, n_kv_heads * head_dim]. */
+    int (*kv_append)(struct backend *be, const struct mat *x, const int32_t *slot, struct mat *cache);
+    /* out = softmax(q k^T scale) v, causal by absolute position, a head at a time; q, out f32 [T, n_heads * head_dim]. */
+    int (*attention)(struct backend *be, const struct mat *q, const struct mat *k_cache, const struct mat *v_cache,
+                     const struct attention_args *args, struct mat *out);
+    int (*silu_mul)(struct backend *be, const struct mat *gate, const struct mat *up, struct mat *out); /* out may be gate */
+    int (*add)(struct backend *be, struct mat *x, const struct mat *y);           /* x += y, f32 */
+    int (*add_bias)(struct backend *be, struct mat *x, const struct mat *bias);   /* x[t] += bias [1, d] */
+    int (*gather_rows)(struct backend *be, const struct mat *x, const int32_t *rows, struct mat *out);
+    /* Of each row of logits f32 [T, n] whose columns are ids first_id...: out f32 [T, 3] = max, sum exp(l - max), the logit of
+     * target[t] (-inf if not among them). n = 0: -inf, 0, -inf. */
+    int (*logsumexp_target)(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
+                            struct mat *out);
+    /* Largest logit of each row and its id, the lowest on ties: value f32 [T, 1], id i32 [T, 1]. n = 0: -inf, -1. */
+    int (*argmax)(struct backend *be, const struct mat *logits, int64_t first_id, struct mat *value, struct mat *id);
+
+    /* ---- dense algebra (calibration) ---------------------------------------------------------------------------- */
+    /* C = alpha op(A) op(B) + beta C, all f32 or all f64; op(X) = X or X^T. Bits depend on the shapes alone. */
+    int (*gemm)(struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b,
+                double beta, struct mat *c);
+    /* Element-wise conversion between F32 F64 BF16 F16, round to nearest even; shapes equal, ld may differ. */
+    int (*convert)(struct backend *be, const struct mat *from, struct mat *to);
+    int (*transpose)(struct backend *be, const struct mat *from, struct mat *to); /* f32 or f64 */
+    /* X[i][j] *= row_scale[i] col_scale[j]; f64 [1, n] or NULL; X f32 or f64. */
+    int (*scale)(struct backend *be, struct mat *x, const struct mat *row_scale, const struct mat *col_scale);
+    /* X[i][j] = standard normal number (seed, stream, sub, (row0 + i) * cols + j); f32 or f64 (philox_normal). */
+    int (*randn)(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0, struct mat *x);
+    /* The same with +1 / -1: the lowest bit of philox_u64. */
+    int (*rand_sign)(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0, struct mat *x);
+    /* out f64 [1, cols]: per column of X (f32 or f64), max |x| and sum x^2 (rows ascending, f64). */
+    int (*col_absmax)(struct backend *be, const struct mat *x, struct mat *out);
+    int (*col_sumsq)(struct backend *be, const struct mat *x, struct mat *out);
+    /* Householder QR in f64: A [m, n], m >= n, becomes Q [m, n]; R f64 [n, n] upper, zeros below. */
+    int (*qr)(struct backend *be, struct mat *a, struct mat *r);
+    /* A f64 [n, n] symmetric (lower read) -> L lower with A = L L^T, zeros above. ERR_NUMERIC, silently, if not positive
+     * definite (callers fall back). */
+    int (*cholesky)(struct backend *be, struct mat *a);
+    /* X := X L^-T or X L^-1: solve X op(L) = B in place; L lower [n, n], B f64 [m, n]. */
+    int (*trsm_right)(struct backend *be, int trans_l, const struct mat *l, struct mat *b);
+    /* A f64 [n, n] symmetric (lower read): eigenvalues ascending into w f64 [1, n], eigenvectors as columns of A. */
+    int (*eigh)(struct backend *be, struct mat *a, struct mat *w);
+    /* A f64 [m, n] = U diag(s) V^T, k = min(m, n): u [m, k], s [1, k] descending, vt [k, n]. A is destroyed. */
+    int (*svd)(struct backend *be, struct mat *a, struct mat *u, struct mat *s, struct mat *vt);
+
+    /* ---- exact sums (calibration; DESIGN: leaves are summed in 64-bit fixed point) -------------------------------- */
+    /* acc i64 [rows, cols] += rint(leaf * 2^(shift - row_exp[i] - col_exp[j])); leaf f32 or f64; exponents i32 [1, n].
+     * *host_overflow |= 1 if any |leaf| > 2^(row_exp + col_exp) or is not finite. */
+    int (*fixed_add)(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp,
+                     int shift, struct mat *acc, int *host_overflow);
+    /* out f64 = acc * 2^(row_exp + col_exp - shift). */
+    int (*fixed_get)(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp,
+                     int shift, struct mat *out);
+    /* One leaf of Sigma_x: the lower triangle of X^T X (X f32 [t, d], f32 products in fixed tiles) is added to acc, a packed
+     * lower triangle i64 [1, d (d + 1) / 2] (row i at i (i + 1) / 2), with exponents exp i32 [1, d] for rows and columns. */
+    int (*moment_add)(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
+                      int *host_overflow);
+    /* S f32 or f64 [d, d], both triangles, = acc * 2^(exp_i + exp_j - shift) * factor. */
+    int (*moment_get)(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
+                      struct mat *s);
+
+    /* ---- quantization (calibration) ----------------------------------------------------------------------------- */
+    /* Round to nearest, asymmetric, per row and group of group_size columns (the last group may be shorter); MATH section 3:
+     * min <= 0 <= max; s = f16((max - min) / (2^bits - 1)); z = clamp(rint(-min / s)); c = clamp(rint(w / s) + z).
+     * W f32 [rows, d] becomes the error E = W - s (c - z). codes u8 [rows, d], scales f16 [rows, n_groups], zeros u8.
+     * *host_bad_row: first row whose scale leaves f16's normal range or that isn't finite, or -1. */
+    int (*quantize)(struct backend *be, struct mat *w, int bits, int64_t group_size, struct mat *codes, struct mat *scales,
+                    struct mat *zeros, int64_t *host_bad_row);
+};
+
+#endif
