@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Sigma_x of one group's input, as an exact integer sum of leaves.
+ *
+ * acc is the packed lower triangle of sum over leaves of rint(X_leaf^T X_leaf * 2^(shift - e_i - e_j)); leaves are fixed
+ * super-blocks of whole sequences, so acc has the same bits for any number of ranks and any order.
+ */
+#ifndef GLOWQ_CALIB_MOMENT_H
+#define GLOWQ_CALIB_MOMENT_H
+
+#include "kernels/kernels.h"
+
+#include <stdint.h>
+
+struct moment {
+    int64_t d;
+    struct buf acc_buf, exp_buf;
+    struct mat acc; /* i64 [1, d (d + 1) / 2] */
+    struct mat exp; /* i32 [1, d] */
+    int shift;
+    int64_t n_tokens; /* over all ranks: S = acc * 2^(e_i + e_j - shift) / n_tokens */
+};
+
+#endif

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Communication between ranks: one table, callers never test size == 1.
+ *
+ * Memory: a `struct mat` lives in the memory of comm->be; `void *` arguments are host memory. Counts and roots are the same
+ * on every rank unless said otherwise. All calls but send and recv are collective; errors of the transport are ERR_COMM.
+ * Ordinary failures (a missing file) are agreed before ranks go on: err = comm_agree(comm, open_it(...)).
+ *
+ * Reproducibility: sums are comm_sum_exact (64-bit integers: any order, any algorithm, same bits) or comm_tree_sum (f32 in one
+ * fixed binary tree over TREE_LEAVES leaves, however many ranks own them).
+ */
+#ifndef GLOWQ_COMM_COMM_H
+#define GLOWQ_COMM_COMM_H
+
+#include "kernels/kernels.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct comm_ops;
+
+struct comm {
+    const struct comm_ops *ops;
+    int rank, size;
+    struct backend *be; /* whose memory mats live in; may be set after open, before the first mat argument */
+    void *state;
+};
+
+/* A single rank without MPI. */
+int comm_open_self(struct comm *comm, struct backend *be);
+/* All ranks of MPI_COMM_WORLD; initializes MPI (FUNNELED) if it isn't. Under no launcher: size 1. */
+int comm_open_mpi(struct comm *comm, struct backend *be);
+/* Finalizes MPI if open initialized it. Collective. */
+void comm_close(struct comm *comm);
+/* Ends all ranks at once with this exit code, for errors that are not agreed. Doesn't return under MPI. */
+void comm_abort(struct comm *comm, int exit_code);
+
+/* The most negative of all ranks' codes. */
+int comm_agree(struct comm *comm, int err);
+int comm_barrier(struct comm *comm);
+int comm_bcast(struct comm *comm, void *host, size_t bytes, int root);
+/* Element-wise maximum over ranks, in place. */
+int comm_max_f64(struct comm *comm, double *host, int64_t n);
+int comm_max_i64(struct comm *comm, int64_t *host, int64_t n);
+/* Exact integer sum over ranks, in place, every rank ends with it. i64, dense; moved in pieces of at most 4 MB. */
+int comm_sum_i64(struct comm *comm, int64_t *host, int64_t n);
+int comm_sum_exact(struct comm *comm, struct mat *acc);
+/* Rank p contributes bytes[p] bytes; all[] holds every rank's, in rank order. bytes is known to every rank. */
+int comm_allgather(struct comm *comm, const void *mine, const size_t *bytes, void *all);
+/* The same to root only; all may be NULL elsewhere. */
+int comm_gather(struct comm *comm, const void *mine, const size_t *bytes, void *all, int root);
+/* Inverse of comm_gather: root hands rank p its bytes[p]. */
+int comm_scatter(struct comm *comm, const void *all, const size_t *bytes, void *mine, int root);
+/* m is whole on every rank afterwards; before, rank p had set its rows [row0[p], row0[p + 1]). Dense. */
+int comm_allgather_rows(struct comm *comm, struct mat *m, const int64_t *row0);
+/* m as root has it, on every rank. Dense. */
+int comm_bcast_mat(struct comm *comm, struct mat *m, int root);
+/* Blocking, point to point. tag < 1024. */
+int comm_send(struct comm *comm, const void *host, size_t bytes, int to, int tag);
+int comm_recv(struct comm *comm, void *host, size_t bytes, int from, int tag);
+/* parts f32 [n_parts T, cols]: this rank's partial sums as linear with shard_split() leaves them. sum f32 [T, cols] gets the
+ * tree sum over all ranks' leaves, the same bits for every number of ranks. Powers of two: recursive doubling; other
+ * counts gather the parts. sum may be parts where n_parts is 1. */
+int comm_tree_sum(struct comm *comm, const struct mat *parts, struct mat *sum);
+
+struct comm_ops {
+    const char *name; /* "self", "mpi" */
+    void (*close)(struct comm *);
+    void (*abort)(struct comm *, int exit_code);
+    int (*barrier)(struct comm *);
+    int (*bcast)(struct comm *, void *host, size_t bytes, int root);
+    int (*max_f64)(struct comm *, double *host, int64_t n);
+    int (*max_i64)(struct comm *, int64_t *host, int64_t n);
+    int (*sum_i64)(struct comm *, int64_t *host, int64_t n);
+    int (*allgather)(struct comm *, const void *mine, const size_t *bytes, void *all);
+    int (*gather)(struct comm *, const void *mine, const size_t *bytes, void *all, int root);
+    int (*scatter)(struct comm *, const void *all, const size_t *bytes, void *mine, int root);
+    int (*send)(struct comm *, const void *host, size_t bytes, int to, int tag);
+    int (*recv)(struct comm *, void *host, size_t bytes, int from, int tag);
+    int (*exchange)(struct comm *, const void *mine, void *theirs, size_t bytes, int peer);
+};
+
+#endif
