@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
+sys.dont_write_bytecode = True  # no __pycache__ beside the committed files
 from families_spec import FAMILIES, tensor_shapes
 
 HERE = os.path.dirname(os.path.abspath(__file__))
