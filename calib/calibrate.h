@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Calibration: checkpoint + text -> NAME.glowq. The pipeline, one file a stage:
+ *   corpus.c (text -> token sequences) -> covariance.c (Sigma_x of every group) -> quantize + solve.c (E, A, B) -> write.c
+ * Layer by layer, memory of one layer; a finished layer is published as one file and skipped on a rerun.
+ */
+#ifndef GLOWQ_CALIB_CALIBRATE_H
+#define GLOWQ_CALIB_CALIBRATE_H
+
+#include "calib/solve.h"
+#include "comm/comm.h"
+
+#include <stdint.h>
+
+struct calibrate_options {
+    const char *model;         /* Hugging Face folder */
+    const char *const *texts;  /* UTF-8 files, concatenated in this order */
+    int n_texts;
+    const char *out;           /* NAME.glowq, made if missing */
+    int bits;                  /* 2, 3, 4, 8 */
+    int64_t group_size;        /* > 0; 0: one group a row */
+    int64_t samples, seq_len;  /* at most samples windows of seq_len ids (BOS included where the tokenizer adds one) */
+    struct solve_params solve; /* sub is set per group */
+    int overwrite;             /* replace a finished or foreign output */
+    const char *command;       /* the command line, for run.json */
+};
+
+struct calibrate_result {
+    int64_t n_layers, n_resumed; /* layers found finished */
+    int64_t n_sequences, n_tokens;
+    int64_t weight_bytes, quantized_bytes, factor_bytes; /* of the linears: as stored before; codes+scales+zeros; A and B */
+    double energy;               /* sum of captured / sum of traces over all groups */
+    double seconds;
+};
+
+/* Collective. */
+int calibrate(struct comm *comm, const struct calibrate_options *options, struct calibrate_result *result);
+
+#endif

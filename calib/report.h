@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * report.html: one self-contained page about a calibrated model, made from manifest.json (deterministic facts) and run.json
+ * (times, hosts). Written by one rank. Not collective.
+ *
+ * manifest: {"format", "version", "model": {family, n_layers, ...}, "settings": {...},
+ *            "text": {"sha256", "ids_sha256", "sequences", "tokens"},
+ *            "groups": [{"layer", "group", "rank", "steps", "energy", "energy_error", "trace", "captured", "error_norm2",
+ *                        "weight_bytes", "quantized_bytes", "factor_bytes",
+ *                        "modules": [{"name", "d_out", "d_in", "captured"}]}],
+ *            "files": {"layers/0000.h5": sha256, ...}}
+ * run: {"command", "started", "seconds", "stages": {"read": s, "forward": s, "moments": s, "quantize": s, "solve": s, "write": s},
+ *       "layers": [{"layer", "seconds", "resumed"}], "ranks": [{"rank", "host", "backend", "threads", "peak_rss_bytes"}]}
+ */
+#ifndef GLOWQ_CALIB_REPORT_H
+#define GLOWQ_CALIB_REPORT_H
+
+#include <jansson.h>
+
+int report_write(const char *path, const json_t *manifest, const json_t *run);
+
+#endif

@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Generation: see generate.h. Prefill in batches, then one token a step. */
+#include "infer/generate.h"
+
+#include "base/err.h"
+#include "base/log.h"
+#include "infer/sampler.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct state {
+    struct model *model;
+    const struct generate_options *options;
+    struct batch batch;
+    struct kv_cache kv;
+    int32_t *blocks; /* the identity: one sequence owns the whole pool */
+    int64_t n_blocks;
+    float *logits; /* rank 0 */
+    size_t printed; /* bytes of text handed out */
+};
+
+static int state_create(struct model *model, const struct generate_options *options, int64_t length, struct state *s)
+{
+    int err = OK;
+    const struct decoder *dec = &model->dec;
+    const int64_t kv_width = (dec->shape.kv_heads.end - dec->shape.kv_heads.begin) * model->config.head_dim;
+    memset(s, 0, sizeof *s);
+    s->model = model;
+    s->options = options;
+    s->n_blocks = (length + KV_BLOCK - 1) / KV_BLOCK;
+    TRY(batch_create(dec->be, dec->max_tokens, 1, s->n_blocks, &s->batch));
+    TRY(kv_create(dec->be, model->config.n_layers, s->n_blocks, kv_width, &s->kv));
+    if (!(s->blocks = malloc((size_t)s->n_blocks * sizeof *s->blocks)))
+        FAIL(ERR_NOMEM, "%lld KV blocks", (long long)s->n_blocks);
+    for (int64_t i = 0; i < s->n_blocks; i++)
+        s->blocks[i] = (int32_t)i;
+    if (!(s->logits = malloc((size_t)model->config.vocab_size * sizeof *s->logits)))
+        FAIL(ERR_NOMEM, "%lld logits", (long long)model->config.vocab_size);
+out:
+    return err;
+}
+
+static void state_free(struct state *s)
+{
+    batch_free(&s->batch);
+    kv_free(&s->kv);
+    free(s->blocks);
+    free(s->logits);
+}
+
+/* The next id after ids[0..n) are in the cache. */
+static int choose(struct state *s, const struct mat *hidden, int64_t position, int32_t *id)
+{
+    int err = OK, drawn = OK;
+    struct decoder *dec = &s->model->dec;
+    if (s->options->temperature <= 0) {
+        TRY(decoder_argmax(dec, &s->batch, hidden, id));
+        goto out;
+    }
+    TRY(decoder_logits(dec, &s->batch, hidden, s->logits));
+    const struct sampler sampler = {.temperature = s->options->temperature,
+                                    .top_k = s->options->top_k,
+                                    .top_p = s->options->top_p,
+                                    .seed = s->options->seed};
+    if (dec->tp->rank == 0)
+        drawn = sampler_draw(&sampler, s->logits, s->model->config.vocab_size, position, id);
+    TRY(comm_agree(dec->tp, drawn));
+    TRY(comm_bcast(dec->tp, id, sizeof *id, 0));
+out:
+    return err;
+}
+
+/* Runs ids[begin..end) through the model in batches; the last row gives the next id. */
+static int advance(struct state *s, const int32_t *ids, int64_t begin, int64_t end, int32_t *next)
+{
+    int err = OK;
+    struct mat hidden;
+    for (int64_t at = begin; at < end; at += s->batch.max_tokens) {
+        int64_t n = end - at < s->batch.max_tokens ? end - at : s->batch.max_tokens;
+        batch_begin(&s->batch);
+        TRY(batch_add(&s->batch, ids + at, n, at, s->blocks, s->n_blocks, at + n == end ? n - 1 : n));
+        TRY(batch_end(&s->batch));
+        TRY(decoder_forward(&s->model->dec, &s->batch, &s->kv, &hidden));
+    }
+    TRY(choose(s, &hidden, end, next));
+out:
+    return err;
+}
+
+/* Bytes at the end of text that begin a UTF-8 character but don't finish it. */
+static size_t incomplete_tail(const char *text, size_t n)
+{
+    for (size_t back = 1; back <= 3 && back <= n; back++) {
+        unsigned char c = (unsigned char)text[n - back];
+        if ((c & 0xC0) == 0x80)
+            continue;
+        size_t length = c >= 0xF0 ? 4 : c >= 0xE0 ? 3 : c >= 0xC0 ? 2 : 1;
+        return length > back ? back : 0;
+    }
+    return 0;
+}
+
+/* Text of the new ids: what follows the prompt's text, so that a leading space isn't swallowed by the decoder. */
+static int emit(struct state *s, struct generation *g, int last)
+{
+    int err = OK;
+    char *whole = NULL, *head = NULL;
+    size_t n_whole = 0, n_head = 0;
+    const int64_t n = g->prompt.n + g->out.n;
+    int32_t *ids = malloc((size_t)(n + 1) * sizeof *ids);
+    if (!ids)
+        FAIL(ERR_NOMEM, "%lld ids", (long long)n);
+    memcpy(ids, g->prompt.ids, (size_t)g->prompt.n * sizeof *ids);
+    memcpy(ids + g->prompt.n, g->out.ids, (size_t)g->out.n * sizeof *ids);
+    TRY(tokenizer_decode(s->model->tokenizer, ids, g->prompt.n, 0, &head, &n_head));
+    TRY(tokenizer_decode(s->model->tokenizer, ids, n, 0, &whole, &n_whole));
+    size_t from = n_head < n_whole && memcmp(head, whole, n_head) == 0 ? n_head : 0;
+    size_t ready = n_whole - from - (last ? 0 : incomplete_tail(whole + from, n_whole - from));
+    if (s->options->on_text && s->model->dec.tp->rank == 0 && ready > s->printed)
+        s->options->on_text(s->options->ctx, whole + from + s->printed, ready - s->printed);
+    if (ready > s->printed)
+        s->printed = ready;
+    if (last) {
+        memmove(whole, whole + from, n_whole - from + 1);
+        g->text = whole;
+        whole = NULL;
+    }
+out:
+    free(ids);
+    free(head);
+    free(whole);
+    return err;
+}
+
+static int is_eos(const struct model_config *config, int32_t id)
+{
+    for (int i = 0; i < config->n_eos; i++)
+        if (config->eos_ids[i] == id)
+            return 1;
+    return 0;
+}
+
+static int prompt_ids(struct model *model, const char *prompt, struct generation *out)
+{
+    int err = OK;
+    TRY(tokenizer_encode(model->tokenizer, prompt, strlen(prompt), TOKENIZE_ADD_BOS | TOKENIZE_PARSE_SPECIAL, &out->prompt));
+    if (out->prompt.n == 0)
+        FAIL(ERR_ARG, "the prompt is empty and this tokenizer adds no BOS: nothing to continue");
+    if (out->prompt.n >= model->config.max_position)
+        FAIL(ERR_ARG, "the prompt has %lld tokens, the model takes %lld positions", (long long)out->prompt.n,
+             (long long)model->config.max_position);
+out:
+    return err;
+}
+
+int generate(struct model *model, const char *prompt, const struct generate_options *options, struct generation *out)
+{
+    int err = OK;
+    struct state s = {0};
+    int32_t *ids = NULL;
+    memset(out, 0, sizeof *out);
+    out->finish = "length";
+    TRY(comm_agree(model->dec.tp, prompt_ids(model, prompt, out)));
+    int64_t length = out->prompt.n + options->max_tokens;
+    if (length > model->config.max_position)
+        length = model->config.max_position;
+    const int64_t n_prompt = out->prompt.n;
+    ids = malloc((size_t)length * sizeof *ids);
+    out->out.ids = malloc((size_t)(length - n_prompt + 1) * sizeof *ids);
+    TRY(comm_agree(model->dec.tp, ids && out->out.ids ? OK : ERR_NOMEM));
+    TRY(comm_agree(model->dec.tp, state_create(model, options, length, &s)));
+    memcpy(ids, out->prompt.ids, (size_t)n_prompt * sizeof *ids);
+
+    const double start = now_s();
+    int64_t done = 0; /* ids whose keys and values are in the cache */
+    for (int64_t n = n_prompt; n < length; n++) {
+        int32_t next;
+        TRY(advance(&s, ids, done, n, &next));
+        done = n;
+        if (n == n_prompt)
+            out->prefill_s = now_s() - start;
+        if (is_eos(&model->config, next)) {
+            out->finish = "stop";
+            break;
+        }
+        ids[n] = next;
+        out->out.ids[out->out.n++] = next;
+        TRY(emit(&s, out, 0));
+    }
+    out->decode_s = now_s() - start - out->prefill_s;
+    TRY(emit(&s, out, 1));
+out:
+    free(ids);
+    state_free(&s);
+    if (err)
+        generation_free(out);
+    return err;
+}
+
+void generation_free(struct generation *generation)
+{
+    free(generation->prompt.ids);
+    free(generation->out.ids);
+    free(generation->text);
+    memset(generation, 0, sizeof *generation);
+}

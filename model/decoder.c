@@ -1,0 +1,480 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Decoder: see decoder.h. Read decoder_layer first: it is the model. */
+#include "model/decoder.h"
+
+#include "base/err.h"
+#include "base/log.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Rows of the vocabulary product done at once: bounds the logits buffer (64 x 128k x 4 B = 33 MB). */
+enum { LOGIT_ROWS = 64, VOCAB_UNIT = 16 };
+
+/* ---- shape and creation -------------------------------------------------------------------------------------------
+ */
+
+/* Units of at least one whole quantization group where that still gives every leaf one; else as small as the kernels'
+ * tiles, else single columns. */
+static int64_t down_unit(int64_t d_ff, int64_t group_size)
+{
+    const int64_t candidates[] = {group_size, 16};
+    for (int i = 0; i < 2; i++)
+        if (candidates[i] > 0 && (d_ff + candidates[i] - 1) / candidates[i] >= TREE_LEAVES)
+            return candidates[i];
+    return 1;
+}
+
+int shape_of(const struct model_config *config, int64_t group_size, int rank, int n_ranks, struct shape *shape)
+{
+    int err = OK;
+    const int64_t most = config->n_heads < TREE_LEAVES ? config->n_heads : TREE_LEAVES;
+    const int64_t per_kv = config->n_heads / config->n_kv_heads;
+    memset(shape, 0, sizeof *shape);
+    if (n_ranks > most)
+        FAIL(ERR_ARG, "%d ranks can't share %lld attention heads: use 1 to %lld ranks", n_ranks,
+             (long long)config->n_heads, (long long)most);
+    shape->o_unit = config->head_dim;
+    shape->down_unit = down_unit(config->d_ff, group_size);
+    struct range o = shard_range(config->n_heads * config->head_dim, shape->o_unit, rank, n_ranks);
+    shape->heads = (struct range){o.begin / config->head_dim, o.end / config->head_dim};
+    shape->kv_heads = (struct range){shape->heads.begin / per_kv, (shape->heads.end + per_kv - 1) / per_kv};
+    if (shape->heads.begin == shape->heads.end)
+        shape->kv_heads.end = shape->kv_heads.begin;
+    shape->ff = shard_range(config->d_ff, shape->down_unit, rank, n_ranks);
+    shape->vocab = shard_range(config->vocab_size, VOCAB_UNIT, rank, n_ranks);
+    shard_split(config->n_heads * config->head_dim, shape->o_unit, rank, n_ranks, &shape->o_split);
+    shard_split(config->d_ff, shape->down_unit, rank, n_ranks, &shape->down_split);
+out:
+    return err;
+}
+
+/* Frequencies in f32 throughout, as the reference computes them. llama3: Llama 3.1's scaling by wavelength, with a
+ * smooth band between the low and the high frequency factor. */
+static int inv_freq_load(struct decoder *dec)
+{
+    int err = OK;
+    const struct rope_config *rope = &dec->config->rope;
+    const int64_t half = dec->config->head_dim / 2;
+    struct mat m;
+    float *f = malloc((size_t)half * sizeof *f);
+    if (!f)
+        FAIL(ERR_NOMEM, "%lld frequencies", (long long)half);
+    for (int64_t i = 0; i < half; i++) {
+        f[i] = 1.0f / powf((float)rope->theta, (float)(2 * i) / (float)(2 * half));
+        if (rope->type == ROPE_LINEAR)
+            f[i] /= (float)rope->factor;
+        if (rope->type != ROPE_LLAMA3)
+            continue;
+        float wavelength = 6.2831853071795864f / f[i];
+        float longest = (float)rope->original_max_position / (float)rope->low_freq_factor;
+        float shortest = (float)rope->original_max_position / (float)rope->high_freq_factor;
+        float smooth = ((float)rope->original_max_position / wavelength - (float)rope->low_freq_factor) /
+                       (float)(rope->high_freq_factor - rope->low_freq_factor);
+        if (wavelength > longest)
+            f[i] /= (float)rope->factor;
+        else if (wavelength >= shortest)
+            f[i] = (1.0f - smooth) * (f[i] / (float)rope->factor) + smooth * f[i];
+    }
+    TRY(vector_load(dec->be, f, half, &dec->inv_freq_buf, &m));
+out:
+    free(f);
+    return err;
+}
+
+int decoder_create(struct decoder *dec, const struct model_config *config, struct comm *tp, int64_t group_size,
+                   int64_t max_tokens, int64_t max_rank)
+{
+    int err = OK;
+    memset(dec, 0, sizeof *dec);
+    *dec = (struct decoder){.config = config, .tp = tp, .be = tp->be, .max_tokens = max_tokens, .max_rank = max_rank};
+    TRY(shape_of(config, group_size, tp->rank, tp->size, &dec->shape));
+    TRY(inv_freq_load(dec));
+    const struct shape *s = &dec->shape;
+    const int64_t q_width = (s->heads.end - s->heads.begin) * config->head_dim;
+    const int64_t kv_width = (s->kv_heads.end - s->kv_heads.begin) * config->head_dim;
+    const int64_t ff = s->ff.end - s->ff.begin, vocab = s->vocab.end - s->vocab.begin;
+    const int64_t n_parts = s->o_split.n_parts > s->down_split.n_parts ? s->o_split.n_parts : s->down_split.n_parts;
+    const int64_t sum_parts = (n_parts > 1 ? n_parts + 1 : 1) * (config->d_model + max_rank);
+    const int64_t t = max_tokens;
+    const struct {
+        float **at;
+        int64_t n;
+    } wants[] = {
+        {&dec->hidden, t * config->d_model},
+        {&dec->x, t * config->d_model},
+        {&dec->q, t * q_width},
+        {&dec->k, t * kv_width},
+        {&dec->v, t * kv_width},
+        {&dec->mixed, t * q_width},
+        {&dec->r, t * max_rank},
+        {&dec->gate, t * ff},
+        {&dec->up, t * ff},
+        {&dec->parts, t * sum_parts},
+        {&dec->logits, LOGIT_ROWS * vocab},
+        {&dec->stats, LOGIT_ROWS * (3 * TREE_LEAVES + 1)},
+    };
+    const size_t n_wants = sizeof wants / sizeof wants[0];
+    int64_t total = 0;
+    for (size_t i = 0; i < n_wants; i++)
+        total += (wants[i].n + 15) / 16 * 16; /* every array starts on a cache line */
+    TRY(buf_alloc(dec->be, (size_t)total * sizeof(float), &dec->scratch));
+    float *p = dec->scratch.p;
+    for (size_t i = 0; i < n_wants; i++) {
+        *wants[i].at = p;
+        p += (wants[i].n + 15) / 16 * 16;
+    }
+out:
+    if (err)
+        decoder_free(dec);
+    return err;
+}
+
+void layer_free(struct layer *layer)
+{
+    for (int i = 0; i < N_MODULES; i++)
+        linear_free(&layer->module[i]);
+    for (int i = 0; i < N_GROUPS; i++)
+        buf_free(&layer->b[i].data);
+    for (int i = 0; i < N_VECTORS; i++)
+        buf_free(&layer->vector_buf[i]);
+    memset(layer, 0, sizeof *layer);
+}
+
+size_t layer_bytes(const struct layer *layer)
+{
+    size_t n = 0;
+    for (int i = 0; i < N_MODULES; i++)
+        n += linear_bytes(&layer->module[i]);
+    for (int i = 0; i < N_GROUPS; i++)
+        n += layer->b[i].data.bytes;
+    return n;
+}
+
+void decoder_free(struct decoder *dec)
+{
+    for (int64_t l = 0; dec->layers && l < dec->config->n_layers; l++)
+        layer_free(&dec->layers[l]);
+    free(dec->layers);
+    if (dec->head.data.p != dec->embedding.data.p)
+        buf_free(&dec->head.data);
+    buf_free(&dec->embedding.data);
+    buf_free(&dec->norm_buf);
+    buf_free(&dec->inv_freq_buf);
+    buf_free(&dec->scratch);
+    memset(dec, 0, sizeof *dec);
+}
+
+/* ---- one layer ----------------------------------------------------------------------------------------------------
+ */
+
+static int observe(const struct observer *observer, int64_t l, enum group group, const struct mat *x)
+{
+    return observer ? observer->on_group_input(observer->ctx, l, group, x) : OK;
+}
+
+/* R = B x of a column-parallel group; an empty matrix where the group has no correction. */
+static int project(struct decoder *dec, const struct layer *layer, enum group group, const struct mat *x, struct mat *r)
+{
+    *r = mat_view(dec->r, DT_F32, x->rows, layer->rank[group]);
+    return layer->rank[group] > 0 ? group_project(dec->be, &layer->b[group], x, r) : OK;
+}
+
+/* hidden += sum over ranks of W x (+ A R + bias), x being this rank's columns. y and R are reduced together: columns
+ * [0, d_model) and [d_model, d_model + r) of one buffer. */
+static int row_parallel(struct decoder *dec, const struct layer *layer, enum module module, const struct k_split *split,
+                        const struct mat *x, struct mat *hidden)
+{
+    int err = OK;
+    struct backend *be = dec->be;
+    const struct linear *linear = &layer->module[module];
+    const enum group group = module_group(module);
+    const int64_t d = dec->config->d_model, width = d + layer->rank[group], t = x->rows;
+    struct mat parts = mat_view(dec->parts, DT_F32, split->n_parts * t, width);
+    struct mat sum = parts;
+    if (split->n_parts != 1)
+        sum = mat_view(dec->parts + split->n_parts * t * width, DT_F32, t, width);
+    struct mat y_parts = mat_cols(&parts, 0, d);
+    const struct linear_args y_args = {.w = &linear->w, .split = split};
+    TRY(be->ops->linear(be, x, &y_args, &y_parts));
+    if (layer->rank[group] > 0) {
+        struct mat r_parts = mat_cols(&parts, d, layer->rank[group]);
+        const struct linear_args r_args = {.w = &layer->b[group], .split = split};
+        TRY(be->ops->linear(be, x, &r_args, &r_parts));
+    }
+    TRY(comm_tree_sum(dec->tp, &parts, &sum));
+    struct mat y = mat_cols(&sum, 0, d);
+    if (layer->rank[group] > 0) {
+        struct mat r = mat_cols(&sum, d, layer->rank[group]);
+        const struct linear_args a_args = {.w = &linear->a, .accumulate = 1};
+        TRY(be->ops->linear(be, &r, &a_args, &y));
+    }
+    if (linear->bias.data)
+        TRY(be->ops->add_bias(be, &y, &linear->bias));
+    TRY(be->ops->add(be, hidden, &y));
+out:
+    return err;
+}
+
+static int attention_block(struct decoder *dec, const struct layer *layer, int64_t l, const struct batch *batch,
+                           const struct kv_cache *kv, struct mat *hidden, const struct observer *observer)
+{
+    int err = OK;
+    struct backend *be = dec->be;
+    const struct model_config *c = dec->config;
+    const struct shape *s = &dec->shape;
+    const int64_t t = hidden->rows, hd = c->head_dim;
+    const int64_t n_heads = s->heads.end - s->heads.begin, n_kv = s->kv_heads.end - s->kv_heads.begin;
+    struct mat x = mat_view(dec->x, DT_F32, t, c->d_model), r;
+    struct mat q = mat_view(dec->q, DT_F32, t, n_heads * hd);
+    struct mat k = mat_view(dec->k, DT_F32, t, n_kv * hd), v = mat_view(dec->v, DT_F32, t, n_kv * hd);
+    struct mat mixed = mat_view(dec->mixed, DT_F32, t, n_heads * hd);
+    struct mat keys = kv_keys(kv, l), values = kv_values(kv, l);
+
+    TRY(be->ops->rmsnorm(be, hidden, &layer->vector[VEC_ATTN_NORM], (float)c->norm_eps, &x));
+    TRY(observe(observer, l, GROUP_QKV, &x));
+    TRY(project(dec, layer, GROUP_QKV, &x, &r));
+    TRY(linear_apply(be, &layer->module[MOD_Q], &x, &r, &q));
+    TRY(linear_apply(be, &layer->module[MOD_K], &x, &r, &k));
+    TRY(linear_apply(be, &layer->module[MOD_V], &x, &r, &v));
+    if (c->qk_norm) { /* each head is a row */
+        struct mat q_heads = mat_view(q.data, DT_F32, t * n_heads, hd),
+                   k_heads = mat_view(k.data, DT_F32, t * n_kv, hd);
+        TRY(be->ops->rmsnorm(be, &q_heads, &layer->vector[VEC_Q_NORM], (float)c->norm_eps, &q_heads));
+        TRY(be->ops->rmsnorm(be, &k_heads, &layer->vector[VEC_K_NORM], (float)c->norm_eps, &k_heads));
+    }
+    TRY(be->ops->rope(be, &q, batch->pos, dec->inv_freq_buf.p, hd));
+    TRY(be->ops->rope(be, &k, batch->pos, dec->inv_freq_buf.p, hd));
+    TRY(be->ops->kv_append(be, &k, batch->slot, &keys));
+    TRY(be->ops->kv_append(be, &v, batch->slot, &values));
+    const struct attention_args args = {.q_start = batch->q_start,
+                                        .kv_len = batch->kv_len,
+                                        .block_table = batch->block_table,
+                                        .n_seq = batch->n_seq,
+                                        .max_blocks = batch->max_blocks,
+                                        .n_heads = n_heads,
+                                        .n_kv_heads = n_kv,
+                                        .head_dim = hd,
+                                        .first_head = s->heads.begin,
+                                        .first_kv_head = s->kv_heads.begin,
+                                        .heads_per_kv = c->n_heads / c->n_kv_heads,
+                                        .window = config_window(c, l),
+                                        .scale = 1.0f / sqrtf((float)hd)};
+    TRY(be->ops->attention(be, &q, &keys, &values, &args, &mixed));
+    TRY(observe(observer, l, GROUP_O, &mixed));
+    TRY(row_parallel(dec, layer, MOD_O, &s->o_split, &mixed, hidden));
+out:
+    return err;
+}
+
+static int mlp_block(struct decoder *dec, const struct layer *layer, int64_t l, struct mat *hidden,
+                     const struct observer *observer)
+{
+    int err = OK;
+    struct backend *be = dec->be;
+    const struct model_config *c = dec->config;
+    const int64_t t = hidden->rows, ff = dec->shape.ff.end - dec->shape.ff.begin;
+    struct mat x = mat_view(dec->x, DT_F32, t, c->d_model), r;
+    struct mat gate = mat_view(dec->gate, DT_F32, t, ff), up = mat_view(dec->up, DT_F32, t, ff);
+
+    TRY(be->ops->rmsnorm(be, hidden, &layer->vector[VEC_MLP_NORM], (float)c->norm_eps, &x));
+    TRY(observe(observer, l, GROUP_GATE_UP, &x));
+    TRY(project(dec, layer, GROUP_GATE_UP, &x, &r));
+    TRY(linear_apply(be, &layer->module[MOD_GATE], &x, &r, &gate));
+    TRY(linear_apply(be, &layer->module[MOD_UP], &x, &r, &up));
+    TRY(be->ops->silu_mul(be, &gate, &up, &gate));
+    TRY(observe(observer, l, GROUP_DOWN, &gate));
+    TRY(row_parallel(dec, layer, MOD_DOWN, &dec->shape.down_split, &gate, hidden));
+out:
+    return err;
+}
+
+int decoder_layer(struct decoder *dec, const struct layer *layer, int64_t l, const struct batch *batch,
+                  const struct kv_cache *kv, struct mat *hidden, const struct observer *observer)
+{
+    int err = OK;
+    TRY(attention_block(dec, layer, l, batch, kv, hidden, observer));
+    TRY(mlp_block(dec, layer, l, hidden, observer));
+out:
+    return err;
+}
+
+/* ---- ends of the network ------------------------------------------------------------------------------------------
+ */
+
+struct mat decoder_hidden(const struct decoder *dec, const struct batch *batch)
+{
+    return mat_view(dec->hidden, DT_F32, batch->n_tokens, dec->config->d_model);
+}
+
+/* Each rank looks its ids up and adds +0 for the others': the sum over ranks is exact. */
+int decoder_embed(struct decoder *dec, const struct batch *batch, struct mat *hidden)
+{
+    int err = OK;
+    const struct k_split *split = &dec->shape.o_split;
+    const int64_t t = hidden->rows, d = dec->config->d_model;
+    struct mat parts = mat_view(dec->parts, DT_F32, split->n_parts * t, d);
+    struct mat own = mat_rows(&parts, 0, t);
+    TRY(dec->be->ops->embed(dec->be, &dec->embedding, dec->shape.vocab.begin, batch->tok, &own));
+    if (split->n_parts > 1)
+        TRY(dec->be->ops->zero(dec->be, (float *)dec->parts + t * d,
+                               (size_t)((split->n_parts - 1) * t * d) * sizeof(float)));
+    TRY(comm_tree_sum(dec->tp, &parts, hidden));
+out:
+    return err;
+}
+
+int decoder_forward(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, struct mat *hidden)
+{
+    int err = OK;
+    *hidden = decoder_hidden(dec, batch);
+    TRY(decoder_embed(dec, batch, hidden));
+    for (int64_t l = 0; l < dec->config->n_layers; l++)
+        TRY(decoder_layer(dec, &dec->layers[l], l, batch, kv, hidden, NULL));
+out:
+    return err;
+}
+
+/* Logits f32 [n, vocabulary of this rank] of output rows [row0, row0 + n). */
+static int local_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int64_t row0,
+                        int64_t n, struct mat *logits)
+{
+    int err = OK;
+    struct backend *be = dec->be;
+    struct mat x = mat_view(dec->x, DT_F32, n, dec->config->d_model);
+    const struct linear_args args = {.w = &dec->head};
+    *logits = mat_view(dec->logits, DT_F32, n, dec->shape.vocab.end - dec->shape.vocab.begin);
+    TRY(be->ops->gather_rows(be, hidden, batch->out_row + row0, &x));
+    TRY(be->ops->rmsnorm(be, &x, &dec->norm, (float)dec->config->norm_eps, &x));
+    if (logits->cols > 0)
+        TRY(be->ops->linear(be, &x, &args, logits));
+out:
+    return err;
+}
+
+/* (max, sum exp, target logit) of every vocabulary lane -> NLL; lanes in order, in f64. */
+static double nll_of_lanes(const float *lanes, int64_t row, int64_t n)
+{
+    double max = -INFINITY, sum = 0, target = -INFINITY;
+    for (int lane = 0; lane < TREE_LEAVES; lane++) {
+        const float *s = lanes + ((int64_t)lane * n + row) * 3;
+        max = s[0] > max ? s[0] : max;
+        target = s[2] > target ? s[2] : target;
+    }
+    for (int lane = 0; lane < TREE_LEAVES; lane++) {
+        const float *s = lanes + ((int64_t)lane * n + row) * 3;
+        if (s[1] > 0)
+            sum += (double)s[1] * exp((double)s[0] - max);
+    }
+    return max + log(sum) - target;
+}
+
+static int nll_chunk(struct decoder *dec, const struct batch *batch, const struct mat *hidden, const int32_t *target,
+                     int64_t row0, int64_t n, double *nll)
+{
+    int err = OK;
+    struct backend *be = dec->be;
+    struct mat logits;
+    float lanes[TREE_LEAVES * LOGIT_ROWS * 3];
+    size_t bytes[TREE_LEAVES];
+    const struct range own = shard_leaves(dec->tp->rank, dec->tp->size);
+    int32_t *device_target = (int32_t *)(dec->stats + LOGIT_ROWS * 3 * TREE_LEAVES);
+    TRY(be->ops->put(be, device_target, target, (size_t)n * sizeof *target));
+    TRY(local_logits(dec, batch, hidden, row0, n, &logits));
+    for (int64_t lane = own.begin; lane < own.end; lane++) {
+        int64_t begin = shard_boundary(dec->config->vocab_size, VOCAB_UNIT, lane);
+        int64_t end = shard_boundary(dec->config->vocab_size, VOCAB_UNIT, lane + 1);
+        struct mat columns = mat_cols(&logits, begin - dec->shape.vocab.begin, end - begin);
+        struct mat stats = mat_view(dec->stats + (lane - own.begin) * n * 3, DT_F32, n, 3);
+        TRY(be->ops->logsumexp_target(be, &columns, begin, device_target, &stats));
+    }
+    float mine[TREE_LEAVES * LOGIT_ROWS * 3];
+    TRY(be->ops->get(be, mine, dec->stats, (size_t)((own.end - own.begin) * n * 3) * sizeof(float)));
+    for (int p = 0; p < dec->tp->size; p++) {
+        struct range leaves = shard_leaves(p, dec->tp->size);
+        bytes[p] = (size_t)((leaves.end - leaves.begin) * n * 3) * sizeof(float);
+    }
+    TRY(comm_allgather(dec->tp, mine, bytes, lanes));
+    for (int64_t i = 0; i < n; i++)
+        nll[i] = nll_of_lanes(lanes, i, n);
+out:
+    return err;
+}
+
+int decoder_nll(struct decoder *dec, const struct batch *batch, const struct mat *hidden, const int32_t *target,
+                double *nll)
+{
+    int err = OK;
+    for (int64_t row = 0; row < batch->n_out; row += LOGIT_ROWS) {
+        int64_t n = batch->n_out - row < LOGIT_ROWS ? batch->n_out - row : LOGIT_ROWS;
+        TRY(nll_chunk(dec, batch, hidden, target + row, row, n, nll + row));
+    }
+out:
+    return err;
+}
+
+int decoder_argmax(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int32_t *ids)
+{
+    int err = OK;
+    struct backend *be = dec->be;
+    struct candidate {
+        float value[LOGIT_ROWS];
+        int32_t id[LOGIT_ROWS];
+    } mine, all[TREE_LEAVES];
+    size_t bytes[TREE_LEAVES];
+    for (int p = 0; p < dec->tp->size; p++)
+        bytes[p] = sizeof mine;
+    for (int64_t row = 0; row < batch->n_out; row += LOGIT_ROWS) {
+        int64_t n = batch->n_out - row < LOGIT_ROWS ? batch->n_out - row : LOGIT_ROWS;
+        struct mat logits;
+        struct mat value = mat_view(dec->stats, DT_F32, n, 1), id = mat_view(dec->stats + LOGIT_ROWS, DT_I32, n, 1);
+        TRY(local_logits(dec, batch, hidden, row, n, &logits));
+        TRY(be->ops->argmax(be, &logits, dec->shape.vocab.begin, &value, &id));
+        memset(&mine, 0, sizeof mine);
+        TRY(be->ops->get(be, mine.value, value.data, (size_t)n * sizeof(float)));
+        TRY(be->ops->get(be, mine.id, id.data, (size_t)n * sizeof(int32_t)));
+        TRY(comm_allgather(dec->tp, &mine, bytes, all));
+        for (int64_t i = 0; i < n; i++) {
+            int best = 0; /* ranks hold ascending ids, so the first of equals is the lowest */
+            for (int p = 1; p < dec->tp->size; p++)
+                if (all[p].id[i] >= 0 && (all[best].id[i] < 0 || all[p].value[i] > all[best].value[i]))
+                    best = p;
+            ids[row + i] = all[best].id[i];
+        }
+    }
+out:
+    return err;
+}
+
+int decoder_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, float *logits)
+{
+    int err = OK;
+    const int size = dec->tp->size;
+    const int64_t vocab = dec->config->vocab_size, local = dec->shape.vocab.end - dec->shape.vocab.begin;
+    float *mine = malloc((size_t)LOGIT_ROWS * (size_t)local * sizeof *mine + 1);
+    float *all = malloc((size_t)LOGIT_ROWS * (size_t)vocab * sizeof *all);
+    size_t bytes[TREE_LEAVES];
+    TRY(comm_agree(dec->tp, mine && all ? OK : ERR_NOMEM));
+    for (int64_t row = 0; row < batch->n_out; row += LOGIT_ROWS) {
+        int64_t n = batch->n_out - row < LOGIT_ROWS ? batch->n_out - row : LOGIT_ROWS;
+        struct mat device;
+        TRY(local_logits(dec, batch, hidden, row, n, &device));
+        TRY(dec->be->ops->get(dec->be, mine, device.data, (size_t)(n * local) * sizeof *mine));
+        for (int p = 0; p < size; p++) {
+            struct range v = shard_range(vocab, VOCAB_UNIT, p, size);
+            bytes[p] = (size_t)(n * (v.end - v.begin)) * sizeof *mine;
+        }
+        TRY(comm_gather(dec->tp, mine, bytes, all, 0));
+        const float *from = all;
+        for (int p = 0; dec->tp->rank == 0 && p < size; p++) {
+            struct range v = shard_range(vocab, VOCAB_UNIT, p, size);
+            for (int64_t i = 0; i < n; i++, from += v.end - v.begin)
+                memcpy(logits + (row + i) * vocab + v.begin, from, (size_t)(v.end - v.begin) * sizeof *from);
+        }
+    }
+out:
+    free(mine);
+    free(all);
+    return err;
+}

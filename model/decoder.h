@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Decoder: one forward pass for calibration, evaluation and generation, a layer at a time, tensor-parallel over dec->tp.
+ *
+ * Sharding (comm/shard.h): everything follows the TREE_LEAVES leaves of the row-parallel products. o's leaves are whole heads,
+ * down's are whole quantization groups where there are enough; q, k, v rows follow o's columns (kv heads that two ranks need
+ * are held by both), gate and up rows follow down's, embedding and lm_head rows follow the vocabulary's lanes. One reduction
+ * after attention and one after the MLP; a row's R rides along as r more columns. Bits are the same for 1 to 8 ranks.
+ */
+#ifndef GLOWQ_MODEL_DECODER_H
+#define GLOWQ_MODEL_DECODER_H
+
+#include "comm/comm.h"
+#include "comm/shard.h"
+#include "model/batch.h"
+#include "model/config.h"
+#include "model/families.h"
+#include "model/linear.h"
+
+#include <stdint.h>
+
+/* What of each dimension this rank holds. */
+struct shape {
+    struct range heads, kv_heads, ff, vocab;
+    struct k_split o_split, down_split;
+    int64_t o_unit, down_unit;
+};
+
+struct layer {
+    struct linear module[N_MODULES];
+    struct packed b[N_GROUPS]; /* empty where rank[g] = 0 */
+    int64_t rank[N_GROUPS];
+    struct buf vector_buf[N_VECTORS];
+    struct mat vector[N_VECTORS]; /* f32 [1, n]; data NULL: the family has none */
+};
+void layer_free(struct layer *layer);
+size_t layer_bytes(const struct layer *layer);
+
+/* Called with the input of each group before it is multiplied: x f32 [T, d_in of this rank]. Non-OK stops the pass. */
+struct observer {
+    int (*on_group_input)(void *ctx, int64_t layer, enum group group, const struct mat *x);
+    void *ctx;
+};
+
+struct decoder {
+    const struct model_config *config; /* kept */
+    struct comm *tp;                   /* kept */
+    struct backend *be;
+    struct shape shape;
+    int64_t max_tokens;
+    int64_t max_rank;
+    struct layer *layers; /* [n_layers] for inference; NULL in calibration, which holds one layer at a time */
+    struct packed embedding, head; /* vocabulary rows of this rank; tied: head is a view of embedding */
+    struct buf norm_buf, inv_freq_buf;
+    struct mat norm;
+    /* activations, f32, capacity max_tokens */
+    struct buf scratch;
+    float *hidden, *x, *q, *k, *v, *mixed, *r, *gate, *up, *parts, *logits, *stats;
+};
+
+/* group_size of the weights (0: dense) decides down's unit. ERR_ARG when the ranks can't share the heads. */
+int shape_of(const struct model_config *config, int64_t group_size, int rank, int n_ranks, struct shape *shape);
+/* Everything but weights: shapes, RoPE frequencies, activations for batches of max_tokens rows and ranks up to max_rank. */
+int decoder_create(struct decoder *dec, const struct model_config *config, struct comm *tp, int64_t group_size,
+                   int64_t max_tokens, int64_t max_rank);
+void decoder_free(struct decoder *dec);
+
+/* hidden states f32 [T, d_model] of the batch, in the decoder's own buffer. Collective over tp. */
+struct mat decoder_hidden(const struct decoder *dec, const struct batch *batch);
+int decoder_embed(struct decoder *dec, const struct batch *batch, struct mat *hidden);
+int decoder_layer(struct decoder *dec, const struct layer *layer, int64_t l, const struct batch *batch,
+                  const struct kv_cache *kv, struct mat *hidden, const struct observer *observer);
+/* embed and all layers of an inference decoder. */
+int decoder_forward(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, struct mat *hidden);
+/* Negative log-likelihood of target[i] (host, ids) at output row i of the batch: host nll f64 [n_out], on every rank. */
+int decoder_nll(struct decoder *dec, const struct batch *batch, const struct mat *hidden, const int32_t *target, double *nll);
+/* Most probable id of each output row, lowest on ties: host [n_out], on every rank. */
+int decoder_argmax(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int32_t *ids);
+/* Full logits of the output rows on rank 0: host f32 [n_out, vocab_size]; elsewhere logits may be NULL. */
+int decoder_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, float *logits);
+
+#endif

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Linear: one module's weight on one rank, dense or packed low-bit, with its optional left factor A; and the group's B.
+ *
+ *   y_i = Q_i x + A_i R,   R = B x once per group and token, never recomputed within the group.
+ *
+ * Column-parallel (q, k, v, gate, up): a rank holds rows of W and A; B whole.  Row-parallel (o, down): a rank holds columns of
+ * W and B; A whole; R's partial sums ride beside y's in the layer's one reduction (decoder.c).
+ * Weights arrive in row panels from a fetch function, so that no second copy of a module is ever held. Not collective.
+ */
+#ifndef GLOWQ_MODEL_LINEAR_H
+#define GLOWQ_MODEL_LINEAR_H
+
+#include "comm/shard.h"
+#include "kernels/kernels.h"
+
+#include <stdint.h>
+
+struct linear {
+    int64_t d_out, d_in; /* on this rank */
+    struct packed w;
+    struct packed a; /* d_in = r; empty when r = 0 */
+    int64_t rank;
+    struct buf bias_buf;
+    struct mat bias; /* f32 [1, d_out]; data NULL: none */
+};
+
+/* Delivers rows [row0, row0 + rows) of a dense [d_out, d_in] source, as stored, whole rows, into dst (host). */
+typedef int (*fetch_rows)(void *ctx, int64_t row0, int64_t rows, void *dst);
+
+/* Dense weight: rows x columns of the source (d_in_source wide). */
+int packed_load_dense(struct backend *be, fetch_rows fetch, void *ctx, enum dtype dtype, int64_t d_in_source,
+                      struct range rows, struct range columns, struct packed *w);
+/* f32 vector (norm weight, bias) to the device. */
+int vector_load(struct backend *be, const float *host, int64_t n, struct buf *buf, struct mat *m);
+void linear_free(struct linear *linear);
+size_t linear_bytes(const struct linear *linear);
+
+/* y = x W^T (+ bias) (+ A r); r: this group's R or NULL. */
+int linear_apply(struct backend *be, const struct linear *linear, const struct mat *x, const struct mat *r, struct mat *y);
+/* R = B x. */
+int group_project(struct backend *be, const struct packed *b, const struct mat *x, struct mat *r);
+
+#endif

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A model ready to run: configuration, tokenizer and a decoder with its weights, from a Hugging Face folder (weights as
+ * stored) or a .glowq folder (packed low-bit weights and the correction), tensor-parallel over the ranks of a communicator.
+ */
+#ifndef GLOWQ_MODEL_MODEL_H
+#define GLOWQ_MODEL_MODEL_H
+
+#include "comm/comm.h"
+#include "model/config.h"
+#include "model/decoder.h"
+#include "model/tokenizer.h"
+
+#include <stdint.h>
+
+struct model_options {
+    int no_correction;      /* .glowq: leave A and B out */
+    int64_t max_batch_tokens; /* rows of the largest batch */
+    int64_t max_seq;        /* sequences of the largest batch */
+    int64_t max_context;    /* longest sequence, for the KV pool; 0: the model's own */
+};
+
+struct model {
+    struct model_config config;
+    struct tokenizer *tokenizer;
+    struct decoder dec;
+    int is_glowq;
+};
+
+/* Collective over tp. Prints one line about what was opened (log_info). */
+int model_open(struct comm *tp, const char *path, const struct model_options *options, struct model *model);
+void model_close(struct model *model);
+
+#endif
