@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * CPU ops: which file holds which, for the tables in cpu.c. Contracts: kernels/kernels.h.
- * A function and its table entry share the name; _ref is the f64 oracle in plain C, _avx2 and _avx512 are the fast ones. */
+ * A function and its table entry share the name; _ref is the f64 oracle in plain C. */
 #ifndef GLOWQ_KERNELS_CPU_CPU_H
 #define GLOWQ_KERNELS_CPU_CPU_H
 
@@ -10,14 +10,75 @@ const struct backend_ops *cpu_ops(void);
 const struct backend_ops *cpu_ref_ops(void);
 const struct backend_ops *cpu_check_ops(void);
 
+enum {
+    TILE = 16,           /* weight rows of a packed tile: one vector of f32 on AVX-512 */
+    MAX_HEAD_DIM = 512,  /* of attention and rope: their rows live on the stack */
+    HUGE_BYTES = 4 << 20 /* allocations from here on are mapped with huge pages */
+};
+
+/* be->state of every CPU backend. */
+struct cpu_state {
+    void *scratch; /* grows to the largest request of any op; never seen outside one op call */
+    size_t scratch_bytes;
+    const struct backend_ops *inner; /* cpu:check: the table it wraps */
+    struct check_region *regions;    /* cpu:check: live allocations, */
+    int depth;                       /* open while ops (which may call others) are running */
+};
+
+/* ---- cpu.c ---- */
+int open_cpu(struct backend *be);
+void close_cpu(struct backend *be);
+int copy_cpu(struct backend *be, const struct mat *from, struct mat *to);
+/* At least `bytes` of working memory, 64-byte aligned, content undefined, valid until the next call; NULL = out of
+ * memory (reported). */
+void *cpu_scratch(struct backend *be, size_t bytes);
+
+/* ---- pack.c: the layout of struct packed on every CPU backend ---- */
+/* Tiles of 16 weight rows, one after another; rows past d_out are zero.
+ *   dense    tile = [d_in][16] in dtype
+ *   low-bit  tile = [n_groups] blocks of packed_group_bytes(): codes of the group's columns in ascending order, then 16
+ *            scales f16, then 16 zeros u8. 8 bits: 16 bytes a column. 2, 3, 4 bits: 16 bytes for two columns, counted
+ *            from the first column of the group that w has: row j's byte holds the first in its low nibble.
+ * So a tile is one stream of memory, and the 16 weights of a column are one vector. */
+size_t packed_tile_bytes(const struct packed *w);
+size_t packed_group_bytes(const struct packed *w);
+size_t packed_code_bytes(const struct packed *w); /* of the codes in a group's block = offset of its scales */
+/* Columns [begin, end) of w that belong to group g. */
+int64_t packed_group_begin(const struct packed *w, int64_t g);
+int64_t packed_group_end(const struct packed *w, int64_t g);
+int weight_alloc_cpu(struct backend *be, struct packed *w);
+int weight_put_dense_cpu(struct backend *be, struct packed *w, int64_t row0, const struct mat *host_panel);
+int weight_put_codes_cpu(struct backend *be, struct packed *w, int64_t row0, int64_t rows, const uint8_t *host_codes,
+                         const uint16_t *host_scales, const uint8_t *host_zeros);
+
+/* ---- decoder.c: ops that are the same for every instruction set ---- */
+int embed_cpu(struct backend *be, const struct packed *table, int64_t first_id, const int32_t *ids, struct mat *out);
+int rope_cpu(struct backend *be, struct mat *x, const int32_t *pos, const float *inv_freq, int64_t head_dim);
+int kv_append_cpu(struct backend *be, const struct mat *x, const int32_t *slot, struct mat *cache);
+int add_cpu(struct backend *be, struct mat *x, const struct mat *y);
+int add_bias_cpu(struct backend *be, struct mat *x, const struct mat *bias);
+int gather_rows_cpu(struct backend *be, const struct mat *x, const int32_t *rows, struct mat *out);
+int argmax_cpu(struct backend *be, const struct mat *logits, int64_t first_id, struct mat *value, struct mat *id);
+
+/* ---- decoder_ref.c: the oracle, plain C, f64 ---- */
+int rmsnorm_ref(struct backend *be, const struct mat *x, const struct mat *weight, float eps, struct mat *out);
+int linear_ref(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
+int rope_ref(struct backend *be, struct mat *x, const int32_t *pos, const float *inv_freq, int64_t head_dim);
+int attention_ref(struct backend *be, const struct mat *q, const struct mat *k_cache, const struct mat *v_cache,
+                  const struct attention_args *args, struct mat *out);
+int silu_mul_ref(struct backend *be, const struct mat *gate, const struct mat *up, struct mat *out);
+int logsumexp_target_ref(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
+                         struct mat *out);
+
 /* dense.c: OpenBLAS and LAPACKE, one thread a call, fixed tiles spread over threads */
-int gemm_cpu(struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b, double beta,
-             struct mat *c);
+int gemm_cpu(struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b,
+             double beta, struct mat *c);
 int convert_cpu(struct backend *be, const struct mat *from, struct mat *to);
 int transpose_cpu(struct backend *be, const struct mat *from, struct mat *to);
 int scale_cpu(struct backend *be, struct mat *x, const struct mat *row_scale, const struct mat *col_scale);
 int randn_cpu(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0, struct mat *x);
-int rand_sign_cpu(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0, struct mat *x);
+int rand_sign_cpu(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0,
+                  struct mat *x);
 int col_absmax_cpu(struct backend *be, const struct mat *x, struct mat *out);
 int col_sumsq_cpu(struct backend *be, const struct mat *x, struct mat *out);
 int qr_cpu(struct backend *be, struct mat *a, struct mat *r);
@@ -26,13 +87,14 @@ int trsm_right_cpu(struct backend *be, int trans_l, const struct mat *l, struct 
 int eigh_cpu(struct backend *be, struct mat *a, struct mat *w);
 int svd_cpu(struct backend *be, struct mat *a, struct mat *u, struct mat *s, struct mat *vt);
 /* moments.c: exact sums and Sigma_x leaves */
-int fixed_add_cpu(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp, int shift,
-                  struct mat *acc, int *host_overflow);
-int fixed_get_cpu(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp, int shift,
-                  struct mat *out);
+int fixed_add_cpu(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp,
+                  int shift, struct mat *acc, int *host_overflow);
+int fixed_get_cpu(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp,
+                  int shift, struct mat *out);
 int moment_add_cpu(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
                    int *host_overflow);
-int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor, struct mat *s);
+int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
+                   struct mat *s);
 /* quantize.c */
 int quantize_cpu(struct backend *be, struct mat *w, int bits, int64_t group_size, struct mat *codes, struct mat *scales,
                  struct mat *zeros, int64_t *host_bad_row);

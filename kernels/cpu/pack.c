@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Weights in tiles of 16 rows: see cpu.h for the layout. Done once, while loading, panel by panel. */
+#include "kernels/cpu/cpu.h"
+
+#include "base/err.h"
+
+#include <assert.h>
+#include <string.h>
+
+static int64_t min64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int64_t n_tiles(const struct packed *w)
+{
+    return (w->d_out + TILE - 1) / TILE;
+}
+
+int64_t packed_group_begin(const struct packed *w, int64_t g)
+{
+    int64_t k = g * w->group_size - w->group_offset;
+    return k > 0 ? k : 0;
+}
+
+int64_t packed_group_end(const struct packed *w, int64_t g)
+{
+    return min64(w->d_in, (g + 1) * w->group_size - w->group_offset);
+}
+
+size_t packed_code_bytes(const struct packed *w)
+{
+    int64_t columns = min64(w->group_size, w->d_in); /* most columns of a group that w can have */
+    return TILE * (size_t)(w->bits == 8 ? columns : (columns + 1) / 2);
+}
+
+size_t packed_group_bytes(const struct packed *w)
+{
+    return packed_code_bytes(w) + TILE * (sizeof(uint16_t) + sizeof(uint8_t));
+}
+
+size_t packed_tile_bytes(const struct packed *w)
+{
+    if (w->bits == 0)
+        return (size_t)w->d_in * TILE * dtype_bytes(w->dtype);
+    return (size_t)w->n_groups * packed_group_bytes(w);
+}
+
+static int layout_is_known(const struct packed *w)
+{
+    if (w->bits == 0)
+        return w->dtype == DT_F32 || w->dtype == DT_BF16 || w->dtype == DT_F16;
+    return (w->bits == 2 || w->bits == 3 || w->bits == 4 || w->bits == 8) && w->group_size > 0 &&
+           w->group_offset >= 0 && w->group_offset < w->group_size &&
+           w->n_groups == (w->d_in > 0 ? (w->d_in + w->group_offset + w->group_size - 1) / w->group_size : 0);
+}
+
+int weight_alloc_cpu(struct backend *be, struct packed *w)
+{
+    int err = OK;
+    assert(layout_is_known(w));
+    size_t bytes = (size_t)n_tiles(w) * packed_tile_bytes(w);
+    TRY(buf_alloc(be, bytes, &w->data));
+    if (bytes > 0)
+        TRY(be->ops->zero(be, w->data.p, bytes));
+out:
+    return err;
+}
+
+/* panel[i][k] -> tile[k][i]: element size e, 16 rows or fewer (the rest stays zero). */
+static void put_dense_tile(char *tile, const struct mat *panel, int64_t row0, int64_t rows)
+{
+    size_t e = dtype_bytes(panel->dtype);
+    for (int64_t i = 0; i < rows; i++) {
+        const char *from = (const char *)panel->data + (size_t)((row0 + i) * panel->ld) * e;
+        if (e == 4) {
+            for (int64_t k = 0; k < panel->cols; k++)
+                ((uint32_t *)(void *)tile)[k * TILE + i] = ((const uint32_t *)(const void *)from)[k];
+        } else {
+            for (int64_t k = 0; k < panel->cols; k++)
+                ((uint16_t *)(void *)tile)[k * TILE + i] = ((const uint16_t *)(const void *)from)[k];
+        }
+    }
+}
+
+int weight_put_dense_cpu(struct backend *be, struct packed *w, int64_t row0, const struct mat *host_panel)
+{
+    assert(w->bits == 0 && host_panel->dtype == w->dtype && host_panel->cols == w->d_in);
+    assert(row0 % TILE == 0 && row0 + host_panel->rows <= w->d_out);
+    assert(host_panel->rows % TILE == 0 || row0 + host_panel->rows == w->d_out);
+#pragma omp parallel for num_threads(be->n_threads)
+    for (int64_t i = 0; i < host_panel->rows; i += TILE) {
+        char *tile = (char *)w->data.p + (size_t)((row0 + i) / TILE) * packed_tile_bytes(w);
+        put_dense_tile(tile, host_panel, i, min64(TILE, host_panel->rows - i));
+    }
+    return OK;
+}
+
+/* One group of one tile. codes, scales and zeros point at the tile's first row and the group's first column. */
+static void put_code_group(const struct packed *w, uint8_t *block, int64_t rows, int64_t columns, const uint8_t *codes,
+                           const uint16_t *scales, const uint8_t *zeros)
+{
+    uint16_t *block_scales = (uint16_t *)(void *)(block + packed_code_bytes(w));
+    uint8_t *block_zeros = (uint8_t *)(block_scales + TILE);
+    for (int64_t i = 0; i < rows; i++) {
+        const uint8_t *from = codes + i * w->d_in;
+        block_scales[i] = scales[i * w->n_groups];
+        block_zeros[i] = zeros[i * w->n_groups];
+        if (w->bits == 8) {
+            for (int64_t k = 0; k < columns; k++)
+                block[k * TILE + i] = from[k];
+        } else {
+            for (int64_t k = 0; k < columns; k++)
+                block[k / 2 * TILE + i] |= (uint8_t)(k % 2 ? from[k] << 4 : from[k]);
+        }
+    }
+}
+
+int weight_put_codes_cpu(struct backend *be, struct packed *w, int64_t row0, int64_t rows, const uint8_t *host_codes,
+                         const uint16_t *host_scales, const uint8_t *host_zeros)
+{
+    assert(w->bits > 0 && row0 % TILE == 0 && row0 + rows <= w->d_out);
+    assert(rows % TILE == 0 || row0 + rows == w->d_out);
+#pragma omp parallel for num_threads(be->n_threads)
+    for (int64_t i = 0; i < rows; i += TILE) {
+        uint8_t *tile = (uint8_t *)w->data.p + (size_t)((row0 + i) / TILE) * packed_tile_bytes(w);
+        memset(tile, 0, packed_tile_bytes(w)); /* nibbles are or-ed in; a panel may be put again */
+        for (int64_t g = 0; g < w->n_groups; g++) {
+            int64_t k = packed_group_begin(w, g);
+            put_code_group(w, tile + (size_t)g * packed_group_bytes(w), min64(TILE, rows - i),
+                           packed_group_end(w, g) - k, host_codes + i * w->d_in + k, host_scales + i * w->n_groups + g,
+                           host_zeros + i * w->n_groups + g);
+        }
+    }
+    return OK;
+}
