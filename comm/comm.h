@@ -23,16 +23,24 @@ struct comm {
     int rank, size;
     struct backend *be; /* whose memory mats live in; may be set after open, before the first mat argument */
     void *state;
+    void *scratch; /* comm_scratch */
+    size_t scratch_bytes;
 };
 
 /* A single rank without MPI. */
 int comm_open_self(struct comm *comm, struct backend *be);
-/* All ranks of MPI_COMM_WORLD; initializes MPI (FUNNELED) if it isn't. Under no launcher: size 1. */
+/* All ranks of MPI_COMM_WORLD; initializes MPI (FUNNELED) if it isn't, and sets the rank that messages show (err_set_rank).
+ * Started by no launcher (mpirun, srun --mpi=pmix: known by their environment variables) it is comm_open_self: MPI isn't
+ * touched, which saves 0.1-0.3 s. ERR_COMM when srun started several tasks but MPI sees only one. */
 int comm_open_mpi(struct comm *comm, struct backend *be);
 /* Finalizes MPI if open initialized it. Collective. */
 void comm_close(struct comm *comm);
-/* Ends all ranks at once with this exit code, for errors that are not agreed. Doesn't return under MPI. */
+/* Ends all ranks at once with this exit code, for errors that are not agreed. Doesn't return under MPI; with one rank
+ * it does, and the caller ends itself. */
 void comm_abort(struct comm *comm, int exit_code);
+
+/* Host memory that calls of this comm (and only they) use while they run: kept and grown, so that no step allocates. */
+int comm_scratch(struct comm *comm, size_t bytes, void **p);
 
 /* The most negative of all ranks' codes. */
 int comm_agree(struct comm *comm, int err);
@@ -76,6 +84,7 @@ struct comm_ops {
     int (*scatter)(struct comm *, const void *all, const size_t *bytes, void *mine, int root);
     int (*send)(struct comm *, const void *host, size_t bytes, int to, int tag);
     int (*recv)(struct comm *, void *host, size_t bytes, int from, int tag);
+    /* Send mine to peer and receive theirs from it: both call it. */
     int (*exchange)(struct comm *, const void *mine, void *theirs, size_t bytes, int peer);
 };
 

@@ -42,7 +42,7 @@ int panels_create(const int64_t *module_rows, int n_modules, int rank, int n_ran
 void panels_free(struct panels *panels);
 /* Stacked rows [begin, end) of rank p. */
 struct range panels_rows(const struct panels *panels, int rank);
-/* The part of module i that rank p owns, as rows of the module. */
+/* The part of module i that rank p owns, as rows of the module; begin = end where it owns none. */
 struct range panels_module_rows(const struct panels *panels, int module, int rank);
 
 #endif
