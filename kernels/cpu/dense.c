@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Dense algebra on the CPU for calibration: products, conversions, random matrices, column statistics (kernels/kernels.h).
+ *
+ * Every BLAS call runs on one thread (open sets that: OpenBLAS with two threads changes the bits of most outputs) and works
+ * on a tile whose shape follows from the matrices' shapes alone; threads take whole tiles. So bits don't depend on threads.
+ */
+#include "kernels/cpu/cpu.h"
+
+#include "base/err.h"
+
+#include <assert.h>
+#include <cblas.h>
+#include <math.h>
+#include <string.h>
+
+enum {
+    GEMM_ROWS = PANEL_ROWS, /* rows of C a tile: the promise that row panels stand alone (kernels.h, gemm) */
+    GEMM_COLS = 512,        /* packing both operands costs 1/256 + 1/512 of the multiply-adds: below 10% of the time */
+    COLUMN_TILE = 256,      /* columns a tile in column statistics: 2 KB of f64 partials stay in L1 */
+    BLOCK = 64              /* transposition block: 64 x 64 f64 from and to fit into L1 and L2 */
+};
+
+static int64_t min_i64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int64_t tiles(int64_t n, int64_t tile)
+{
+    return (n + tile - 1) / tile;
+}
+
+/* BLAS takes int; every matrix of ours fits, its element count needn't. */
+static int blas_int(int64_t n)
+{
+    assert(n <= INT32_MAX);
+    return (int)n;
+}
+
+static const void *element(const struct mat *m, int64_t row, int64_t col)
+{
+    return (const char *)m->data + (size_t)(row * m->ld + col) * dtype_bytes(m->dtype);
+}
+
+/* One tile of C: rows [i, i + rows), columns [j, j + cols), all of K. */
+static void gemm_tile(int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b, double beta,
+                      const struct mat *c, const int64_t at[4])
+{
+    int64_t i = at[0], rows = at[1], j = at[2], cols = at[3];
+    int64_t k = trans_a ? a->rows : a->cols;
+    const void *pa = trans_a ? element(a, 0, i) : element(a, i, 0);
+    const void *pb = trans_b ? element(b, j, 0) : element(b, 0, j);
+    CBLAS_TRANSPOSE ta = trans_a ? CblasTrans : CblasNoTrans, tb = trans_b ? CblasTrans : CblasNoTrans;
+    if (c->dtype == DT_F32)
+        cblas_sgemm(CblasRowMajor, ta, tb, blas_int(rows), blas_int(cols), blas_int(k), (float)alpha, pa, blas_int(a->ld), pb,
+                    blas_int(b->ld), (float)beta, (float *)c->data + i * c->ld + j, blas_int(c->ld));
+    else
+        cblas_dgemm(CblasRowMajor, ta, tb, blas_int(rows), blas_int(cols), blas_int(k), alpha, pa, blas_int(a->ld), pb,
+                    blas_int(b->ld), beta, (double *)c->data + i * c->ld + j, blas_int(c->ld));
+}
+
+int gemm_cpu(struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b, double beta,
+             struct mat *c)
+{
+    assert(a->dtype == c->dtype && b->dtype == c->dtype && (c->dtype == DT_F32 || c->dtype == DT_F64));
+    assert((trans_a ? a->cols : a->rows) == c->rows && (trans_b ? b->rows : b->cols) == c->cols);
+    assert((trans_a ? a->rows : a->cols) == (trans_b ? b->cols : b->rows));
+    int64_t down = tiles(c->rows, GEMM_ROWS), across = tiles(c->cols, GEMM_COLS);
+#pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) if (down * across > 1)
+    for (int64_t t = 0; t < down * across; t++) {
+        int64_t i = t / across * GEMM_ROWS, j = t % across * GEMM_COLS;
+        gemm_tile(trans_a, trans_b, alpha, a, b, beta, c,
+                  (int64_t[4]){i, min_i64(GEMM_ROWS, c->rows - i), j, min_i64(GEMM_COLS, c->cols - j)});
+    }
+    return OK;
+}
+
+int convert_cpu(struct backend *be, const struct mat *from, struct mat *to)
+{
+    assert(from->rows == to->rows && from->cols == to->cols);
+#pragma omp parallel for schedule(static) num_threads(be->n_threads) if (from->rows > 64)
+    for (int64_t i = 0; i < from->rows; i++) {
+        if (from->dtype == DT_F64 && to->dtype == DT_F32) { /* the solver's commonest pair, vectorized */
+            const double *x = (const double *)from->data + i * from->ld;
+            float *y = (float *)to->data + i * to->ld;
+            for (int64_t j = 0; j < from->cols; j++)
+                y[j] = (float)x[j];
+        } else {
+            convert((char *)to->data + (size_t)(i * to->ld) * dtype_bytes(to->dtype), to->dtype, element(from, i, 0),
+                    from->dtype, from->cols);
+        }
+    }
+    return OK;
+}
+
+int transpose_cpu(struct backend *be, const struct mat *from, struct mat *to)
+{
+    assert(from->rows == to->cols && from->cols == to->rows && from->dtype == to->dtype);
+    assert(from->dtype == DT_F32 || from->dtype == DT_F64);
+    int64_t down = tiles(from->rows, BLOCK);
+#pragma omp parallel for schedule(static) num_threads(be->n_threads) if (down > 1)
+    for (int64_t t = 0; t < down; t++) {
+        int64_t i0 = t * BLOCK, i1 = min_i64(i0 + BLOCK, from->rows);
+        for (int64_t j0 = 0; j0 < from->cols; j0 += BLOCK) {
+            int64_t j1 = min_i64(j0 + BLOCK, from->cols);
+            for (int64_t i = i0; i < i1; i++)
+                for (int64_t j = j0; j < j1; j++)
+                    if (from->dtype == DT_F32)
+                        ((float *)to->data)[j * to->ld + i] = ((const float *)from->data)[i * from->ld + j];
+                    else
+                        ((double *)to->data)[j * to->ld + i] = ((const double *)from->data)[i * from->ld + j];
+        }
+    }
+    return OK;
+}
+
+int scale_cpu(struct backend *be, struct mat *x, const struct mat *row_scale, const struct mat *col_scale)
+{
+    const double *r = row_scale ? row_scale->data : NULL, *c = col_scale ? col_scale->data : NULL;
+    assert(!r || row_scale->cols == x->rows);
+    assert(!c || col_scale->cols == x->cols);
+#pragma omp parallel for schedule(static) num_threads(be->n_threads) if (x->rows > 64)
+    for (int64_t i = 0; i < x->rows; i++) {
+        double ri = r ? r[i] : 1;
+        if (x->dtype == DT_F32) {
+            float *p = (float *)x->data + i * x->ld;
+            for (int64_t j = 0; j < x->cols; j++)
+                p[j] = (float)(p[j] * (c ? ri * c[j] : ri));
+        } else {
+            double *p = (double *)x->data + i * x->ld;
+            for (int64_t j = 0; j < x->cols; j++)
+                p[j] *= c ? ri * c[j] : ri;
+        }
+    }
+    return OK;
+}
+
+int randn_cpu(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0, struct mat *x)
+{
+#pragma omp parallel for schedule(static) num_threads(be->n_threads) if (x->rows > 64)
+    for (int64_t i = 0; i < x->rows; i++)
+        for (int64_t j = 0; j < x->cols; j++) {
+            double v = philox_normal(seed, stream, sub, (uint64_t)((row0 + i) * x->cols + j));
+            if (x->dtype == DT_F32)
+                ((float *)x->data)[i * x->ld + j] = (float)v;
+            else
+                ((double *)x->data)[i * x->ld + j] = v;
+        }
+    return OK;
+}
+
+int rand_sign_cpu(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0, struct mat *x)
+{
+#pragma omp parallel for schedule(static) num_threads(be->n_threads) if (x->rows > 64)
+    for (int64_t i = 0; i < x->rows; i++)
+        for (int64_t j = 0; j < x->cols; j++) {
+            int up = (int)(philox_u64(seed, stream, sub, (uint64_t)((row0 + i) * x->cols + j)) & 1);
+            if (x->dtype == DT_F32)
+                ((float *)x->data)[i * x->ld + j] = up ? 1.0f : -1.0f;
+            else
+                ((double *)x->data)[i * x->ld + j] = up ? 1.0 : -1.0;
+        }
+    return OK;
+}
+
+/* NaN sticks: once the maximum is NaN no comparison is true, and a NaN element replaces it. */
+static double larger(double max, double v)
+{
+    return v > max || v != v ? v : max;
+}
+
+static void absmax_f32(const float *x, double *out, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++)
+        out[j] = larger(out[j], fabsf(x[j]));
+}
+
+static void absmax_f64(const double *x, double *out, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++)
+        out[j] = larger(out[j], fabs(x[j]));
+}
+
+static void sumsq_f32(const float *x, double *out, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++)
+        out[j] += (double)x[j] * x[j];
+}
+
+static void sumsq_f64(const double *x, double *out, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++)
+        out[j] += x[j] * x[j];
+}
+
+static int columns(struct backend *be, const struct mat *x, struct mat *out, void (*f32)(const float *, double *, int64_t),
+                   void (*f64)(const double *, double *, int64_t))
+{
+    assert(out->dtype == DT_F64 && out->cols == x->cols && (x->dtype == DT_F32 || x->dtype == DT_F64));
+    int64_t across = tiles(x->cols, COLUMN_TILE);
+#pragma omp parallel for schedule(static) num_threads(be->n_threads) if (across > 1)
+    for (int64_t t = 0; t < across; t++) {
+        int64_t j = t * COLUMN_TILE, n = min_i64(COLUMN_TILE, x->cols - j);
+        double *sum = (double *)out->data + j;
+        memset(sum, 0, (size_t)n * sizeof *sum);
+        for (int64_t i = 0; i < x->rows; i++)
+            if (x->dtype == DT_F32)
+                f32(element(x, i, j), sum, n);
+            else
+                f64(element(x, i, j), sum, n);
+    }
+    return OK;
+}
+
+int col_absmax_cpu(struct backend *be, const struct mat *x, struct mat *out)
+{
+    return columns(be, x, out, absmax_f32, absmax_f64);
+}
+
+int col_sumsq_cpu(struct backend *be, const struct mat *x, struct mat *out)
+{
+    return columns(be, x, out, sumsq_f32, sumsq_f64);
+}

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Exact sums: leaves (products of fixed shape) are rounded once to 64-bit fixed point and added as integers, so that the sum
+ * has the same bits in any order over any number of ranks. And Sigma_x, the one sum whose leaf is never stored whole: its
+ * tiles are converted as they are made (contracts: kernels/kernels.h).
+ */
+#include "kernels/cpu/cpu.h"
+
+#include "base/err.h"
+
+#include <assert.h>
+#include <cblas.h>
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+
+enum {
+    MOMENT_TILE = 256, /* packing costs 2/256 of the multiply-adds, the f32 tile (256 KB) stays in L2 */
+    CHUNK = 256,       /* elements converted at once */
+    MIRROR = 16        /* block of the reflection: rows d apart share few cache sets where d is a power of two */
+};
+
+/* AVX-512 and AVX2 clones of the conversion loops: every operation in them is exact or correctly rounded, so that all clones
+ * give the same bits. */
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+#define VECTOR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define VECTOR_CLONES
+#endif
+
+static int64_t min_i64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* acc[j] += rint(v[j] * 2^shift), |v| <= 1, shift <= 62, with no instruction newer than SSE2: the value is split at 2^32
+ * into two halves that the add-and-subtract of 1.5 * 2^52 rounds to nearest even. The split is exact, so the sum of the halves is
+ * rint of the whole. Returns 1 if a |v| exceeds 1 or is NaN. */
+VECTOR_CLONES
+static int add_fixed(const double *v, double two_shift, int64_t *acc, int64_t n)
+{
+    const double magic = 6755399441055744.0; /* 1.5 * 2^52 */
+    int64_t bad = 0;
+    for (int64_t j = 0; j < n; j++) {
+        double x = fabs(v[j]) <= 1 ? v[j] : 0;
+        bad |= !(fabs(v[j]) <= 1);
+        double y = x * two_shift;
+        double high = (y * 0x1p-32 + magic) - magic;
+        double low = y - high * 0x1p32;
+        union {
+            double f;
+            int64_t i;
+        } h = {.f = high + magic}, l = {.f = low + magic}, zero = {.f = magic};
+        acc[j] += (int64_t)((uint64_t)(h.i - zero.i) << 32) + (l.i - zero.i);
+    }
+    return bad != 0;
+}
+
+VECTOR_CLONES
+static void scale_f32(const float *x, double row, const double *col, double *v, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++)
+        v[j] = x[j] * row * col[j];
+}
+
+VECTOR_CLONES
+static void scale_f64(const double *x, double row, const double *col, double *v, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++)
+        v[j] = x[j] * row * col[j];
+}
+
+/* 2^(sign * exp[j]) for a chunk of columns. */
+static void powers(const int32_t *exp, int sign, double *out, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++)
+        out[j] = ldexp(1, sign * exp[j]);
+}
+
+int fixed_add_cpu(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp, int shift,
+                  struct mat *acc, int *host_overflow)
+{
+    const int32_t *re = row_exp->data, *ce = col_exp->data;
+    int bad = 0;
+    assert(acc->dtype == DT_I64 && acc->rows == leaf->rows && acc->cols == leaf->cols && shift <= 62);
+    assert(row_exp->cols == leaf->rows && col_exp->cols == leaf->cols && (leaf->dtype == DT_F32 || leaf->dtype == DT_F64));
+#pragma omp parallel for schedule(static) num_threads(be->n_threads) reduction(| : bad) if (leaf->rows > 64)
+    for (int64_t i0 = 0; i0 < leaf->rows; i0 += 32) /* 32 rows share the columns' powers */
+        for (int64_t j = 0; j < leaf->cols; j += CHUNK) {
+            double col[CHUNK], v[CHUNK];
+            int64_t n = min_i64(CHUNK, leaf->cols - j);
+            powers(ce + j, -1, col, n);
+            for (int64_t i = i0; i < min_i64(i0 + 32, leaf->rows); i++) {
+                double row = ldexp(1, -re[i]);
+                if (leaf->dtype == DT_F32)
+                    scale_f32((const float *)leaf->data + i * leaf->ld + j, row, col, v, n);
+                else
+                    scale_f64((const double *)leaf->data + i * leaf->ld + j, row, col, v, n);
+                bad |= add_fixed(v, ldexp(1, shift), (int64_t *)acc->data + i * acc->ld + j, n);
+            }
+        }
+    *host_overflow |= bad;
+    return OK;
+}
+
+int fixed_get_cpu(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp, int shift,
+                  struct mat *out)
+{
+    const int32_t *re = row_exp->data, *ce = col_exp->data;
+    assert(acc->dtype == DT_I64 && out->dtype == DT_F64 && acc->rows == out->rows && acc->cols == out->cols);
+    assert(row_exp->cols == out->rows && col_exp->cols == out->cols);
+#pragma omp parallel for schedule(static) num_threads(be->n_threads) if (out->rows > 64)
+    for (int64_t i = 0; i < out->rows; i++)
+        for (int64_t j = 0; j < out->cols; j++)
+            ((double *)out->data)[i * out->ld + j] =
+                ldexp((double)((const int64_t *)acc->data)[i * acc->ld + j], re[i] + ce[j] - shift);
+    return OK;
+}
+
+/* Tile number t of the lower triangle, row by row: (0,0) (1,0) (1,1) (2,0) ... */
+static void triangle_tile(int64_t t, int64_t *row, int64_t *col)
+{
+    int64_t i = (int64_t)((sqrt(8.0 * (double)t + 1) - 1) / 2);
+    while (i * (i + 1) / 2 > t)
+        i--;
+    while ((i + 1) * (i + 2) / 2 <= t)
+        i++;
+    *row = i;
+    *col = t - i * (i + 1) / 2;
+}
+
+/* One tile of X^T X in f32, then its rows into the packed triangle. */
+static int moment_tile(const struct mat *x, const int32_t *exp, int shift, int64_t ti, int64_t tj, float *tile, int64_t *acc)
+{
+    int64_t d = x->cols, i0 = ti * MOMENT_TILE, j0 = tj * MOMENT_TILE;
+    int64_t ni = min_i64(MOMENT_TILE, d - i0), nj = min_i64(MOMENT_TILE, d - j0);
+    const float *p = x->data;
+    double col[MOMENT_TILE], v[MOMENT_TILE];
+    int bad = 0;
+    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)ni, (int)nj, (int)x->rows, 1, p + i0, (int)x->ld, p + j0,
+                (int)x->ld, 0, tile, MOMENT_TILE);
+    powers(exp + j0, -1, col, nj);
+    for (int64_t i = i0; i < i0 + ni; i++) {
+        int64_t n = min_i64(nj, i - j0 + 1); /* up to the diagonal */
+        scale_f32(tile + (i - i0) * MOMENT_TILE, ldexp(1, -exp[i]), col, v, n);
+        bad |= add_fixed(v, ldexp(1, shift), acc + i * (i + 1) / 2 + j0, n);
+    }
+    return bad;
+}
+
+int moment_add_cpu(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
+                   int *host_overflow)
+{
+    int err = OK, bad = 0;
+    int64_t d = x->cols, n = (d + MOMENT_TILE - 1) / MOMENT_TILE;
+    float *scratch = NULL;
+    assert(x->dtype == DT_F32 && exp->cols == d && acc->dtype == DT_I64 && acc->cols == d * (d + 1) / 2 && shift <= 62);
+    if (x->rows == 0)
+        goto out;
+    if (!(scratch = aligned_alloc(64, (size_t)be->n_threads * MOMENT_TILE * MOMENT_TILE * sizeof *scratch)))
+        FAIL(ERR_NOMEM, "%d tiles", be->n_threads);
+#pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) reduction(| : bad)
+    for (int64_t t = 0; t < n * (n + 1) / 2; t++) {
+        int64_t ti, tj;
+        triangle_tile(t, &ti, &tj);
+        bad |= moment_tile(x, exp->data, shift, ti, tj, scratch + omp_get_thread_num() * MOMENT_TILE * MOMENT_TILE, acc->data);
+    }
+    *host_overflow |= bad;
+out:
+    free(scratch);
+    return err;
+}
+
+static void set(const struct mat *s, int64_t i, int64_t j, double v)
+{
+    if (s->dtype == DT_F32)
+        ((float *)s->data)[i * s->ld + j] = (float)v;
+    else
+        ((double *)s->data)[i * s->ld + j] = v;
+}
+
+/* Upper triangle of S's block from the lower one. */
+static void mirror(const struct mat *s, int64_t i0, int64_t i1, int64_t j0, int64_t j1)
+{
+    for (int64_t i = i0; i < i1; i++)
+        for (int64_t j = j0; j < min_i64(j1, i); j++)
+            if (s->dtype == DT_F32)
+                ((float *)s->data)[j * s->ld + i] = ((const float *)s->data)[i * s->ld + j];
+            else
+                ((double *)s->data)[j * s->ld + i] = ((const double *)s->data)[i * s->ld + j];
+}
+
+int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor, struct mat *s)
+{
+    int64_t d = s->rows, n = (d + MOMENT_TILE - 1) / MOMENT_TILE;
+    const int32_t *e = exp->data;
+    const int64_t *packed = acc->data;
+    assert(s->cols == d && exp->cols == d && acc->cols == d * (d + 1) / 2 && (s->dtype == DT_F32 || s->dtype == DT_F64));
+#pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) if (n > 1)
+    for (int64_t t = 0; t < n * (n + 1) / 2; t++) {
+        int64_t ti, tj;
+        double col[MOMENT_TILE];
+        triangle_tile(t, &ti, &tj);
+        int64_t i0 = ti * MOMENT_TILE, i1 = min_i64(i0 + MOMENT_TILE, d), j0 = tj * MOMENT_TILE, j1 = min_i64(j0 + MOMENT_TILE, d);
+        powers(e + j0, 1, col, j1 - j0);
+        for (int64_t i = i0; i < i1; i++) {
+            double row = ldexp(1, e[i] - shift);
+            for (int64_t j = j0; j < min_i64(j1, i + 1); j++)
+                set(s, i, j, (double)packed[i * (i + 1) / 2 + j] * row * col[j - j0] * factor);
+        }
+        for (int64_t i = i0; i < i1; i += MIRROR)
+            for (int64_t j = j0; j < min_i64(j1, i + MIRROR); j += MIRROR)
+                mirror(s, i, min_i64(i + MIRROR, i1), j, min_i64(j + MIRROR, j1));
+    }
+    return OK;
+}
