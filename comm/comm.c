@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The calls of comm.h: what is common to all transports. Mats are reached through host_begin/host_end of their backend, which
- * on the CPU is the memory itself and elsewhere a staged copy. */
+ * The calls of comm.h: what is common to all transports. Mats are reached through host_begin/host_end of their backend,
+ * which on the CPU is the memory itself and elsewhere a staged copy. */
 #include "comm/comm.h"
 
 #include "base/err.h"

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Communication between ranks: one table, callers never test size == 1.
  *
- * Memory: a `struct mat` lives in the memory of comm->be; `void *` arguments are host memory. Counts and roots are the same
- * on every rank unless said otherwise. All calls but send and recv are collective; errors of the transport are ERR_COMM.
- * Ordinary failures (a missing file) are agreed before ranks go on: err = comm_agree(comm, open_it(...)).
+ * Memory: a `struct mat` lives in the memory of comm->be; `void *` arguments are host memory. Counts and roots are the
+ * same on every rank unless said otherwise. All calls but send and recv are collective; errors of the transport are
+ * ERR_COMM. Ordinary failures (a missing file) are agreed before ranks go on: err = comm_agree(comm, open_it(...)).
  *
- * Reproducibility: sums are comm_sum_exact (64-bit integers: any order, any algorithm, same bits) or comm_tree_sum (f32 in one
- * fixed binary tree over TREE_LEAVES leaves, however many ranks own them).
+ * Reproducibility: sums are comm_sum_exact (64-bit integers: any order, any algorithm, same bits) or comm_tree_sum (f32
+ * in one fixed binary tree over TREE_LEAVES leaves, however many ranks own them).
  */
 #ifndef GLOWQ_COMM_COMM_H
 #define GLOWQ_COMM_COMM_H
@@ -29,9 +29,10 @@ struct comm {
 
 /* A single rank without MPI. */
 int comm_open_self(struct comm *comm, struct backend *be);
-/* All ranks of MPI_COMM_WORLD; initializes MPI (FUNNELED) if it isn't, and sets the rank that messages show (err_set_rank).
- * Started by no launcher (mpirun, srun --mpi=pmix: known by their environment variables) it is comm_open_self: MPI isn't
- * touched, which saves 0.1-0.3 s. ERR_COMM when srun started several tasks but MPI sees only one. */
+/* All ranks of MPI_COMM_WORLD; initializes MPI (FUNNELED) if it isn't, and sets the rank that messages show
+ * (err_set_rank). Started by no launcher (mpirun, srun --mpi=pmix: known by their environment variables) it is
+ * comm_open_self: MPI isn't touched, which saves 0.1-0.3 s. ERR_COMM when srun started several tasks but MPI sees only
+ * one. */
 int comm_open_mpi(struct comm *comm, struct backend *be);
 /* Finalizes MPI if open initialized it. Collective. */
 void comm_close(struct comm *comm);
@@ -65,9 +66,9 @@ int comm_bcast_mat(struct comm *comm, struct mat *m, int root);
 /* Blocking, point to point. tag < 1024. */
 int comm_send(struct comm *comm, const void *host, size_t bytes, int to, int tag);
 int comm_recv(struct comm *comm, void *host, size_t bytes, int from, int tag);
-/* parts f32 [n_parts T, cols]: this rank's partial sums as linear with shard_split() leaves them. sum f32 [T, cols] gets the
- * tree sum over all ranks' leaves, the same bits for every number of ranks. Powers of two: recursive doubling; other
- * counts gather the parts. sum may be parts where n_parts is 1. */
+/* parts f32 [n_parts T, cols]: this rank's partial sums as linear with shard_split() leaves them. sum f32 [T, cols]
+ * gets the tree sum over all ranks' leaves, the same bits for every number of ranks. Powers of two: recursive doubling;
+ * other counts gather the parts. sum may be parts where n_parts is 1. */
 int comm_tree_sum(struct comm *comm, const struct mat *parts, struct mat *sum);
 
 struct comm_ops {

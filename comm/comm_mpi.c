@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  * comm "mpi": all ranks of MPI_COMM_WORLD, host memory.
  *
- * Errors. MPI is told to return its errors; they become ERR_COMM with MPI's own text. What the other ranks then do is up to
- * the caller (comm_abort): a failed collective leaves them waiting.
+ * Errors. MPI is told to return its errors; they become ERR_COMM with MPI's own text. What the other ranks then do is
+ * up to the caller (comm_abort): a failed collective leaves them waiting.
  *
- * Sizes. MPI counts are int, ours are size_t: everything moves in pieces of at most move_bytes, so that 2 GB is no border.
- * Reductions move in pieces of reduce_bytes: Open MPI takes temporary buffers of a call's size from malloc, and above a few
- * MB their page faults cost more than the sum (26-54 ms for 64 MB in one call, 11 in pieces of 1-4 MB). */
-#include "comm/comm.h"
+ * Sizes. MPI counts are int, ours are size_t: everything moves in pieces of at most move_bytes, so that 2 GB is no
+ * border. Reductions move in pieces of reduce_bytes: Open MPI takes temporary buffers of a call's size from malloc, and
+ * above a few MB their page faults cost more than the sum (26-54 ms for 64 MB in one call, 11 in pieces of 1-4 MB). */
 #include "comm/comm_mpi.h"
+#include "comm/comm.h"
 
 #include "base/err.h"
 
@@ -124,7 +124,8 @@ static int sum_i64_mpi(struct comm *comm, int64_t *host, int64_t n)
     return reduce(comm, host, n, MPI_INT64_T, MPI_SUM);
 }
 
-/* Everybody's bytes by one MPI_Allgatherv while its int counts and offsets can name them; past that, one broadcast a rank. */
+/* Everybody's bytes by one MPI_Allgatherv while its int counts and offsets can name them; past that, one broadcast a
+ * rank. */
 static int allgather_mpi(struct comm *comm, const void *mine, const size_t *bytes, void *all)
 {
     int err = OK;
@@ -251,8 +252,8 @@ static const struct comm_ops mpi_ops = {
     .exchange = exchange_mpi,
 };
 
-/* mpirun, mpiexec (Open MPI, MPICH, MVAPICH) and srun --mpi=pmix|pmi2 set one of these for every rank. Without any, MPI_Init
- * would start a singleton, which costs 0.1-0.3 s and a helper process for nothing. */
+/* mpirun, mpiexec (Open MPI, MPICH, MVAPICH) and srun --mpi=pmix|pmi2 set one of these for every rank. Without any,
+ * MPI_Init would start a singleton, which costs 0.1-0.3 s and a helper process for nothing. */
 static int has_launcher(void)
 {
     static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"};

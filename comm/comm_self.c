@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * comm "self": one rank, no library. Collectives over one rank are copies or nothing; a message to oneself would wait for
- * ever under MPI's blocking rules, so it is refused. */
+ * comm "self": one rank, no library. Collectives over one rank are copies or nothing; a message to oneself would wait
+ * for ever under MPI's blocking rules, so it is refused. */
 #include "comm/comm.h"
 
 #include "base/err.h"

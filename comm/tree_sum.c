@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The tree sum: partial products of a row-parallel linear, added over ranks so that the result's bits don't know how many
- * ranks there are.
+ * The tree sum: partial products of a row-parallel linear, added over ranks so that the result's bits don't know how
+ * many ranks there are.
  *
  *   leaf   0   1   2   3   4   5   6   7        TREE_LEAVES fixed blocks of K
  *           \ /     \ /     \ /     \ /
@@ -11,9 +11,9 @@
  *                        +
  *
  * A rank's leaves are contiguous; its linear has already added them inside the maximal aligned subtrees ("parts",
- * shard_parts). With 1, 2, 4 or 8 ranks each rank holds one subtree of equal height: recursive doubling climbs the rest of the
- * tree, both partners adding left + right. Otherwise subtrees of several heights are spread over the ranks: all ranks
- * gather all parts and climb alone. */
+ * shard_parts). With 1, 2, 4 or 8 ranks each rank holds one subtree of equal height: recursive doubling climbs the rest
+ * of the tree, both partners adding left + right. Otherwise subtrees of several heights are spread over the ranks: all
+ * ranks gather all parts and climb alone. */
 #include "comm/comm.h"
 #include "comm/shard.h"
 

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Communication, run alone ("self") and under mpirun with 1, 2, 3, 4, 8 ranks. Every expected value is computed on every rank
- * from (rank, index) alone. Checks count failures instead of leaving the function, so that ranks stay in step.
+ * Communication, run alone ("self") and under mpirun with 1, 2, 3, 4, 8 ranks. Every expected value is computed on
+ * every rank from (rank, index) alone. Checks count failures instead of leaving the function, so that ranks stay in
+ * step.
  *
- * Mats live in a backend of this test whose device memory is readable only through host_begin: what it hands out is a copy,
- * as on a GPU, so that a call that touches device memory itself, or forgets host_end, gives wrong numbers here. */
+ * Mats live in a backend of this test whose device memory is readable only through host_begin: what it hands out is a
+ * copy, as on a GPU, so that a call that touches device memory itself, or forgets host_end, gives wrong numbers here.
+ */
 #include "comm/comm.h"
 #include "comm/comm_mpi.h"
 #include "comm/shard.h"
@@ -25,7 +27,8 @@ static int n_failed, n_checked, my_rank;
         }                                                                                                              \
     } while (0)
 
-/* ---- a backend that stages -------------------------------------------------------------------------------------------- */
+/* ---- a backend that stages
+ * -------------------------------------------------------------------------------------------- */
 
 /* "Device" memory is the true content with every byte inverted. */
 static void invert(unsigned char *to, const unsigned char *from, size_t n)
@@ -76,7 +79,8 @@ static int device_equals(const void *device, const void *host, size_t bytes)
     return 1;
 }
 
-/* ---- known numbers ---------------------------------------------------------------------------------------------------- */
+/* ---- known numbers
+ * ---------------------------------------------------------------------------------------------------- */
 
 static uint64_t mix(uint64_t a, uint64_t b)
 {
@@ -107,7 +111,8 @@ static void *must(void *p)
     return p;
 }
 
-/* ---- host memory ------------------------------------------------------------------------------------------------------ */
+/* ---- host memory
+ * ------------------------------------------------------------------------------------------------------ */
 
 static void test_bcast(struct comm *c)
 {
@@ -246,7 +251,8 @@ static void test_messages(struct comm *c)
     } else if (c->rank == 1) {
         err_quiet(1);
         CHECK(comm_recv(c, in, 6, 0, 3) == ERR_COMM && strstr(err_last(), "5 bytes, 6 expected"));
-        CHECK(comm_recv(c, in, 4, 0, 4) == ERR_COMM && strstr(err_last(), "MPI_Recv") && strstr(err_last(), "TRUNCATE"));
+        CHECK(comm_recv(c, in, 4, 0, 4) == ERR_COMM && strstr(err_last(), "MPI_Recv") &&
+              strstr(err_last(), "TRUNCATE"));
         err_quiet(0);
     }
     CHECK(comm_barrier(c) == OK);
@@ -274,7 +280,8 @@ static void test_errors(struct comm *c)
     CHECK(comm_barrier(c) == OK); /* and the communicator still works */
 }
 
-/* ---- mats ------------------------------------------------------------------------------------------------------------- */
+/* ---- mats
+ * ------------------------------------------------------------------------------------------------------------- */
 
 static void test_sum_exact(struct comm *c)
 {
@@ -356,7 +363,8 @@ static void test_tree_sum(struct comm *c)
         int n_parts = shard_parts(c->rank, c->size, own);
         int64_t n = shapes[k][0] * shapes[k][1];
         size_t bytes = (size_t)n * 4;
-        float *parts = must(malloc(bytes * 8 + 4)), *want = must(malloc(bytes + 4)), *zeros = must(calloc(bytes + 4, 1));
+        float *parts = must(malloc(bytes * 8 + 4)), *want = must(malloc(bytes + 4)),
+              *zeros = must(calloc(bytes + 4, 1));
         for (int p = 0; p < n_parts; p++)
             for (int64_t i = 0; i < n; i++)
                 parts[p * n + i] = by_hand(own[p].begin, own[p].end - own[p].begin, i);
@@ -392,7 +400,8 @@ static void test_tree_sum(struct comm *c)
     err_quiet(0);
 }
 
-/* ---- starting --------------------------------------------------------------------------------------------------------- */
+/* ---- starting
+ * --------------------------------------------------------------------------------------------------------- */
 
 static void test_srun_without_mpi(void)
 {
@@ -456,7 +465,8 @@ int main(int argc, char **argv)
 
     int err = comm_agree(&c, n_failed ? ERR_FORMAT : OK);
     if (c.rank == 0)
-        printf("%d ranks (%s): %d checks on this rank, %s\n", c.size, c.ops->name, n_checked, err ? "FAILED" : "passed");
+        printf("%d ranks (%s): %d checks on this rank, %s\n", c.size, c.ops->name, n_checked,
+               err ? "FAILED" : "passed");
     comm_close(&c);
     return err ? 1 : 0;
 }

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Who owns what, checked exhaustively: every number of ranks, many sizes and units. The properties are written here anew
- * (tiling, the formula, aligned subtrees), not read from shard.c. */
+ * Who owns what, checked exhaustively: every number of ranks, many sizes and units. The properties are written here
+ * anew (tiling, the formula, aligned subtrees), not read from shard.c. */
 #include "comm/shard.h"
 
 #include "base/err.h"
 
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
-#include <cmocka.h>
 
 static void even_shares_tile(void **state)
 {
@@ -161,7 +161,8 @@ static void check_panels(const int64_t *rows, int n_modules, int ranks)
     struct panels s[20];
     for (int p = 0; p < ranks; p++)
         assert_int_equal(panels_create(rows, n_modules, p, ranks, &s[p]), OK);
-    /* The panels: each inside one module, starting at a multiple of 256 of the module, 256 rows but for the module's last. */
+    /* The panels: each inside one module, starting at a multiple of 256 of the module, 256 rows but for the module's
+     * last. */
     int64_t module_begin = 0, panel = 0;
     for (int i = 0; i < n_modules; i++) {
         for (int64_t r = 0; r < rows[i]; panel++) {
@@ -204,8 +205,9 @@ static void check_panels(const int64_t *rows, int n_modules, int ranks)
 static void panels_never_straddle_modules(void **state)
 {
     (void)state;
-    static const int64_t groups[][4] = {{4096, 1024, 1024, 0}, {64, 32, 32, 0}, {172, 172, 0, 0}, {1, 0, 257, 512},
-                                        {256, 256, 256, 256},  {255, 1, 0, 0},  {0, 0, 0, 0},     {11008, 11008, 1, 300}};
+    static const int64_t groups[][4] = {{4096, 1024, 1024, 0}, {64, 32, 32, 0},       {172, 172, 0, 0},
+                                        {1, 0, 257, 512},      {256, 256, 256, 256},  {255, 1, 0, 0},
+                                        {0, 0, 0, 0},          {11008, 11008, 1, 300}};
     for (size_t g = 0; g < sizeof groups / sizeof groups[0]; g++)
         for (int n_modules = 1; n_modules <= 4; n_modules++)
             for (int ranks = 1; ranks <= 20; ranks++)
