@@ -141,10 +141,11 @@ static int is_eos(const struct model_config *config, int32_t id)
     return 0;
 }
 
-static int prompt_ids(struct model *model, const char *prompt, struct generation *out)
+static int prompt_ids(struct model *model, const char *prompt, int parse_special, struct generation *out)
 {
     int err = OK;
-    TRY(tokenizer_encode(model->tokenizer, prompt, strlen(prompt), TOKENIZE_ADD_BOS | TOKENIZE_PARSE_SPECIAL, &out->prompt));
+    const int flags = TOKENIZE_ADD_BOS | (parse_special ? TOKENIZE_PARSE_SPECIAL : 0);
+    TRY(tokenizer_encode(model->tokenizer, prompt, strlen(prompt), flags, &out->prompt));
     if (out->prompt.n == 0)
         FAIL(ERR_ARG, "the prompt is empty and this tokenizer adds no BOS: nothing to continue");
     if (out->prompt.n >= model->config.max_position)
@@ -161,7 +162,7 @@ int generate(struct model *model, const char *prompt, const struct generate_opti
     int32_t *ids = NULL;
     memset(out, 0, sizeof *out);
     out->finish = "length";
-    TRY(comm_agree(model->dec.tp, prompt_ids(model, prompt, out)));
+    TRY(comm_agree(model->dec.tp, prompt_ids(model, prompt, options->parse_special, out)));
     int64_t length = out->prompt.n + options->max_tokens;
     if (length > model->config.max_position)
         length = model->config.max_position;

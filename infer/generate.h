@@ -14,6 +14,7 @@ struct generate_options {
     int64_t top_k;      /* 0: off */
     double top_p;       /* 1: off */
     uint64_t seed;
+    int parse_special; /* special tokens written in the prompt count as tokens */
     /* Called on rank 0 with each piece of complete UTF-8 text as it comes; may be NULL. */
     void (*on_text)(void *ctx, const char *text, size_t n);
     void *ctx;

@@ -29,21 +29,26 @@ static int has_nonfinite(const void *data, enum dtype dtype, int64_t n)
     return bad;
 }
 
-static int fetch_from_file(void *ctx, int64_t row0, int64_t rows, void *dst)
+int load_rows(const struct checkpoint *ck, const struct tensor *t, int64_t row0, int64_t rows, void *dst)
 {
     int err = OK;
-    const struct file_rows *f = ctx;
-    const int64_t n = rows * (f->tensor->n_dims == 2 ? f->tensor->shape[1] : 1);
+    const int64_t n = rows * (t->n_dims == 2 ? t->shape[1] : 1);
     float *named = NULL;
-    TRY(checkpoint_read_rows(f->ck, f->tensor, row0, rows, dst));
-    if (has_nonfinite(dst, f->tensor->dtype, n)) { /* read it again to name the element */
+    TRY(checkpoint_read_rows(ck, t, row0, rows, dst));
+    if (has_nonfinite(dst, t->dtype, n)) { /* read it again to name the element */
         if (!(named = malloc((size_t)n * sizeof *named)))
             FAIL(ERR_NOMEM, "%lld elements", (long long)n);
-        TRY(checkpoint_read_f32(f->ck, f->tensor, row0, rows, named));
+        TRY(checkpoint_read_f32(ck, t, row0, rows, named));
     }
 out:
     free(named);
     return err;
+}
+
+static int fetch_from_file(void *ctx, int64_t row0, int64_t rows, void *dst)
+{
+    const struct file_rows *f = ctx;
+    return load_rows(f->ck, f->tensor, row0, rows, dst);
 }
 
 struct source_rows {
@@ -151,20 +156,31 @@ out:
     return err;
 }
 
+int load_embedding_checkpoint(struct decoder *dec, const struct checkpoint *ck)
+{
+    int err = OK;
+    const struct model_config *c = dec->config;
+    const struct tensor *t = NULL;
+    TRY(checkpoint_expect(ck, TENSOR_EMBEDDING, 2, c->vocab_size, c->d_model, &t));
+    struct file_rows file = {ck, t};
+    TRY(packed_load_dense(dec->be, fetch_from_file, &file, t->dtype, c->d_model, dec->shape.vocab,
+                          (struct range){0, c->d_model}, &dec->embedding));
+out:
+    return err;
+}
+
 int load_ends_checkpoint(struct decoder *dec, const struct checkpoint *ck)
 {
     int err = OK;
     const struct model_config *c = dec->config;
     const struct range all = {0, c->d_model};
     const struct tensor *t = NULL;
-    TRY(checkpoint_expect(ck, TENSOR_EMBEDDING, 2, c->vocab_size, c->d_model, &t));
-    struct file_rows file = {ck, t};
-    TRY(packed_load_dense(dec->be, fetch_from_file, &file, t->dtype, c->d_model, dec->shape.vocab, all, &dec->embedding));
+    TRY(load_embedding_checkpoint(dec, ck));
     if (c->tied_embeddings) {
         dec->head = dec->embedding;
     } else {
         TRY(checkpoint_expect(ck, TENSOR_HEAD, 2, c->vocab_size, c->d_model, &t));
-        file.tensor = t;
+        struct file_rows file = {ck, t};
         TRY(packed_load_dense(dec->be, fetch_from_file, &file, t->dtype, c->d_model, dec->shape.vocab, all, &dec->head));
     }
     TRY(vector_from(dec->be, ck, TENSOR_NORM, c->d_model, all, &dec->norm_buf, &dec->norm));

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Corpus: see corpus.h. */
+#include "calib/corpus.h"
+
+#include "base/err.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/philox.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Tokens of a super-block: large enough that turning a leaf's Gram matrix into integers is a few percent of computing it,
+ * small enough that activations stay small and that few sequences spread over many ranks. */
+enum { BLOCK_TOKENS = 2048 };
+
+static const size_t text_max_bytes = (size_t)8 << 30;
+
+static int encode_files(const struct tokenizer *tokenizer, const char *const *texts, int n_texts, struct token_ids *ids,
+                        char sha256[65])
+{
+    int err = OK;
+    char *text = NULL;
+    size_t n = 0;
+    struct sha256 *hash = NULL;
+    TRY(sha256_open(&hash));
+    for (int i = 0; i < n_texts; i++) {
+        TRY(file_read(texts[i], text_max_bytes, &text, &n));
+        TRY(sha256_add(hash, text, n));
+        if (tokenizer_encode(tokenizer, text, n, 0, ids) != OK)
+            FAIL(ERR_FORMAT, "%s: %s", texts[i], err_last());
+        free(text);
+        text = NULL;
+    }
+out:
+    free(text);
+    if (hash) {
+        int closed = sha256_close(hash, sha256);
+        err = err ? err : closed;
+    }
+    return err;
+}
+
+/* The first n entries of a Fisher-Yates shuffle of 0..total-1. The modulo's bias is below total / 2^64. */
+static int draw_windows(int64_t total, int64_t n, uint64_t seed, int64_t *chosen)
+{
+    int err = OK;
+    int64_t *order = malloc((size_t)total * sizeof *order);
+    if (!order)
+        FAIL(ERR_NOMEM, "%lld windows", (long long)total);
+    for (int64_t i = 0; i < total; i++)
+        order[i] = i;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t j = i + (int64_t)(philox_u64(seed, STREAM_WINDOWS, 0, (uint64_t)i) % (uint64_t)(total - i));
+        int64_t swap = order[i];
+        order[i] = order[j];
+        order[j] = swap;
+        chosen[i] = order[i];
+    }
+out:
+    free(order);
+    return err;
+}
+
+int corpus_read(const struct tokenizer *tokenizer, const char *const *texts, int n_texts, int64_t samples, int64_t seq_len,
+                int64_t vocab_size, uint64_t seed, struct corpus *corpus)
+{
+    int err = OK;
+    struct token_ids stream = {0};
+    int64_t *chosen = NULL;
+    const int64_t bos = tokenizer_bos(tokenizer), lead = bos >= 0, body = seq_len - lead;
+    memset(corpus, 0, sizeof *corpus);
+    TRY(encode_files(tokenizer, texts, n_texts, &stream, corpus->text_sha256));
+    const int64_t available = stream.n / body;
+    if (available == 0)
+        FAIL(ERR_ARG, "%s%s: %lld tokens are fewer than one sequence of --seq-len %lld", texts[0],
+             n_texts > 1 ? " and the other texts" : "", (long long)stream.n, (long long)seq_len);
+    for (int64_t i = 0; i < stream.n; i++)
+        if (stream.ids[i] >= vocab_size)
+            FAIL(ERR_FORMAT, "the tokenizer gives id %d, the model's vocabulary ends at %lld", stream.ids[i],
+                 (long long)vocab_size - 1);
+    corpus->n_sequences = samples < available ? samples : available;
+    if (available < samples)
+        log_warn("the text holds %lld sequences of %lld tokens, --samples asks for %lld: using %lld", (long long)available,
+                 (long long)seq_len, (long long)samples, (long long)available);
+    corpus->seq_len = seq_len;
+    corpus->block_sequences = seq_len < BLOCK_TOKENS ? BLOCK_TOKENS / seq_len : 1;
+    corpus->n_blocks = (corpus->n_sequences + corpus->block_sequences - 1) / corpus->block_sequences;
+    corpus->ids = malloc((size_t)(corpus->n_sequences * seq_len) * sizeof *corpus->ids);
+    chosen = malloc((size_t)corpus->n_sequences * sizeof *chosen);
+    if (!corpus->ids || !chosen)
+        FAIL(ERR_NOMEM, "%lld sequences of %lld tokens", (long long)corpus->n_sequences, (long long)seq_len);
+    TRY(draw_windows(available, corpus->n_sequences, seed, chosen));
+    for (int64_t i = 0; i < corpus->n_sequences; i++) {
+        int32_t *sequence = corpus->ids + i * seq_len;
+        if (lead)
+            sequence[0] = (int32_t)bos;
+        memcpy(sequence + lead, stream.ids + chosen[i] * body, (size_t)body * sizeof *sequence);
+    }
+    TRY(sha256_hex(corpus->ids, (size_t)(corpus->n_sequences * seq_len) * sizeof *corpus->ids, corpus->ids_sha256));
+out:
+    free(stream.ids);
+    free(chosen);
+    if (err)
+        corpus_free(corpus);
+    return err;
+}
+
+void corpus_free(struct corpus *corpus)
+{
+    free(corpus->ids);
+    corpus->ids = NULL;
+}
+
+int64_t corpus_block(const struct corpus *corpus, int64_t b, int64_t *first)
+{
+    *first = b * corpus->block_sequences;
+    int64_t left = corpus->n_sequences - *first;
+    return left < corpus->block_sequences ? left : corpus->block_sequences;
+}
