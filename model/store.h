@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Store: what calibration writes and inference reads, a folder NAME.glowq/.
+ *
+ *   model.h5          attributes of the whole model; /layers/NNNN and /head are external links to the files below
+ *   layers/NNNN.h5    one decoder layer each (0000, 0001, ...), published one by one
+ *   head.h5           what stands before and after the layers
+ *   config.json, tokenizer.json, ...   copied from the checkpoint (store_copied_files)
+ *   manifest.json     SHA-256 and size of every file above, and deterministic facts (model/manifest.h)
+ *   run.json, report.html              times and hosts; not deterministic, not in the manifest, not needed
+ * A folder with model.h5 and manifest.json is finished; both are written last.
+ *
+ * The HDF5 tree, version 1. "[n, m]" is a dataset's shape; strings are fixed-length, null-padded ASCII.
+ *   layers/NNNN.h5
+ *   /            attributes  format "glowq-layer"  version i64  layer i64  fingerprint string (64 hex digits)
+ *   /modules/M   M = q_proj k_proj v_proj o_proj gate_proj up_proj down_proj
+ *                attributes  scheme "rtn-asym"  bits i64  group_size i64  d_out i64  d_in i64  rank i64
+ *                            captured f64 (this module's share of its group's captured error)
+ *     codes      u8  [d_out, row_bytes]   LSB-first bit stream, rows padded to 4 bytes (model/pack.h)
+ *     scales     f16 [d_out, n_groups]    n_groups = ceil(d_in / group_size); the last group may be shorter
+ *     zeros      u8  [d_out, n_groups]    weight = scale * (code - zero)
+ *     A          factor dtype [d_out, rank]     absent where rank = 0
+ *     bias       as in the checkpoint [d_out]   absent where the family has none
+ *   /groups/G    G = qkv o gate_up down
+ *                attributes  rank i64  d_in i64  factor_dtype string  steps i64  energy energy_error trace captured
+ *                            error_norm2 f64 (calib/solve.h says what they mean)
+ *     B          factor dtype [rank, d_in]      absent where rank = 0
+ *   /vectors/V   V = input_layernorm post_attention_layernorm q_norm k_norm, as in the checkpoint [n]; absent as in the
+ * family /checksums   the tree of datasets once more: /checksums/modules/q_proj/codes holds u8 [n_blocks, 16], the
+ * canonical XXH3-128 of each block of rows of /modules/q_proj/codes. A block is STORE_BLOCK_ROWS rows of a matrix,
+ *                STORE_BLOCK_ELEMENTS elements of a vector; the last may be shorter. So any row range can be checked.
+ *   head.h5
+ *   /            attributes  format "glowq-head"  version  fingerprint
+ *   /embedding [vocab, d_model]  /norm [d_model]  /lm_head [vocab, d_model] (absent where tied), as in the checkpoint;
+ * /checksums model.h5 /            attributes  format "glowq"  version  fingerprint  family  n_layers  d_model  d_ff
+ * n_heads  n_kv_heads  head_dim vocab_size  bits  group_size (0: one group a row)  max_rank  scheme  solver
+ * factor_dtype Every dataset has an attribute dtype ("f32", "f16", "bf16", "u8"): HDF5 has no bf16, such data is stored
+ * as u16. Datasets are contiguous, little-endian, unfiltered, allocated early; those of 64 KB or more begin at
+ * multiples of 4096 bytes. Format bounds are HDF5 1.10's (its metadata has checksums), no times are stored: equal
+ * content gives equal bytes.
+ *
+ * Versions. A reader opens its own version and older ones, and refuses newer ones by name. An added attribute or
+ * dataset that old readers may ignore keeps the number; anything else raises it. Mixtures of experts will stack experts
+ * on a leading axis
+ * ([n_experts, d_out, row_bytes], blocks of rows per expert, attribute n_experts) under version 2.
+ *
+ * Not collective: one writer a layer; any number of readers, each thread with its own struct store_layer.
+ * Errors of HDF5 carry its innermost message. What is read is checked: ERR_FORMAT names file, dataset and block.
+ */
+#ifndef GLOWQ_MODEL_STORE_H
+#define GLOWQ_MODEL_STORE_H
+
+#include "base/mat.h"
+#include "model/config.h"
+#include "model/families.h"
+
+#include <stdint.h>
+
+enum { STORE_VERSION = 1, STORE_BLOCK_ROWS = 64, STORE_BLOCK_ELEMENTS = 4096 };
+
+#define STORE_SCHEME "rtn-asym"
+
+struct store_module {
+    int64_t d_out, d_in;
+    int bits;
+    int64_t group_size; /* 1 .. d_in */
+    int64_t n_groups;   /* derived */
+    int64_t row_bytes;  /* derived: of a packed row of codes */
+    int has_bias;
+    enum dtype bias_dtype;
+    double captured;
+};
+
+struct store_group {
+    int64_t rank, d_in; /* rank 0: no A and no B */
+    enum dtype factor_dtype;
+    int64_t steps;
+    double energy, energy_error, trace, captured, error_norm2;
+};
+
+struct store_vector {
+    int64_t n; /* 0: absent */
+    enum dtype dtype;
+};
+
+/* One layer: shapes for the writer, everything for the reader. */
+struct store_layer_facts {
+    int64_t layer;
+    char fingerprint[65];
+    struct store_module module[N_MODULES];
+    struct store_group group[N_GROUPS];
+    struct store_vector vector[N_VECTORS];
+};
+
+/* The whole model: attributes of model.h5. */
+struct store_facts {
+    char fingerprint[65];
+    int64_t n_layers;
+    int bits;
+    int64_t group_size; /* as asked for; 0: one group a row */
+    int64_t max_rank;   /* the largest rank of any group */
+    enum dtype factor_dtype;
+    char scheme[16], solver[16];
+};
+
+/* ---- writing
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/* Makes DIR and DIR/layers, takes the folder for this job and removes temporaries that a killed one left. ERR_IO when
+ * another job holds it. *lock goes to store_unlock. */
+int store_lock(const char *dir, int *lock);
+void store_unlock(int lock);
+/* Shapes of one layer for given settings, from the configuration: what store_layer_create wants. rank is clamped as the
+ * solver clamps it, to min(rows of the group, d_in); group_size 0: one group a row; dtypes: of the checkpoint's biases
+ * and norms. */
+void store_layer_plan(const struct model_config *config, int64_t layer, const char *fingerprint, int bits,
+                      int64_t group_size, int64_t rank, enum dtype factor_dtype, enum dtype vector_dtype,
+                      struct store_layer_facts *facts);
+
+struct store_writer; /* one file being written under its temporary name */
+
+/* Allocates the whole file on disk, so that a full disk is found here. facts: shapes only; copied. */
+int store_layer_create(const char *dir, const struct store_layer_facts *facts, struct store_writer **writer);
+/* Rows [row0, row0 + rows) of a module, in any order, each once. row0 is a multiple of STORE_BLOCK_ROWS, and so is rows
+ * unless the module ends there. packed [rows, row_bytes], scales f16 and zeros [rows, n_groups]. */
+int store_put_codes(struct store_writer *writer, enum module module, int64_t row0, int64_t rows, const uint8_t *packed,
+                    const uint16_t *scales, const uint8_t *zeros);
+/* The same rows' part of A, [rows, rank] in the factor dtype. Not called where rank is 0. */
+int store_put_a(struct store_writer *writer, enum module module, int64_t row0, int64_t rows, const void *a);
+int store_put_bias(struct store_writer *writer, enum module module, const void *bias);
+int store_put_vector(struct store_writer *writer, enum vector vector, const void *data);
+/* B [rank, d_in] (NULL where rank is 0) and what is measured: steps ... error_norm2 of facts, and the captured share of
+ * each of the group's modules, in order. */
+int store_put_group(struct store_writer *writer, enum group group, const void *b, const struct store_group *facts,
+                    const double *module_captured);
+
+/* head.h5. lm_head absent: head_dtype is ignored and has_head is 0. */
+int store_head_create(const char *dir, const struct model_config *config, const char *fingerprint,
+                      enum dtype embedding_dtype, enum dtype norm_dtype, int has_head, enum dtype head_dtype,
+                      struct store_writer **writer);
+enum store_end { STORE_EMBEDDING, STORE_NORM, STORE_HEAD, N_STORE_ENDS };
+/* Rows as for store_put_codes; the norm is given whole (row0 0, rows d_model). */
+int store_put_end(struct store_writer *writer, enum store_end end, int64_t row0, int64_t rows, const void *data);
+
+/* Everything put? checksums, H5Fclose, fsync, rename, fsync of the folder. Frees the writer, also on error; after an
+ * error nothing stands under the final name that wasn't there before. */
+int store_publish(struct store_writer *writer);
+/* Gives the file up. Accepts NULL. */
+void store_discard(struct store_writer *writer);
+
+/* The names of files copied from a checkpoint's folder where they exist; ends with NULL. */
+const char *const *store_copied_files(void);
+int store_copy_files(const char *checkpoint_dir, const char *dir);
+/* model.h5, after all layers. */
+int store_model_publish(const char *dir, const struct store_facts *facts, const struct model_config *config);
+
+/* What stands under layer l's name. Damaged ones are named in a warning. ERR_IO only where the disk itself fails. */
+enum store_state { STORE_MISSING, STORE_DONE, STORE_DAMAGED, STORE_FOREIGN /* whole, but of another fingerprint */ };
+int store_layer_state(const char *dir, int64_t l, const char *fingerprint, enum store_state *state);
+int store_head_state(const char *dir, const char *fingerprint, enum store_state *state);
+
+/* ---- reading
+ * ---------------------------------------------------------------------------------------------------------- */
+
+struct store;
+struct store_layer;
+
+/* Checks the manifest, and by it every small file (configuration, tokenizer, model.h5). */
+int store_open(const char *dir, struct store **store);
+void store_close(struct store *store);
+const struct store_facts *store_facts(const struct store *store);
+const char *store_dir(const struct store *store);
+const struct model_config *store_config(const struct store *store);
+
+/* Checks fingerprint, layer number and every dataset's shape and dtype against the configuration. */
+int store_layer_open(const struct store *store, int64_t l, struct store_layer **layer);
+void store_layer_close(struct store_layer *layer);
+const struct store_layer_facts *store_layer_facts(const struct store_layer *layer);
+/* Any row range. codes u8 [rows, d_in], one code a byte; scales f16 and zeros u8 [rows, n_groups]. */
+int store_read_codes(struct store_layer *layer, enum module module, int64_t row0, int64_t rows, uint8_t *codes,
+                     uint16_t *scales, uint8_t *zeros);
+/* As stored: A [rows, rank], B rows [rows, d_in], bias and vector elements [row0, row0 + rows). ERR_ARG where absent.
+ */
+int store_read_a(struct store_layer *layer, enum module module, int64_t row0, int64_t rows, void *a);
+int store_read_b(struct store_layer *layer, enum group group, int64_t row0, int64_t rows, void *b);
+int store_read_bias(struct store_layer *layer, enum module module, int64_t row0, int64_t rows, void *bias);
+int store_read_vector(struct store_layer *layer, enum vector vector, int64_t row0, int64_t rows, void *data);
+
+struct store_head;
+int store_head_open(const struct store *store, struct store_head **head);
+void store_head_close(struct store_head *head);
+/* dtype of an end; has = 0 where it is absent (a tied lm_head). */
+int store_head_has(const struct store_head *head, enum store_end end, enum dtype *dtype);
+int store_read_end(struct store_head *head, enum store_end end, int64_t row0, int64_t rows, void *data);
+
+/* Every file's SHA-256 and size against the manifest, every dataset's blocks. Each problem is printed; the first one's
+ * code is returned, n_problems (may be NULL) counts them. */
+int store_verify(const char *dir, int64_t *n_problems);
+
+#endif
