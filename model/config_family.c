@@ -136,16 +136,18 @@ static int is_neutral(const json_t *v, double number)
     return json_is_null(v) || json_is_false(v);
 }
 
-/* ERR_UNSUPPORTED for a suspicious key whose value does something. */
-static int check_key(const char *where, const char *key, const json_t *v)
+/* ERR_UNSUPPORTED for a suspicious key whose value does something; *known: the key is suspicious, and does nothing. */
+static int check_key(const char *where, const char *key, const json_t *v, int *known)
 {
     int err = OK;
     char *text = NULL;
-    for (size_t i = 0; i < sizeof suspicious / sizeof *suspicious; i++) {
+    *known = 0;
+    for (size_t i = 0; i < sizeof suspicious / sizeof *suspicious && !*known; i++) {
         if (!strstr(key, suspicious[i].part))
             continue;
-        if (is_neutral(v, suspicious[i].neutral))
-            goto out;
+        *known = is_neutral(v, suspicious[i].neutral);
+        if (*known)
+            continue;
         text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
         FAIL(ERR_UNSUPPORTED, "%s: \"%.100s\": %.200s may change the result and is not supported", where, key,
              text ? text : "its value");
@@ -157,7 +159,7 @@ out:
 
 static int check_keys(const json_t *root, const char *where)
 {
-    int err = OK;
+    int err = OK, known;
     const char *key;
     json_t *v;
     char ignored[256] = "";
@@ -165,9 +167,10 @@ static int check_keys(const json_t *root, const char *where)
     {
         if (is_harmless(key))
             continue;
-        TRY(check_key(where, key, v));
+        TRY(check_key(where, key, v, &known));
         size_t used = strlen(ignored);
-        snprintf(ignored + used, sizeof ignored - used, "%s%s", used ? ", " : "", key);
+        if (!known && !json_is_null(v))
+            snprintf(ignored + used, sizeof ignored - used, "%s%s", used ? ", " : "", key);
     }
     if (ignored[0])
         log_warn("%s: keys without a meaning here are ignored: %s", where, ignored);

@@ -153,7 +153,8 @@ static int check_tiling(const struct shard *file, struct tensor *tensors, int64_
 {
     int err = OK;
     uint64_t end = file->data_start;
-    qsort(tensors, (size_t)n, sizeof *tensors, by_offset);
+    if (n > 0)
+        qsort(tensors, (size_t)n, sizeof *tensors, by_offset);
     for (int64_t i = 0; i < n; i++) {
         const struct tensor *t = &tensors[i];
         if (t->offset < end)

@@ -1,0 +1,750 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Configurations and families: what is read from config.json, with the defaults of the configuration classes in
+ * transformers (checked against transformers 5.23), what is refused, and checkpoints that do not fit their
+ * configuration. Configurations of published models are read where they lie beside the source tree.
+ */
+#include "base/err.h"
+#include "base/file.h"
+#include "model/families.h"
+
+#include "tests/checkpoint_files.h"
+
+#include <inttypes.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+/* The keys without a default, as small as they can be and all different. */
+#define SIZES                                                                                                          \
+    "\"hidden_size\":12,\"intermediate_size\":10,\"num_hidden_layers\":3,\"num_attention_heads\":6,\"vocab_size\":7"
+#define LLAMA "{\"model_type\":\"llama\"," SIZES
+#define MISTRAL "{\"model_type\":\"mistral\"," SIZES ",\"num_key_value_heads\":2"
+#define QWEN2 "{\"model_type\":\"qwen2\"," SIZES ",\"num_key_value_heads\":2"
+#define QWEN3 "{\"model_type\":\"qwen3\"," SIZES ",\"num_key_value_heads\":2"
+
+static struct model_config read_ok(const char *text)
+{
+    struct model_config c;
+    write_text("config.json", text);
+    int err = config_read(scratch, &c);
+    if (err)
+        fail_msg("refused: %s\n%s", err_last(), text);
+    return c;
+}
+
+/* ---- what is read ---- */
+
+static void reads_llama(void **state)
+{
+    (void)state;
+    struct model_config c = read_ok(
+        LLAMA
+        ",\"architectures\":[\"LlamaForCausalLM\"],\"num_key_value_heads\":3,\"head_dim\":4,\"hidden_act\":\"silu\","
+        "\"max_position_embeddings\":99,\"rms_norm_eps\":1e-05,\"rope_theta\":500000.0,\"rope_scaling\":null,"
+        "\"tie_word_embeddings\":true,\"attention_bias\":true,\"mlp_bias\":true,\"bos_token_id\":4,"
+        "\"eos_token_id\":[5,6],\"pretraining_tp\":1,\"torch_dtype\":\"bfloat16\",\"_name_or_path\":\"x\"}");
+    assert_string_equal(c.family, "llama");
+    assert_int_equal(c.n_layers, 3);
+    assert_int_equal(c.d_model, 12);
+    assert_int_equal(c.d_ff, 10);
+    assert_int_equal(c.n_heads, 6);
+    assert_int_equal(c.n_kv_heads, 3);
+    assert_int_equal(c.head_dim, 4);
+    assert_int_equal(c.vocab_size, 7);
+    assert_int_equal(c.max_position, 99);
+    assert_true(c.norm_eps == 1e-5);
+    assert_int_equal(c.rope.type, ROPE_DEFAULT);
+    assert_true(c.rope.theta == 500000.0);
+    assert_true(c.qkv_bias && c.o_bias && c.mlp_bias && c.tied_embeddings && !c.qk_norm);
+    assert_int_equal(c.sliding_window, 0);
+    assert_int_equal(c.bos_id, 4);
+    assert_int_equal(c.n_eos, 2);
+    assert_int_equal(c.eos_ids[0], 5);
+    assert_int_equal(c.eos_ids[1], 6);
+}
+
+struct defaults {
+    const char *text;
+    int64_t kv, head_dim, max_position, bos, eos, window; /* eos -1: none */
+    int qkv_bias, qk_norm;
+};
+
+/* Every optional key absent. mistral and qwen take more heads here because their default number of KV heads is 8
+ * and 32. */
+#define WIDE                                                                                                           \
+    "\"hidden_size\":128,\"intermediate_size\":10,\"num_hidden_layers\":2,\"num_attention_heads\":32,\"vocab_size\":"  \
+    "7}"
+
+static void knows_the_defaults(void **state)
+{
+    (void)state;
+    static const struct defaults families[] = {
+        {"{\"model_type\":\"llama\"," WIDE, 32, 4, 2048, 1, 2, 0, 0, 0},
+        {"{\"model_type\":\"mistral\"," WIDE, 8, 4, 131072, 1, 2, 4096, 0, 0},
+        {"{\"model_type\":\"qwen2\"," WIDE, 32, 4, 32768, -1, -1, 0, 1, 0},
+        {"{\"model_type\":\"qwen3\"," WIDE, 32, 128, 32768, -1, -1, 0, 0, 1},
+    };
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
+        const struct defaults *d = &families[i];
+        struct model_config c = read_ok(d->text);
+        assert_int_equal(c.n_kv_heads, d->kv);
+        assert_int_equal(c.head_dim, d->head_dim);
+        assert_int_equal(c.max_position, d->max_position);
+        assert_int_equal(c.bos_id, d->bos);
+        assert_int_equal(c.n_eos, d->eos >= 0);
+        assert_true(d->eos < 0 || c.eos_ids[0] == d->eos);
+        assert_int_equal(config_window(&c, 0), d->window);
+        assert_int_equal(c.qkv_bias, d->qkv_bias);
+        assert_int_equal(c.qk_norm, d->qk_norm);
+        assert_true(c.norm_eps == 1e-6 && c.rope.theta == 10000.0 && c.rope.type == ROPE_DEFAULT);
+        assert_true(!c.o_bias && !c.mlp_bias && !c.tied_embeddings);
+    }
+}
+
+static void reads_null_as_absent(void **state)
+{
+    (void)state;
+    struct model_config c = read_ok(
+        "{\"model_type\":\"mistral\"," SIZES ",\"num_key_value_heads\":null,\"head_dim\":null,\"rope_scaling\":null,"
+        "\"sliding_window\":null,\"bos_token_id\":null,\"eos_token_id\":null,\"quantization_config\":null,"
+        "\"layer_types\":null,\"architectures\":null}");
+    assert_int_equal(c.n_kv_heads, 6); /* null: one a head; only an absent key means 8 */
+    assert_int_equal(c.head_dim, 2);
+    assert_int_equal(c.sliding_window, 0); /* null: none; only an absent key means 4096 */
+    assert_int_equal(c.bos_id, -1);
+    assert_int_equal(c.n_eos, 0);
+}
+
+static void reads_rope(void **state)
+{
+    (void)state;
+    const char *llama3[] = {
+        LLAMA ",\"rope_theta\":500000,\"rope_scaling\":{\"factor\":8.0,\"low_freq_factor\":1.5,\"high_freq_factor\":4,"
+              "\"original_max_position_embeddings\":8192,\"rope_type\":\"llama3\"}}",
+        LLAMA
+        ",\"rope_parameters\":{\"rope_theta\":500000.0,\"factor\":8,\"low_freq_factor\":1.5,\"high_freq_factor\":4.0,"
+        "\"original_max_position_embeddings\":8192,\"rope_type\":\"llama3\"}}",
+        /* Written for old and new readers alike: the same said three times. */
+        LLAMA
+        ",\"rope_theta\":500000,\"rope_parameters\":{\"rope_theta\":500000.0,\"rope_type\":\"llama3\",\"factor\":8.0,"
+        "\"low_freq_factor\":1.5,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192},"
+        "\"rope_scaling\":{\"type\":\"llama3\",\"rope_type\":\"llama3\",\"factor\":8}}",
+        LLAMA ",\"max_position_embeddings\":8192,\"rope_theta\":500000,\"rope_scaling\":{\"factor\":8.0,"
+              "\"low_freq_factor\":1.5,\"high_freq_factor\":4,\"type\":\"llama3\"}}",
+    };
+    for (size_t i = 0; i < sizeof llama3 / sizeof *llama3; i++) {
+        struct model_config c = read_ok(llama3[i]);
+        assert_int_equal(c.rope.type, ROPE_LLAMA3);
+        assert_true(c.rope.theta == 500000.0 && c.rope.factor == 8.0);
+        assert_true(c.rope.low_freq_factor == 1.5 && c.rope.high_freq_factor == 4.0);
+        assert_int_equal(c.rope.original_max_position, 8192);
+    }
+    struct model_config c = read_ok(LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.5}}");
+    assert_int_equal(c.rope.type, ROPE_LINEAR);
+    assert_true(c.rope.factor == 2.5 && c.rope.theta == 10000.0);
+    c = read_ok(
+        QWEN3 ",\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":1000000,\"partial_rotary_factor\":1.0}}");
+    assert_int_equal(c.rope.type, ROPE_DEFAULT);
+    assert_true(c.rope.theta == 1e6);
+}
+
+/* The window of each of three layers. */
+static void reads_windows(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        int64_t window[3];
+    } cases[] = {
+        {MISTRAL ",\"sliding_window\":5}", {5, 5, 5}},
+        {MISTRAL
+         ",\"sliding_window\":5,\"layer_types\":[\"sliding_attention\",\"sliding_attention\",\"sliding_attention\"]}",
+         {5, 5, 5}},
+        {MISTRAL ",\"sliding_window\":null,\"layer_types\":[\"full_attention\",\"full_attention\",\"full_attention\"]}",
+         {0, 0, 0}},
+        {QWEN2 ",\"sliding_window\":5,\"max_window_layers\":1}", {0, 0, 0}}, /* not switched on */
+        {QWEN2 ",\"sliding_window\":5,\"max_window_layers\":1,\"use_sliding_window\":false}", {0, 0, 0}},
+        {QWEN2 ",\"sliding_window\":5,\"max_window_layers\":1,\"use_sliding_window\":true}", {0, 5, 5}},
+        {QWEN2 ",\"sliding_window\":5,\"max_window_layers\":0,\"use_sliding_window\":true}", {5, 5, 5}},
+        {QWEN2 ",\"sliding_window\":5,\"max_window_layers\":3,\"use_sliding_window\":true}", {0, 0, 0}},
+        {QWEN2 ",\"sliding_window\":5,\"use_sliding_window\":true}", {0, 0, 0}}, /* max_window_layers 28 */
+        {QWEN2 ",\"sliding_window\":null,\"max_window_layers\":1,\"use_sliding_window\":true}", {0, 0, 0}},
+        {QWEN3 ",\"max_window_layers\":2,\"use_sliding_window\":true}", {0, 0, 4096}},
+        {QWEN3 ",\"sliding_window\":5,\"use_sliding_window\":true,"
+               "\"layer_types\":[\"full_attention\",\"sliding_attention\",\"sliding_attention\"]}",
+         {0, 5, 5}},
+        {QWEN3 ",\"sliding_window\":5,\"use_sliding_window\":true,\"max_window_layers\":28,"
+               "\"layer_types\":[\"full_attention\",\"full_attention\",\"full_attention\"]}",
+         {0, 0, 0}},
+        {LLAMA ",\"sliding_window\":5,\"use_sliding_window\":false,\"max_window_layers\":28}", {0, 0, 0}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct model_config c = read_ok(cases[i].text);
+        for (int layer = 0; layer < 3; layer++)
+            if (config_window(&c, layer) != cases[i].window[layer])
+                fail_msg("layer %d: window %" PRId64 "\n%s", layer, config_window(&c, layer), cases[i].text);
+    }
+}
+
+static void reads_eos_ids(void **state)
+{
+    (void)state;
+    struct model_config c = read_ok(LLAMA ",\"eos_token_id\":-1}");
+    assert_int_equal(c.n_eos, 0);
+    write_text("generation_config.json", "{\"eos_token_id\":[6,3],\"temperature\":0.6}");
+    c = read_ok(LLAMA ",\"eos_token_id\":2}");
+    assert_int_equal(c.n_eos, 2);
+    assert_int_equal(c.eos_ids[0], 6);
+    assert_int_equal(c.eos_ids[1], 3);
+    write_text("generation_config.json", "{\"eos_token_id\":5}");
+    c = read_ok(LLAMA ",\"eos_token_id\":[2,3]}");
+    assert_int_equal(c.n_eos, 1);
+    assert_int_equal(c.eos_ids[0], 5);
+    write_text("generation_config.json", "{\"do_sample\":true,\"eos_token_id\":null}");
+    c = read_ok(LLAMA ",\"eos_token_id\":[2,3]}");
+    assert_int_equal(c.n_eos, 2);
+    assert_int_equal(c.eos_ids[1], 3);
+    write_text("generation_config.json", "{\"eos_token_id\":\"</s>\"}");
+    assert_int_equal(config_read(scratch, &c), ERR_FORMAT);
+    assert_non_null(strstr(err_last(), "generation_config.json: \"eos_token_id\""));
+    write_text("generation_config.json", "{\"eos_token_id\":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16]}");
+    assert_int_equal(config_read(scratch, &c), ERR_UNSUPPORTED);
+}
+
+static void ignores_what_changes_nothing(void **state)
+{
+    (void)state;
+    struct model_config c = read_ok(
+        QWEN2 ",\"hidden_act\":\"swish\",\"attention_bias\":true,\"embedding_multiplier\":1.0,\"logits_scaling\":1,"
+              "\"residual_multiplier\":1,\"final_logit_softcapping\":null,\"attn_logit_softcapping\":0.0,"
+              "\"num_experts\":0,\"use_qk_norm\":false,\"clip_qkv\":null,\"partial_rotary_factor\":1.0,"
+              "\"pruned_heads\":{},\"is_encoder_decoder\":false,\"cross_attention_hidden_size\":null}");
+    assert_true(c.qkv_bias && !c.o_bias); /* Qwen2's o never has one, whatever attention_bias says */
+}
+
+/* ---- what is refused ---- */
+
+struct refused {
+    const char *name, *text;
+    int code;
+    const char *says;
+};
+
+static struct refused refused[] = {
+    {"not JSON", "{", ERR_FORMAT, "not valid JSON"},
+    {"a list", "[]", ERR_FORMAT, "must be a JSON object"},
+    {"duplicate key", LLAMA ",\"vocab_size\":8}", ERR_FORMAT, "duplicate"},
+    {"no model_type", "{" SIZES "}", ERR_FORMAT,
+     "\"model_type\" must be a string (supported: llama, mistral, qwen2, qwen3)"},
+    {"unknown model_type", "{\"model_type\":\"gpt_oss\"," SIZES "}", ERR_UNSUPPORTED,
+     "\"gpt_oss\" is not supported (supported: llama, mistral, qwen2, qwen3)"},
+    {"mixtral", "{\"model_type\":\"mixtral\"," SIZES "}", ERR_UNSUPPORTED, "\"mixtral\" is not supported yet"},
+    {"qwen2_moe", "{\"model_type\":\"qwen2_moe\"," SIZES "}", ERR_UNSUPPORTED, "not supported yet"},
+    {"qwen3_moe", "{\"model_type\":\"qwen3_moe\"," SIZES "}", ERR_UNSUPPORTED, "not supported yet"},
+    {"architecture of another family", LLAMA ",\"architectures\":[\"MistralForCausalLM\"]}", ERR_UNSUPPORTED,
+     "expected LlamaForCausalLM"},
+    {"classifier", LLAMA ",\"architectures\":[\"LlamaForSequenceClassification\"]}", ERR_UNSUPPORTED,
+     "LlamaForSequenceClassification"},
+    {"architectures a string", LLAMA ",\"architectures\":\"LlamaForCausalLM\"}", ERR_FORMAT, "array of names"},
+    {"custom code", LLAMA ",\"auto_map\":{\"AutoModelForCausalLM\":\"modeling_x.X\"}}", ERR_UNSUPPORTED,
+     "\"auto_map\""},
+    {"hidden_size missing", "{\"model_type\":\"llama\"}", ERR_FORMAT,
+     "\"num_hidden_layers\" must be an integer, found nothing"},
+    {"hidden_size zero", "{\"model_type\":\"llama\",\"hidden_size\":0,\"num_hidden_layers\":1}", ERR_FORMAT,
+     "\"hidden_size\": 0 is out of range"},
+    {"vocab_size negative",
+     "{\"model_type\":\"llama\",\"hidden_size\":12,\"intermediate_size\":10,\"num_hidden_layers\":3,\"vocab_size\":-7}",
+     ERR_FORMAT, "\"vocab_size\": -7 is out of range"},
+    {"intermediate_size absurd",
+     "{\"model_type\":\"llama\",\"hidden_size\":12,\"intermediate_size\":2147483649,\"num_hidden_layers\":3}",
+     ERR_FORMAT, "\"intermediate_size\": 2147483649 is out of range"},
+    {"layers real", "{\"model_type\":\"llama\",\"num_hidden_layers\":3.0}", ERR_FORMAT, "found a real number"},
+    {"layers a string", "{\"model_type\":\"llama\",\"num_hidden_layers\":\"3\"}", ERR_FORMAT, "found a string"},
+    {"layers beyond 64 bits", "{\"model_type\":\"llama\",\"num_hidden_layers\":18446744073709551616}", ERR_FORMAT,
+     "not valid JSON"},
+    {"KV heads don't divide heads", LLAMA ",\"num_key_value_heads\":4}", ERR_FORMAT,
+     "\"num_attention_heads\": 6 is not a multiple of num_key_value_heads 4"},
+    {"default KV heads don't divide heads", "{\"model_type\":\"mistral\"," SIZES "}", ERR_FORMAT,
+     "num_key_value_heads 8"},
+    {"heads don't divide hidden_size",
+     "{\"model_type\":\"llama\",\"hidden_size\":13,\"intermediate_size\":10,\"num_hidden_layers\":3,\"num_attention_"
+     "heads\":6,"
+     "\"vocab_size\":7}",
+     ERR_FORMAT, "\"hidden_size\": 13 is not a multiple"},
+    {"odd head_dim", LLAMA ",\"head_dim\":3}", ERR_FORMAT, "\"head_dim\": 3 is odd"},
+    {"heads x head_dim absurd", LLAMA ",\"head_dim\":2147483648}", ERR_FORMAT, "x head_dim 2147483648 is out of range"},
+    {"max_position zero", LLAMA ",\"max_position_embeddings\":0}", ERR_FORMAT, "\"max_position_embeddings\": 0"},
+    {"eps zero", LLAMA ",\"rms_norm_eps\":0}", ERR_FORMAT, "\"rms_norm_eps\""},
+    {"eps negative", LLAMA ",\"rms_norm_eps\":-1e-5}", ERR_FORMAT, "\"rms_norm_eps\""},
+    {"gelu", LLAMA ",\"hidden_act\":\"gelu\"}", ERR_UNSUPPORTED, "\"hidden_act\": \"gelu\""},
+    {"tied a number", LLAMA ",\"tie_word_embeddings\":1}", ERR_FORMAT, "must be true or false"},
+    {"mistral with attention bias", MISTRAL ",\"attention_bias\":true}", ERR_UNSUPPORTED, "\"attention_bias\": true"},
+    {"qwen3 with mlp bias", QWEN3 ",\"mlp_bias\":true}", ERR_UNSUPPORTED, "\"mlp_bias\": true"},
+    {"rope yarn", LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4.0}}", ERR_UNSUPPORTED,
+     "\"yarn\" is not supported"},
+    {"rope dynamic", LLAMA ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":4.0}}", ERR_UNSUPPORTED,
+     "\"dynamic\" is not supported"},
+    {"rope longrope", LLAMA ",\"rope_scaling\":{\"type\":\"longrope\"}}", ERR_UNSUPPORTED,
+     "\"longrope\" is not supported"},
+    {"rope mrope", QWEN2 ",\"rope_scaling\":{\"type\":\"mrope\",\"mrope_section\":[1,1,1]}}", ERR_UNSUPPORTED,
+     "\"mrope\" is not supported"},
+    {"rope mrope renamed",
+     QWEN2 ",\"rope_scaling\":{\"type\":\"mrope\",\"rope_type\":\"default\",\"mrope_section\":[1,1,1]}}",
+     ERR_UNSUPPORTED, "contradicts"},
+    {"mrope_section", QWEN2 ",\"rope_scaling\":{\"rope_type\":\"default\",\"mrope_section\":[1,1,1]}}", ERR_UNSUPPORTED,
+     "\"mrope_section\""},
+    {"yarn in rope_parameters",
+     QWEN3 ",\"rope_parameters\":{\"rope_type\":\"yarn\",\"rope_theta\":1e6,\"factor\":4.0}}", ERR_UNSUPPORTED,
+     "\"yarn\" is not supported"},
+    {"attention_factor", LLAMA ",\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":2.0,\"attention_factor\":1.1}}",
+     ERR_UNSUPPORTED, "\"attention_factor\""},
+    {"rope a section per layer type", LLAMA ",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\"}}}",
+     ERR_UNSUPPORTED, "\"full_attention\""},
+    {"rope_scaling a string", LLAMA ",\"rope_scaling\":\"linear\"}", ERR_FORMAT, "must be an object or null"},
+    {"rope type a number", LLAMA ",\"rope_scaling\":{\"rope_type\":1}}", ERR_FORMAT, "must be a string"},
+    {"two rope_thetas", LLAMA ",\"rope_theta\":10000.0,\"rope_parameters\":{\"rope_theta\":500000.0}}", ERR_FORMAT,
+     "\"rope_theta\" is given twice"},
+    {"rope_theta zero", LLAMA ",\"rope_theta\":0}", ERR_FORMAT, "\"rope_theta\": 0 must be positive"},
+    {"linear without factor", LLAMA ",\"rope_scaling\":{\"type\":\"linear\"}}", ERR_FORMAT,
+     "\"factor\" must be a number"},
+    {"llama3 without low_freq_factor",
+     LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"high_freq_factor\":4}}", ERR_FORMAT,
+     "\"low_freq_factor\""},
+    {"llama3 with equal factors",
+     LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_factor\":4}}",
+     ERR_FORMAT, "must exceed low_freq_factor"},
+    {"partial rotary at the top", LLAMA ",\"partial_rotary_factor\":0.5}", ERR_UNSUPPORTED,
+     "\"partial_rotary_factor\": 0.5"},
+    {"partial rotary inside", LLAMA ",\"rope_parameters\":{\"partial_rotary_factor\":0.25}}", ERR_UNSUPPORTED,
+     "\"partial_rotary_factor\": 0.25"},
+    {"window zero", MISTRAL ",\"sliding_window\":0}", ERR_FORMAT, "\"sliding_window\": 0"},
+    {"window in llama", LLAMA ",\"sliding_window\":4096}", ERR_UNSUPPORTED, "\"sliding_window\" is set"},
+    {"window of mistral switched off", MISTRAL ",\"sliding_window\":5,\"use_sliding_window\":false}", ERR_UNSUPPORTED,
+     "\"use_sliding_window\": false"},
+    {"window layers negative", QWEN2 ",\"use_sliding_window\":true,\"max_window_layers\":-1}", ERR_FORMAT,
+     "\"max_window_layers\""},
+    {"layer type unknown", QWEN2 ",\"layer_types\":[\"full_attention\",\"linear_attention\",\"full_attention\"]}",
+     ERR_UNSUPPORTED, "\"layer_types\"[1]: \"linear_attention\""},
+    {"layer types too few", QWEN2 ",\"layer_types\":[\"full_attention\"]}", ERR_FORMAT, "array of 3 names"},
+    {"layer types against max_window_layers",
+     QWEN2 ",\"use_sliding_window\":true,\"sliding_window\":5,\"max_window_layers\":2,"
+           "\"layer_types\":[\"full_attention\",\"sliding_attention\",\"sliding_attention\"]}",
+     ERR_UNSUPPORTED, "\"layer_types\"[1]: sliding_attention contradicts"},
+    {"layer types alternating",
+     QWEN2 ",\"use_sliding_window\":true,\"sliding_window\":5,"
+           "\"layer_types\":[\"full_attention\",\"sliding_attention\",\"full_attention\"]}",
+     ERR_UNSUPPORTED, "\"layer_types\"[2]: full_attention contradicts"},
+    {"layer types without a window",
+     QWEN2 ",\"layer_types\":[\"sliding_attention\",\"sliding_attention\",\"sliding_attention\"]}", ERR_UNSUPPORTED,
+     "contradicts the sliding window"},
+    {"gptq", LLAMA ",\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}}", ERR_UNSUPPORTED,
+     "already quantized (quant_method gptq, 4 bits)"},
+    {"bitsandbytes",
+     LLAMA ",\"quantization_config\":{\"_load_in_8bit\":true,\"load_in_8bit\":true,\"quant_method\":\"bitsandbytes\"}}",
+     ERR_UNSUPPORTED, "already quantized (quant_method bitsandbytes, 8 bits)"},
+    {"fp8", LLAMA ",\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e4m3\"}}", ERR_UNSUPPORTED,
+     "already quantized (quant_method fp8, e4m3)"},
+    {"quantization without a method", LLAMA ",\"quantization_config\":{\"_load_in_4bit\":true}}", ERR_UNSUPPORTED,
+     "already quantized (quant_method not named, 4 bits)"},
+    {"compression_config", LLAMA ",\"compression_config\":{\"quant_method\":\"compressed-tensors\"}}", ERR_UNSUPPORTED,
+     "\"compression_config\": already quantized"},
+    {"embedding_multiplier", LLAMA ",\"embedding_multiplier\":12.0}", ERR_UNSUPPORTED,
+     "\"embedding_multiplier\": 12.0"},
+    {"residual_multiplier", LLAMA ",\"residual_multiplier\":0.22}", ERR_UNSUPPORTED, "\"residual_multiplier\""},
+    {"attention_multiplier", LLAMA ",\"attention_multiplier\":0.015625}", ERR_UNSUPPORTED, "\"attention_multiplier\""},
+    {"logits_scaling", LLAMA ",\"logits_scaling\":6.0}", ERR_UNSUPPORTED, "\"logits_scaling\""},
+    {"final_logit_softcapping", LLAMA ",\"final_logit_softcapping\":30.0}", ERR_UNSUPPORTED,
+     "\"final_logit_softcapping\""},
+    {"clip_qkv", LLAMA ",\"clip_qkv\":8}", ERR_UNSUPPORTED, "\"clip_qkv\""},
+    {"use_qk_norm", LLAMA ",\"use_qk_norm\":true}", ERR_UNSUPPORTED, "\"use_qk_norm\""},
+    {"attn_output_gate", LLAMA ",\"attn_output_gate\":true}", ERR_UNSUPPORTED, "\"attn_output_gate\""},
+    {"experts", LLAMA ",\"num_local_experts\":8}", ERR_UNSUPPORTED, "\"num_local_experts\""},
+    {"vision_config", MISTRAL ",\"vision_config\":{\"hidden_size\":1}}", ERR_UNSUPPORTED, "\"vision_config\""},
+    {"eos a string", LLAMA ",\"eos_token_id\":\"2\"}", ERR_FORMAT, "\"eos_token_id\" must be a token id"},
+    {"bos beyond 32 bits", LLAMA ",\"bos_token_id\":4294967296}", ERR_FORMAT, "\"bos_token_id\" must be a token id"},
+};
+enum { N_REFUSED = sizeof refused / sizeof *refused };
+
+static void refuses(void **state)
+{
+    const struct refused *r = *state;
+    struct model_config c;
+    write_text("config.json", r->text);
+    int err = config_read(scratch, &c);
+    if (err != r->code || !strstr(err_last(), r->says) || !strstr(err_last(), "/config.json: "))
+        fail_msg("expected code %d and \"%s\", got %d: %s", r->code, r->says, err, err ? err_last() : "accepted");
+}
+
+static void refuses_a_missing_file(void **state)
+{
+    (void)state;
+    struct model_config c;
+    assert_int_equal(config_read(scratch, &c), ERR_IO);
+    assert_non_null(strstr(err_last(), "config.json"));
+}
+
+/* ---- families ---- */
+
+static void groups_modules_by_input(void **state)
+{
+    (void)state;
+    static const char *const names[N_GROUPS] = {"qkv", "o", "gate_up", "down"};
+    int seen = 0;
+    for (int g = 0; g < N_GROUPS; g++) {
+        enum module first;
+        int count;
+        group_modules((enum group)g, &first, &count);
+        assert_int_equal(first, seen);
+        for (int m = first; m < (int)first + count; m++)
+            assert_int_equal(module_group((enum module)m), g);
+        seen += count;
+        assert_string_equal(group_name((enum group)g), names[g]);
+    }
+    assert_int_equal(seen, N_MODULES);
+}
+
+/* A checkpoint under construction: entries and sizes; every value is zero but for `fill`. */
+struct builder {
+    char header[16384];
+    unsigned char data[32768];
+    size_t used, n_data;
+};
+
+static void add(struct builder *b, const char *name, const char *dtype, int64_t rows, int64_t cols)
+{
+    char shape[64];
+    size_t bytes = (size_t)(rows * (cols ? cols : 1)) * (strcmp(dtype, "F32") == 0  ? 4
+                                                         : strcmp(dtype, "U8") == 0 ? 1
+                                                                                    : 2);
+    if (cols)
+        snprintf(shape, sizeof shape, "%" PRId64 ",%" PRId64, rows, cols);
+    else
+        snprintf(shape, sizeof shape, "%" PRId64, rows);
+    b->used += (size_t)snprintf(b->header + b->used, sizeof b->header - b->used,
+                                "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
+                                b->used ? "," : "{", name, dtype, shape, b->n_data, b->n_data + bytes);
+    b->n_data += bytes;
+    assert_true(b->used < sizeof b->header - 1 && b->n_data <= sizeof b->data);
+}
+
+/* A module's names and shapes in d 12, ff 10, heads 6, KV heads 2 (llama: 6), head_dim as given, written out by hand.
+ */
+static void add_layer(struct builder *b, int layer, int64_t q, int64_t kv, const char *dtype)
+{
+    const struct {
+        const char *name;
+        int64_t rows, cols;
+    } tensors[] = {{"input_layernorm.weight", 12, 0},   {"post_attention_layernorm.weight", 12, 0},
+                   {"self_attn.q_proj.weight", q, 12},  {"self_attn.k_proj.weight", kv, 12},
+                   {"self_attn.v_proj.weight", kv, 12}, {"self_attn.o_proj.weight", 12, q},
+                   {"mlp.gate_proj.weight", 10, 12},    {"mlp.up_proj.weight", 10, 12},
+                   {"mlp.down_proj.weight", 12, 10}};
+    char name[128];
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
+        snprintf(name, sizeof name, "model.layers.%d.%s", layer, tensors[i].name);
+        add(b, name, dtype, tensors[i].rows, tensors[i].cols);
+    }
+}
+
+static void add_body(struct builder *b, int n_layers, int64_t q, int64_t kv)
+{
+    memset(b, 0, sizeof *b);
+    add(b, "model.embed_tokens.weight", "F32", 7, 12);
+    add(b, "model.norm.weight", "F32", 12, 0);
+    for (int layer = 0; layer < n_layers; layer++)
+        add_layer(b, layer, q, kv, "F32");
+}
+
+static void add_all_layers(struct builder *b, const char *suffix, int64_t rows)
+{
+    char name[128];
+    for (int layer = 0; layer < 3; layer++) {
+        snprintf(name, sizeof name, "model.layers.%d.%s", layer, suffix);
+        add(b, name, "F32", rows, 0);
+    }
+}
+
+/* family_check of config and the checkpoint built. */
+static int check(struct builder *b, const char *config_text)
+{
+    struct model_config c = read_ok(config_text);
+    struct checkpoint *ck = NULL;
+    char path[PATH_MAX];
+    b->header[b->used] = '}';
+    b->header[b->used + 1] = 0;
+    write_safetensors("model.safetensors", b->header, b->data, b->n_data);
+    b->header[b->used] = 0; /* more tensors may follow */
+    scratch_path(path, "model.safetensors");
+    int err = checkpoint_open(path, &ck);
+    if (err)
+        fail_msg("%s", err_last());
+    err = family_check(&c, ck);
+    checkpoint_close(ck);
+    return err;
+}
+
+static void check_fails(struct builder *b, const char *config_text, int code, const char *says)
+{
+    int err = check(b, config_text);
+    if (err != code || !strstr(err_last(), says) || !strstr(err_last(), "model.safetensors"))
+        fail_msg("expected code %d and \"%s\", got %d: %s", code, says, err, err ? err_last() : "accepted");
+}
+
+static void checks_llama(void **state)
+{
+    (void)state;
+    static struct builder b;
+    add_body(&b, 3, 12, 12);
+    check_fails(&b, LLAMA "}", ERR_FORMAT, "tensor lm_head.weight is missing");
+    assert_int_equal(check(&b, LLAMA ",\"tie_word_embeddings\":true}"), OK);
+    add(&b, "model.layers.2.self_attn.rotary_emb.inv_freq", "F32", 1, 0);
+    add(&b, "lm_head.weight", "F16", 7, 12);
+    assert_int_equal(check(&b, LLAMA "}"), OK);
+    check_fails(&b, LLAMA ",\"attention_bias\":true}", ERR_FORMAT, "model.layers.0.self_attn.q_proj.bias is missing");
+    check_fails(&b, LLAMA ",\"num_key_value_heads\":2}", ERR_FORMAT,
+                "model.layers.0.self_attn.k_proj.weight: expected shape [4, 12], found [12, 12]");
+    add(&b, "model.layers.x.self_attn.rotary_emb.inv_freq", "F32", 1, 0);
+    check_fails(&b, LLAMA "}", ERR_UNSUPPORTED,
+                "model.layers.x.self_attn.rotary_emb.inv_freq is not part of a llama model");
+}
+
+static void checks_biases(void **state)
+{
+    (void)state;
+    static struct builder b;
+    add_body(&b, 3, 12, 12);
+    add(&b, "lm_head.weight", "F32", 7, 12);
+    add_all_layers(&b, "self_attn.q_proj.bias", 12);
+    add_all_layers(&b, "self_attn.k_proj.bias", 12);
+    add_all_layers(&b, "self_attn.v_proj.bias", 12);
+    check_fails(&b, LLAMA "}", ERR_UNSUPPORTED, "_proj.bias is not part of");
+    check_fails(&b, LLAMA ",\"attention_bias\":true}", ERR_FORMAT, "model.layers.0.self_attn.o_proj.bias is missing");
+    assert_int_equal(check(&b, "{\"model_type\":\"qwen2\"," SIZES ",\"num_key_value_heads\":6}"), OK);
+    add_all_layers(&b, "self_attn.o_proj.bias", 12);
+    assert_int_equal(check(&b, LLAMA ",\"attention_bias\":true}"), OK);
+    check_fails(&b, "{\"model_type\":\"qwen2\"," SIZES ",\"num_key_value_heads\":6}", ERR_UNSUPPORTED,
+                "o_proj.bias is not part of");
+    add_all_layers(&b, "mlp.gate_proj.bias", 10);
+    add_all_layers(&b, "mlp.up_proj.bias", 10);
+    check_fails(&b, LLAMA ",\"attention_bias\":true,\"mlp_bias\":true}", ERR_FORMAT, "mlp.down_proj.bias is missing");
+    add_all_layers(&b, "mlp.down_proj.bias", 12);
+    assert_int_equal(check(&b, LLAMA ",\"attention_bias\":true,\"mlp_bias\":true}"), OK);
+}
+
+/* Explicit head_dim 8 (d / heads is 2) and grouped heads; norms of q and k are as long as one head. */
+static void checks_qwen3(void **state)
+{
+    (void)state;
+    static struct builder b;
+    const char *config = QWEN3 ",\"head_dim\":8}";
+    add_body(&b, 3, 48, 16);
+    add(&b, "lm_head.weight", "BF16", 7, 12);
+    check_fails(&b, config, ERR_FORMAT, "model.layers.0.self_attn.q_norm.weight is missing");
+    add_all_layers(&b, "self_attn.q_norm.weight", 8);
+    add_all_layers(&b, "self_attn.k_norm.weight", 8);
+    assert_int_equal(check(&b, config), OK);
+    check_fails(&b, MISTRAL ",\"head_dim\":8}", ERR_UNSUPPORTED, "_norm.weight is not part of a mistral model");
+}
+
+static void checks_layers_and_dtypes(void **state)
+{
+    (void)state;
+    static struct builder b;
+    add_body(&b, 4, 12, 12);
+    add(&b, "lm_head.weight", "F32", 7, 12);
+    check_fails(&b, LLAMA "}", ERR_UNSUPPORTED, "is not part of a llama model with 3 layers");
+    add_body(&b, 2, 12, 12);
+    add(&b, "lm_head.weight", "F32", 7, 12);
+    check_fails(&b, LLAMA "}", ERR_FORMAT, "model.layers.2.input_layernorm.weight is missing");
+    add_layer(&b, 2, 12, 12, "U8");
+    check_fails(&b, LLAMA "}", ERR_UNSUPPORTED, "stored as u8");
+}
+
+/* A tied model that stores its head: fine as a copy, refused where readers would disagree. */
+static void checks_tied_heads(void **state)
+{
+    (void)state;
+    static struct builder b;
+    const char *tied = LLAMA ",\"tie_word_embeddings\":true}";
+    add_body(&b, 3, 12, 12);
+    size_t head = b.n_data;
+    add(&b, "lm_head.weight", "F32", 7, 12);
+    for (size_t i = 0; i < 7 * 12 * 4; i++)
+        b.data[i] = b.data[head + i] = (unsigned char)(i % 60); /* the embedding comes first in the file */
+    assert_int_equal(check(&b, tied), OK);
+    b.data[head + 7 * 12 * 4 - 1] ^= 1;
+    check_fails(&b, tied, ERR_UNSUPPORTED, "tensor lm_head.weight differs from model.embed_tokens.weight");
+    assert_int_equal(check(&b, LLAMA "}"), OK);
+    add_body(&b, 3, 12, 12);
+    add(&b, "lm_head.weight", "F16", 7, 12);
+    check_fails(&b, tied, ERR_UNSUPPORTED, "tensor lm_head.weight differs");
+    add_body(&b, 3, 12, 12);
+    add(&b, "lm_head.weight", "F32", 7, 11);
+    check_fails(&b, tied, ERR_FORMAT, "lm_head.weight: expected shape [7, 12], found [7, 11]");
+}
+
+/* ---- configurations of published models, where they lie beside the source tree ---- */
+
+static const struct published {
+    const char *path; /* a folder, or the file of a configuration alone */
+    int code;
+    const char *says; /* of the message, or the family */
+    int64_t n_layers, d_model, d_ff, n_heads, n_kv, head_dim, vocab, max_position;
+    double theta;
+    int tied, has_weights;
+    enum rope_type rope;
+} published[] = {
+    {"models/stories260K-f32", OK, "llama", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 1, 1, ROPE_DEFAULT},
+    {"models/stories260K-bf16", OK, "llama", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 1, 1, ROPE_DEFAULT},
+    {"models/stories260K-sharded3-bf16", OK, "llama", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 1, 1, ROPE_DEFAULT},
+    {"models/stories260K-untied-f32", OK, "llama", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 0, 1, ROPE_DEFAULT},
+    {"models/stories260K-qwen2-f32", OK, "qwen2", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 1, 1, ROPE_DEFAULT},
+    {"models/babyllama361-f32", OK, "llama", 5, 128, 352, 8, 4, 16, 361, 256, 1e4, 1, 1, ROPE_DEFAULT},
+    {"configs/llama-2-70b-lzlv", OK, "llama", 80, 8192, 28672, 64, 8, 128, 32000, 4096, 1e4, 0, 0, ROPE_DEFAULT},
+    {"configs/mistral-devstral-small-24b", OK, "mistral", 40, 5120, 32768, 32, 8, 128, 131072, 131072, 1e9, 0, 0,
+     ROPE_DEFAULT},
+    {"configs/qwen2.5-14b-cogito", OK, "qwen2", 48, 5120, 13824, 40, 8, 128, 151665, 131072, 1e6, 0, 0, ROPE_DEFAULT},
+    {"configs/quoted/Llama-2-7b-hf.json", OK, "llama", 32, 4096, 11008, 32, 32, 128, 32000, 4096, 1e4, 0, 0,
+     ROPE_DEFAULT},
+    {"configs/quoted/Qwen2.5-7B-Instruct.json", OK, "qwen2", 28, 3584, 18944, 28, 4, 128, 152064, 32768, 1e6, 0, 0,
+     ROPE_DEFAULT},
+    {"configs/aiconfigurator/Qwen--Qwen3-0.6B_config.json", OK, "qwen3", 28, 1024, 3072, 16, 8, 128, 151936, 40960, 1e6,
+     1, 0, ROPE_DEFAULT},
+    {"configs/aiconfigurator/Qwen--Qwen3-32B_config.json", OK, "qwen3", 64, 5120, 25600, 64, 8, 128, 151936, 40960, 1e6,
+     0, 0, ROPE_DEFAULT},
+    {"configs/aiconfigurator/meta-llama--Meta-Llama-3.1-405B_config.json", OK, "llama", 126, 16384, 53248, 128, 8, 128,
+     128256, 131072, 5e5, 0, 0, ROPE_LLAMA3},
+    {.path = "configs/aiconfigurator/Qwen--Qwen3-32B-FP8_config.json",
+     .code = ERR_UNSUPPORTED,
+     .says = "quant_method fp8, e4m3"},
+    {.path = "configs/aiconfigurator/Qwen--Qwen3-30B-A3B_config.json",
+     .code = ERR_UNSUPPORTED,
+     .says = "\"qwen3_moe\" is not supported yet"},
+    {.path = "configs/aiconfigurator/deepseek-ai--DeepSeek-V3_config.json",
+     .code = ERR_UNSUPPORTED,
+     .says = "\"deepseek_v3\" is not supported"},
+    {.path = "configs/aiconfigurator/openai--gpt-oss-20b_config.json",
+     .code = ERR_UNSUPPORTED,
+     .says = "\"gpt_oss\" is not supported"},
+    {.path = "configs/aiconfigurator/google--gemma-4-26B-A4B_config.json",
+     .code = ERR_UNSUPPORTED,
+     .says = "\"gemma4\" is not supported"},
+    {.path = "models/stories260K-mixtral4-f32", .code = ERR_UNSUPPORTED, .says = "\"mixtral\" is not supported yet"},
+    {.path = "models/stories260K-qwen2moe4-f32", .code = ERR_UNSUPPORTED, .says = "\"qwen2_moe\" is not supported yet"},
+    {.path = "configs/mixtral-8x22b-wizardlm2", .code = ERR_UNSUPPORTED, .says = "\"mixtral\" is not supported yet"},
+    {.path = "configs/granite-3.1-1b-a400m-moe", .code = ERR_UNSUPPORTED, .says = "\"granitemoe\" is not supported"},
+    {.path = "configs/qwen3.5-25b-a3b-reap", .code = ERR_UNSUPPORTED, .says = "\"qwen3_5_moe_text\" is not supported"},
+    {.path = "configs/llama-2-13b-chat-gptq", .code = ERR_UNSUPPORTED, .says = "quant_method gptq, 4 bits"},
+    {.path = "configs/llama-2-13b", .code = ERR_UNSUPPORTED, .says = "quant_method bitsandbytes, 4 bits"},
+    {.path = "configs/llama-3.1-8b", .code = ERR_UNSUPPORTED, .says = "quant_method bitsandbytes, 8 bits"},
+};
+
+static void compare_published(const struct published *p, const char *folder)
+{
+    struct model_config c;
+    int err = config_read(folder, &c);
+    if (err != p->code || (err && !strstr(err_last(), p->says)))
+        fail_msg("%s: code %d: %s", p->path, err, err_last());
+    if (err)
+        return;
+    assert_string_equal(c.family, p->says);
+    const int64_t found[] = {c.n_layers,   c.d_model,  c.d_ff,       c.n_heads,
+                             c.n_kv_heads, c.head_dim, c.vocab_size, c.max_position};
+    const int64_t expected[] = {p->n_layers, p->d_model,  p->d_ff,  p->n_heads,
+                                p->n_kv,     p->head_dim, p->vocab, p->max_position};
+    assert_memory_equal(found, expected, sizeof found);
+    assert_true(c.rope.theta == p->theta);
+    assert_int_equal(c.rope.type, p->rope);
+    if (p->rope == ROPE_LLAMA3) {
+        assert_true(c.rope.factor == 8 && c.rope.low_freq_factor == 1 && c.rope.high_freq_factor == 4);
+        assert_int_equal(c.rope.original_max_position, 8192);
+    }
+    assert_int_equal(c.tied_embeddings, p->tied);
+    assert_int_equal(config_window(&c, c.n_layers - 1), 0);
+    if (!p->has_weights)
+        return;
+    struct checkpoint *ck = NULL;
+    assert_int_equal(checkpoint_open(folder, &ck), OK);
+    err = family_check(&c, ck);
+    checkpoint_close(ck);
+    if (err)
+        fail_msg("%s: %s", p->path, err_last());
+}
+
+/* A configuration that comes as a file of another name becomes config.json of the scratch folder. */
+static const char *as_folder(const char *path)
+{
+    char *text = NULL;
+    size_t n = 0;
+    if (file_is_dir(path))
+        return path;
+    assert_int_equal(file_read(path, 1 << 20, &text, &n), OK);
+    write_parts("config.json", text, n, "", 0);
+    free(text);
+    return scratch;
+}
+
+static void published_path(char out[PATH_MAX], const struct published *p)
+{
+    const char *source = getenv("GLOWQ_SOURCE_DIR");
+    snprintf(out, PATH_MAX, "%s/../shared/data/%s", source ? source : ".", p->path);
+}
+
+static void reads_published_models(void **state)
+{
+    (void)state;
+    char path[PATH_MAX];
+    int n = 0;
+    for (size_t i = 0; i < sizeof published / sizeof *published; i++) {
+        published_path(path, &published[i]);
+        if (!file_exists(path))
+            continue;
+        compare_published(&published[i], as_folder(path));
+        n++;
+    }
+    print_message("%d of %zu published configurations found\n", n, sizeof published / sizeof *published);
+}
+
+/* A run of its own, so that it can be skipped as one: 77. */
+static int run_published(void)
+{
+    static const struct CMUnitTest tests[] = {cmocka_unit_test_teardown(reads_published_models, scratch_clear)};
+    char path[PATH_MAX];
+    published_path(path, &published[0]);
+    if (!file_exists(path)) {
+        printf("skipped: no models beside the source tree (%s)\n", path);
+        return 77;
+    }
+    return cmocka_run_group_tests_name("config_published", tests, scratch_open, scratch_close);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct CMUnitTest fixed[] = {
+        cmocka_unit_test_teardown(reads_llama, scratch_clear),
+        cmocka_unit_test_teardown(knows_the_defaults, scratch_clear),
+        cmocka_unit_test_teardown(reads_null_as_absent, scratch_clear),
+        cmocka_unit_test_teardown(reads_rope, scratch_clear),
+        cmocka_unit_test_teardown(reads_windows, scratch_clear),
+        cmocka_unit_test_teardown(reads_eos_ids, scratch_clear),
+        cmocka_unit_test_teardown(ignores_what_changes_nothing, scratch_clear),
+        cmocka_unit_test_teardown(refuses_a_missing_file, scratch_clear),
+        cmocka_unit_test_teardown(groups_modules_by_input, scratch_clear),
+        cmocka_unit_test_teardown(checks_llama, scratch_clear),
+        cmocka_unit_test_teardown(checks_biases, scratch_clear),
+        cmocka_unit_test_teardown(checks_qwen3, scratch_clear),
+        cmocka_unit_test_teardown(checks_layers_and_dtypes, scratch_clear),
+        cmocka_unit_test_teardown(checks_tied_heads, scratch_clear),
+    };
+    enum { N_FIXED = sizeof fixed / sizeof *fixed };
+    err_quiet(1);
+    if (argc > 1 && strcmp(argv[1], "published") == 0)
+        return run_published();
+    struct CMUnitTest tests[N_FIXED + N_REFUSED];
+    memcpy(tests, fixed, sizeof fixed);
+    for (int i = 0; i < N_REFUSED; i++)
+        tests[N_FIXED + i] = (struct CMUnitTest){refused[i].name, refuses, NULL, scratch_clear, &refused[i]};
+    return cmocka_run_group_tests_name("config", tests, scratch_open, scratch_close);
+}
