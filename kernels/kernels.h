@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Kernels: the op table. Every arithmetic step of calibration and inference goes through it; a backend is one table.
+ * Every op honours the ld of its mats; plain pointers are dense.
  *
  * Memory. A `struct mat` or `struct packed` argument lives in the backend's memory ("device memory", also on the CPU); `host`
  * arguments say so. Ops may be queued: only get, sync and host_begin wait for them. Buffers stay alive until then.
@@ -124,8 +125,9 @@ struct backend_ops {
                             const uint16_t *host_scales, const uint8_t *host_zeros);
 
     /* ---- decoder [row] ------------------------------------------------------------------------------------------ */
-    /* out[t] = table[ids[t] - first_id] as f32, or +0 where the id lies outside the table's rows (other ranks add theirs). */
-    int (*embed)(struct backend *be, const struct mat *table, int64_t first_id, const int32_t *ids, struct mat *out);
+    /* out[t] = row ids[t] - first_id of the dense packed table as f32, or +0 where the id lies outside the table's rows (other
+     * ranks add theirs). Packed, so that tied embeddings are held once. */
+    int (*embed)(struct backend *be, const struct packed *table, int64_t first_id, const int32_t *ids, struct mat *out);
     /* out = x / sqrt(mean(x^2) + eps) * weight, over each row; x and out f32 [n, d], out may be x. weight f32 [1, d]. */
     int (*rmsnorm)(struct backend *be, const struct mat *x, const struct mat *weight, float eps, struct mat *out);
     /* y = x W^T (+ bias) (+ A R): x f32 [T, d_in], y f32 [T, d_out] or [n_parts T, d_out]. Low-bit weights: q = s (c - z),
@@ -151,7 +153,8 @@ struct backend_ops {
     int (*argmax)(struct backend *be, const struct mat *logits, int64_t first_id, struct mat *value, struct mat *id);
 
     /* ---- dense algebra (calibration) ---------------------------------------------------------------------------- */
-    /* C = alpha op(A) op(B) + beta C, all f32 or all f64; op(X) = X or X^T. Bits depend on the shapes alone. */
+    /* C = alpha op(A) op(B) + beta C, all f32 or all f64; op(X) = X or X^T. Bits depend on the shapes alone, and (CPU) rows
+     * [256 i, 256 (i + 1)) of C, PANEL_ROWS counted from its top, have the bits of a product that makes only them. */
     int (*gemm)(struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b,
                 double beta, struct mat *c);
     /* Element-wise conversion between F32 F64 BF16 F16, round to nearest even; shapes equal, ld may differ. */
@@ -190,9 +193,9 @@ struct backend_ops {
      * lower triangle i64 [1, d (d + 1) / 2] (row i at i (i + 1) / 2), with exponents exp i32 [1, d] for rows and columns. */
     int (*moment_add)(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
                       int *host_overflow);
-    /* S f32 or f64 [d, d], both triangles, = acc * 2^(exp_i + exp_j - shift) * factor. */
+    /* Rows [row0, row0 + s->rows) of S, all d columns (both triangles), f32 or f64: acc * 2^(exp_i + exp_j - shift) * factor. */
     int (*moment_get)(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
-                      struct mat *s);
+                      int64_t row0, struct mat *s);
 
     /* ---- quantization (calibration) ----------------------------------------------------------------------------- */
     /* Round to nearest, asymmetric, per row and group of group_size columns (the last group may be shorter); MATH section 3:

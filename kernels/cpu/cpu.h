@@ -20,9 +20,10 @@ enum {
 struct cpu_state {
     void *scratch; /* grows to the largest request of any op; never seen outside one op call */
     size_t scratch_bytes;
-    const struct backend_ops *inner; /* cpu:check: the table it wraps */
-    struct check_region *regions;    /* cpu:check: live allocations, */
-    int depth;                       /* open while ops (which may call others) are running */
+    const struct inner *inner;         /* linear and attention: the loops of this processor (inner.h) */
+    const struct backend_ops *wrapped; /* cpu:check: the table behind it */
+    struct check_region *regions;      /* cpu:check: live allocations, */
+    int depth;                         /* open while ops (which may call others) are running */
 };
 
 /* ---- cpu.c ---- */
@@ -60,6 +61,9 @@ int add_bias_cpu(struct backend *be, struct mat *x, const struct mat *bias);
 int gather_rows_cpu(struct backend *be, const struct mat *x, const int32_t *rows, struct mat *out);
 int argmax_cpu(struct backend *be, const struct mat *logits, int64_t first_id, struct mat *value, struct mat *id);
 
+/* ---- linear.c ---- */
+int linear_cpu(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
+
 /* ---- decoder_ref.c: the oracle, plain C, f64 ---- */
 int rmsnorm_ref(struct backend *be, const struct mat *x, const struct mat *weight, float eps, struct mat *out);
 int linear_ref(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
@@ -93,7 +97,7 @@ int fixed_get_cpu(struct backend *be, const struct mat *acc, const struct mat *r
                   int shift, struct mat *out);
 int moment_add_cpu(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
                    int *host_overflow);
-int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
+int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor, int64_t row0,
                    struct mat *s);
 /* quantize.c */
 int quantize_cpu(struct backend *be, struct mat *w, int bits, int64_t group_size, struct mat *codes, struct mat *scales,

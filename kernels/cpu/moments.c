@@ -16,7 +16,7 @@
 enum {
     MOMENT_TILE = 256, /* packing costs 2/256 of the multiply-adds, the f32 tile (256 KB) stays in L2 */
     CHUNK = 256,       /* elements converted at once */
-    MIRROR = 16        /* block of the reflection: rows d apart share few cache sets where d is a power of two */
+    MIRROR = 16        /* S's upper triangle is read down the packed rows, 16 x 16 at a time: two cache lines each */
 };
 
 /* AVX-512 and AVX2 clones of the conversion loops: every operation in them is exact or correctly rounded, so that all clones
@@ -170,46 +170,44 @@ out:
     return err;
 }
 
-static void set(const struct mat *s, int64_t i, int64_t j, double v)
+/* Rows [i, i1) and columns [j, j1) of S, wholly in the lower triangle or wholly not below the diagonal. */
+static void moment_block(const int64_t *packed, const double *row, const double *col, int upper, const int64_t at[4],
+                         int64_t row0, struct mat *s)
 {
-    if (s->dtype == DT_F32)
-        ((float *)s->data)[i * s->ld + j] = (float)v;
-    else
-        ((double *)s->data)[i * s->ld + j] = v;
-}
-
-/* Upper triangle of S's block from the lower one. */
-static void mirror(const struct mat *s, int64_t i0, int64_t i1, int64_t j0, int64_t j1)
-{
-    for (int64_t i = i0; i < i1; i++)
-        for (int64_t j = j0; j < min_i64(j1, i); j++)
+    for (int64_t i = at[0]; i < at[1]; i++)
+        for (int64_t j = at[2]; j < at[3]; j++) {
+            double v = (double)packed[upper ? j * (j + 1) / 2 + i : i * (i + 1) / 2 + j] * row[i - at[0]] * col[j - at[2]];
             if (s->dtype == DT_F32)
-                ((float *)s->data)[j * s->ld + i] = ((const float *)s->data)[i * s->ld + j];
+                ((float *)s->data)[(i - row0) * s->ld + j] = (float)v;
             else
-                ((double *)s->data)[j * s->ld + i] = ((const double *)s->data)[i * s->ld + j];
+                ((double *)s->data)[(i - row0) * s->ld + j] = v;
+        }
 }
 
-int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor, struct mat *s)
+int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor, int64_t row0,
+                   struct mat *s)
 {
-    int64_t d = s->rows, n = (d + MOMENT_TILE - 1) / MOMENT_TILE;
+    int64_t d = s->cols, n = (s->rows + MIRROR - 1) / MIRROR;
     const int32_t *e = exp->data;
-    const int64_t *packed = acc->data;
-    assert(s->cols == d && exp->cols == d && acc->cols == d * (d + 1) / 2 && (s->dtype == DT_F32 || s->dtype == DT_F64));
+    assert(exp->cols == d && acc->cols == d * (d + 1) / 2 && (s->dtype == DT_F32 || s->dtype == DT_F64));
+    assert(row0 >= 0 && row0 + s->rows <= d);
 #pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) if (n > 1)
-    for (int64_t t = 0; t < n * (n + 1) / 2; t++) {
-        int64_t ti, tj;
-        double col[MOMENT_TILE];
-        triangle_tile(t, &ti, &tj);
-        int64_t i0 = ti * MOMENT_TILE, i1 = min_i64(i0 + MOMENT_TILE, d), j0 = tj * MOMENT_TILE, j1 = min_i64(j0 + MOMENT_TILE, d);
-        powers(e + j0, 1, col, j1 - j0);
-        for (int64_t i = i0; i < i1; i++) {
-            double row = ldexp(1, e[i] - shift);
-            for (int64_t j = j0; j < min_i64(j1, i + 1); j++)
-                set(s, i, j, (double)packed[i * (i + 1) / 2 + j] * row * col[j - j0] * factor);
+    for (int64_t t = 0; t < n; t++) {
+        int64_t i = row0 + t * MIRROR, i1 = min_i64(i + MIRROR, row0 + s->rows);
+        double row[MIRROR], col[CHUNK];
+        for (int64_t k = i; k < i1; k++)
+            row[k - i] = ldexp(factor, e[k] - shift);
+        for (int64_t j = 0, j1; j < d; j = j1) {
+            j1 = j < i ? min_i64(j + CHUNK, i) : min_i64(j + MIRROR, d);
+            powers(e + j, 1, col, j1 - j);
+            if (j < i || j >= i1) {
+                moment_block(acc->data, row, col, j >= i1, (int64_t[4]){i, i1, j, j1}, row0, s);
+            } else { /* across the diagonal: element by element */
+                for (int64_t k = i; k < i1; k++)
+                    for (int64_t l = j; l < j1; l++)
+                        moment_block(acc->data, row + (k - i), col + (l - j), l > k, (int64_t[4]){k, k + 1, l, l + 1}, row0, s);
+            }
         }
-        for (int64_t i = i0; i < i1; i += MIRROR)
-            for (int64_t j = j0; j < min_i64(j1, i + MIRROR); j += MIRROR)
-                mirror(s, i, min_i64(i + MIRROR, i1), j, min_i64(j + MIRROR, j1));
     }
     return OK;
 }
