@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * glowq eval: perplexity of a text. The protocols are defined in infer/evaluate.h.
+ */
+#include "launch/commands.h"
+
+#include "base/err.h"
+#include "base/log.h"
+#include "infer/evaluate.h"
+
+#include <stdlib.h>
+
+static const struct option_spec table[] = {
+    OPT_HEADING("What to evaluate:"),
+    OPT_REQUIRED("model", 'm', "DIR", "Hugging Face or .glowq folder"),
+    OPT_REQUIRED_LIST("text", 0, "FILE", "UTF-8 text; several are joined byte by byte"),
+    OPT_FLAG("no-correction", 0, ".glowq: leave the low-rank correction out (plain low-bit weights)"),
+    OPT_HEADING("How:"),
+    OPT_CHOICE("protocol", 'p', "gptq|llamacpp|windows", "gptq",
+               "gptq: windows of --ctx, every next token scored; llamacpp: the second half of each chunk scored; "
+               "windows: BOS before "
+               "each window, its partial last one too"),
+    OPT_INT("ctx", 'l', "N", "0", 0, 1 << 24, "tokens per window; 0: the protocol's own (2048, 512, 256)"),
+    OPT_INT("max-tokens", 'n', "N", "0", 0, 9007199254740992.0, "use the first N tokens of the text; 0: all"),
+    OPT_FLAG("per-token-nll", 0, "with --json: the negative log-likelihood of every scored token"),
+    OPTIONS_COMPUTE,
+    OPT_END,
+};
+
+static json_t *array_of(const double *v, int64_t n)
+{
+    json_t *list = json_array();
+    for (int64_t i = 0; list && i < n; i++)
+        json_array_append_new(list, json_number(v[i]));
+    return list;
+}
+
+static int print_json(const struct options *o, int n_ranks, const struct evaluation *e)
+{
+    json_t *tokens = json_array();
+    for (int64_t i = 0; tokens && i < e->n_windows; i++)
+        json_array_append_new(tokens, json_integer(e->window_tokens[i]));
+    json_t *page = json_pack("{s:i,s:s,s:b,s:s,s:I,s:o,s:o,s:o,s:o,s:o,s:I,s:I,s:s,s:s,s:o,s:i,s:o,s:o}",
+                             "schema_version", JSON_SCHEMA_VERSION, "model", options_string(o, "model"), "correction",
+                             !options_flag(o, "no-correction"), "protocol", options_string(o, "protocol"), "ctx",
+                             (json_int_t)e->ctx, "perplexity", json_number(e->perplexity), "perplexity_stderr",
+                             json_number(e->perplexity_stderr), "nll", json_number(e->nll), "nll_stderr",
+                             json_number(e->nll_stderr), "stderr", json_number(e->perplexity_stderr), "tokens",
+                             (json_int_t)e->n_tokens, "windows", (json_int_t)e->n_windows, "text_sha256",
+                             e->text_sha256, "ids_sha256", e->ids_sha256, "seconds", json_number(e->seconds), "ranks",
+                             n_ranks, "window_nll", array_of(e->window_nll, e->n_windows), "window_tokens", tokens);
+    if (page && e->token_nll)
+        json_object_set_new(page, "token_nll", array_of(e->token_nll, e->n_tokens));
+    return out_json(page);
+}
+
+static void print_text(const struct options *o, const struct evaluation *e)
+{
+    out_print("perplexity  %.5f +- %.5f\n", e->perplexity, e->perplexity_stderr);
+    out_print("nll         %.6f +- %.6f\n", e->nll, e->nll_stderr);
+    out_print("protocol    %s, ctx %lld: %lld tokens scored in %lld windows\n", options_string(o, "protocol"),
+              (long long)e->ctx, (long long)e->n_tokens, (long long)e->n_windows);
+    out_print("text        sha256 %s\n", e->text_sha256);
+    out_print("ids         sha256 %s\n", e->ids_sha256);
+    out_print("time        %.2f s, %.0f tokens/s\n", e->seconds, e->seconds > 0 ? (double)e->n_tokens / e->seconds : 0);
+}
+
+static int run(struct comm *comm, const struct options *o)
+{
+    const int64_t least_batch = 2048; /* rows: short windows share a batch, so that products are large */
+    int err = OK, n_texts = 0;
+    struct backend be = {0};
+    struct model model = {0};
+    struct evaluation e = {0};
+    char *text = NULL;
+    size_t n_bytes = 0;
+    const char *const *paths = options_list(o, "text", &n_texts);
+    const struct evaluate_options how = {
+        .protocol = (enum protocol)options_choice(o, "protocol"),
+        .ctx = options_int(o, "ctx"),
+        .max_tokens = options_int(o, "max-tokens"),
+        .print_nll = options_flag(o, "per-token-nll"),
+    };
+    const int64_t batch = how.ctx > least_batch ? how.ctx : least_batch;
+    const struct model_options load = {.no_correction = options_flag(o, "no-correction"),
+                                       .max_batch_tokens = batch,
+                                       .max_seq = batch,
+                                       .max_context = batch};
+    TRY(read_texts(comm, paths, n_texts, &text, &n_bytes));
+    TRY(open_backend(comm, o, &be));
+    TRY(model_open(comm, options_string(o, "model"), &load, &model));
+    TRY(evaluate(&model, text, (int64_t)n_bytes, &how, &e));
+    if (comm->rank == 0 && options_flag(o, "json"))
+        TRY(print_json(o, comm->size, &e));
+    else if (comm->rank == 0)
+        print_text(o, &e);
+out:
+    evaluation_free(&e);
+    model_close(&model);
+    backend_close(&be);
+    comm->be = NULL;
+    free(text);
+    return err;
+}
+
+const struct command command_eval = {
+    .name = "eval",
+    .summary = "perplexity of a text, with its standard error",
+    .about = "Perplexity of a text under one of three exact protocols, on a Hugging Face or a .glowq folder, "
+             "tensor-parallel "
+             "over the ranks. The digits are the same on 1, 2, 4 and 8 ranks.",
+    .examples = "Examples:\n"
+                "  glowq eval --model llama --text wiki.test.raw\n"
+                "  mpirun -n 2 glowq eval -m llama.glowq --text wiki.test.raw --no-correction --json\n"
+                "  glowq eval -m stories --text stories.txt --protocol windows --ctx 256 --max-tokens 40000\n",
+    .options = table,
+    .run = run,
+};

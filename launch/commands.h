@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The subcommands, one file each (cmd_NAME.c), and what they share. Data goes to stdout from rank 0 alone, talk to
+ * stderr through base/log.h.
+ */
+#ifndef GLOWQ_LAUNCH_COMMANDS_H
+#define GLOWQ_LAUNCH_COMMANDS_H
+
+#include "comm/comm.h"
+#include "launch/options.h"
+
+#include <jansson.h>
+#include <stddef.h>
+
+extern const struct command command_calibrate, command_eval, command_generate, command_tokenize, command_inspect,
+    command_verify;
+
+enum { JSON_SCHEMA_VERSION = 1 }; /* of every object that --json prints; raised when a field changes its meaning */
+
+/* Tables of commands that compute begin their last group with these. */
+#define OPTIONS_COMPUTE                                                                                                \
+    OPT_HEADING("Machine:"),                                                                                           \
+        OPT_CHOICE("device", 0, "auto|cpu|cpu:ref|cpu:check", "auto",                                                  \
+                   "where to compute; cpu:ref is the slow reference, cpu:check finds memory errors"),                  \
+        OPT_INT("threads", 't', "N", "0", 0, 4096,                                                                     \
+                "threads per rank; 0: the cores this rank is bound to, or its share of the machine's")
+
+/* Opens the backend that --device and --threads ask for and makes it comm->be. Collective. */
+int open_backend(struct comm *comm, const struct options *options, struct backend *be);
+/* The files' bytes one after another, 0-terminated; rank 0 reads, every rank gets them. Caller frees. Collective. */
+int read_texts(struct comm *comm, const char *const *paths, int n_paths, char **text, size_t *n);
+/* All of standard input, 0-terminated; caller frees. Not collective. */
+int read_stdin(char **text, size_t *n);
+
+/* Output: whatever stdout can't take is remembered and reported by out_close, as ERR_IO; a reader that closed its end
+ * of a pipe has had enough and is no error. Not collective. */
+void out_write(const void *data, size_t n);
+void out_print(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void out_flush(void);
+/* Prints the object, indented, with a newline, and frees it. ERR_NOMEM when it is NULL. */
+int out_json(json_t *object);
+int out_close(void);
+/* A JSON number, or null for NaN and infinity, which JSON doesn't have. */
+json_t *json_number(double v);
+/* "1.5 MB", decimal units. */
+void format_bytes(int64_t bytes, char *out, size_t size);
+
+/* Versions of this program and of everything that it is built on. */
+int print_versions(int as_json);
+/* See blas_core.c: may re-execute the program; call first in main. */
+void blas_core_fix(char **argv);
+
+#endif

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * glowq: the program. Ranks, subcommands, exit codes; the work is in cmd_*.c.
+ *
+ * Only this file ends the program. Every rank runs the same subcommand with the same arguments. An error that all ranks
+ * hold (the rule: comm_agree) finalizes MPI and becomes the exit code; an error that the others don't learn of in time,
+ * or of the transport itself, ends all of them at once, so nobody waits in a collective for a rank that is gone.
+ */
+#include "launch/commands.h"
+
+#include "base/err.h"
+#include "base/log.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const struct command *const commands[] = {
+    &command_calibrate, &command_eval, &command_generate, &command_tokenize, &command_inspect, &command_verify, NULL,
+};
+
+static void print_overview(FILE *f)
+{
+    fprintf(f, "Usage: glowq SUBCOMMAND [OPTION...]\n"
+               "Calibrates language models to a few bits with one shared low-rank correction per group of linears,\n"
+               "and evaluates and runs them, on one process or on many MPI ranks.\n\n");
+    for (const struct command *const *c = commands; *c; c++)
+        fprintf(f, "  %-10s %s\n", (*c)->name, (*c)->summary);
+    fprintf(f, "\n  glowq SUBCOMMAND --help      options and examples of a subcommand\n"
+               "  glowq --version              versions of this program and its libraries (--json for JSON)\n"
+               "  mpirun -n 4 glowq ...        the same on four ranks\n\n"
+               "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad input file, 4 does not fit, 6 a rank was lost,\n"
+               "75 interrupted and resumable.\n");
+}
+
+/* A launcher that starts ranks says so in the environment; without one there is a single rank, and MPI isn't needed. */
+static int under_launcher(void)
+{
+    static const char *const signs[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE"};
+    for (size_t i = 0; i < sizeof signs / sizeof signs[0]; i++)
+        if (getenv(signs[i]))
+            return 1;
+    return 0;
+}
+
+/* Rank 0 prints what every rank refused; a rank that alone refused (its environment or file differs) prints for itself.
+ */
+static int refuse(struct comm *comm, int err, const char *prefix, const char *message, const char *hint)
+{
+    int rank0 = err;
+    if (comm_bcast(comm, &rank0, sizeof rank0, 0) == OK && err != OK && (comm->rank == 0 || rank0 == OK)) {
+        fprintf(stderr, "%s: %s\n", prefix, message);
+        if (comm->rank == 0)
+            fprintf(stderr, "%s\n", hint);
+    }
+    return comm_agree(comm, err);
+}
+
+static int run_command(struct comm *comm, const struct command *command, int argc, char **argv)
+{
+    int err = OK;
+    struct options options;
+    char prefix[64], hint[128];
+    snprintf(prefix, sizeof prefix, "glowq %s", command->name);
+    snprintf(hint, sizeof hint, "Try `glowq %s --help`.", command->name);
+    err = options_parse(commands, command, argc, argv, &options);
+    TRY(refuse(comm, err, prefix, options.error, hint));
+    if (options_flag(&options, "help")) {
+        if (comm->rank == 0)
+            options_help(&options, stdout);
+        goto out;
+    }
+    if (options_flag(&options, "print-config")) {
+        err = comm->rank == 0 ? options_print(&options, options_flag(&options, "json"), stdout) : OK;
+        goto out;
+    }
+    err = options_complete(&options);
+    TRY(refuse(comm, err, prefix, options.error, hint));
+    log_init(comm->rank, !options_flag(&options, "quiet"));
+    if (!command->rank0_only || comm->rank == 0)
+        err = command->run(comm, &options);
+out:
+    options_clear(&options);
+    return err;
+}
+
+static int run(struct comm *comm, int argc, char **argv)
+{
+    int err = OK;
+    const char *nearest = NULL;
+    char message[256];
+    if (argc < 2) {
+        if (comm->rank == 0)
+            print_overview(stderr);
+        return ERR_ARG;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+        if (comm->rank == 0)
+            print_overview(stdout);
+        return OK;
+    }
+    if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0)
+        return comm->rank == 0 ? print_versions(argc > 2 && strcmp(argv[2], "--json") == 0) : OK;
+    const struct command *command = command_find(commands, argv[1], &nearest);
+    if (!command) {
+        snprintf(message, sizeof message, "unknown subcommand \"%.64s\"%s%s%s", argv[1],
+                 nearest ? "; did you mean " : "", nearest ? nearest : "", nearest ? "?" : "");
+        return refuse(comm, ERR_ARG, "glowq", message, "Try `glowq --help`.");
+    }
+    err = run_command(comm, command, argc - 1, argv + 1);
+    return err;
+}
+
+/* ---- the end of all ranks --------------------------------------------------------------------------------------- */
+
+static struct comm *ending; /* for the alarm: the communicator to abort, and the code to leave with */
+static int ending_code;
+static volatile sig_atomic_t alarms;
+
+/* First alarm: nobody met us, end all ranks. Second: the transport didn't manage even that. */
+static void on_alarm(int number)
+{
+    (void)number;
+    if (alarms++ > 0)
+        _exit(ending_code);
+    alarm(5);
+    comm_abort(ending, ending_code);
+}
+
+/* The code that all ranks hold, if they can still be met. */
+static int agree_to_end(struct comm *comm, int err)
+{
+    const unsigned patience_s = 10; /* ranks with the same error differ by one file system access, not by work */
+    if (err == ERR_COMM)
+        comm_abort(comm, err_exit_code(err));
+    ending = comm;
+    ending_code = err_exit_code(err);
+    if (err != OK) {
+        struct sigaction action = {.sa_handler = on_alarm, .sa_flags = SA_NODEFER};
+        sigemptyset(&action.sa_mask);
+        sigaction(SIGALRM, &action, NULL);
+        alarm(patience_s);
+    }
+    int agreed = comm_agree(comm, err);
+    alarm(0);
+    if (agreed == ERR_COMM)
+        comm_abort(comm, err_exit_code(agreed));
+    return agreed;
+}
+
+int main(int argc, char **argv)
+{
+    struct comm comm;
+    blas_core_fix(argv);
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write (launch/output.c), not the death of all ranks */
+    if ((under_launcher() ? comm_open_mpi(&comm, NULL) : comm_open_self(&comm, NULL)) != OK)
+        return err_exit_code(ERR_COMM);
+    err_set_rank(comm.rank, comm.size);
+    log_init(comm.rank, 1);
+    int err = run(&comm, argc, argv);
+    int out_err = out_close();
+    err = agree_to_end(&comm, err != OK ? err : out_err);
+    comm_close(&comm);
+    return err_exit_code(err);
+}
