@@ -100,7 +100,7 @@ int slices_stack(const struct slices *slices, enum group group, struct mat *w)
     if (!panel)
         FAIL(ERR_NOMEM, "a panel of %lld columns", (long long)d_in);
     group_modules(group, &first, &count);
-    for (int i = first; i < first + count; i++) {
+    for (int i = (int)first; i < (int)first + count; i++) {
         const int64_t n = slices->rows[i].end - slices->rows[i].begin;
         const size_t row_bytes = (size_t)d_in * dtype_bytes(slices->dtype[i]);
         for (int64_t done = 0; done < n; done += PANEL_ROWS) {

@@ -50,6 +50,34 @@ out:
     return err;
 }
 
+void module_share(const struct model_config *config, const struct shape *shape, enum module module, struct range *rows,
+                  struct range *columns)
+{
+    const int64_t hd = config->head_dim;
+    int64_t d_out, d_in;
+    module_shape(config, module, &d_out, &d_in);
+    *rows = (struct range){0, d_out};
+    *columns = (struct range){0, d_in};
+    switch (module) {
+    case MOD_Q:
+        *rows = (struct range){shape->heads.begin * hd, shape->heads.end * hd};
+        break;
+    case MOD_K:
+    case MOD_V:
+        *rows = (struct range){shape->kv_heads.begin * hd, shape->kv_heads.end * hd};
+        break;
+    case MOD_O:
+        *columns = (struct range){shape->heads.begin * hd, shape->heads.end * hd};
+        break;
+    case MOD_GATE:
+    case MOD_UP:
+        *rows = shape->ff;
+        break;
+    default:
+        *columns = shape->ff;
+    }
+}
+
 /* Frequencies in f32 throughout, as the reference computes them. llama3: Llama 3.1's scaling by wavelength, with a
  * smooth band between the low and the high frequency factor. */
 static int inv_freq_load(struct decoder *dec)

@@ -59,6 +59,9 @@ struct decoder {
 
 /* group_size of the weights (0: dense) decides down's unit. ERR_ARG when the ranks can't share the heads. */
 int shape_of(const struct model_config *config, int64_t group_size, int rank, int n_ranks, struct shape *shape);
+/* Rows and columns of a module's weight that a rank of this shape holds. */
+void module_share(const struct model_config *config, const struct shape *shape, enum module module, struct range *rows,
+                  struct range *columns);
 /* Everything but weights: shapes, RoPE frequencies, activations for batches of max_tokens rows and ranks up to max_rank. */
 int decoder_create(struct decoder *dec, const struct model_config *config, struct comm *tp, int64_t group_size,
                    int64_t max_tokens, int64_t max_rank);

@@ -79,35 +79,6 @@ out:
     return err;
 }
 
-/* Which rows and columns of a module this rank holds. */
-static void module_part(const struct model_config *config, const struct shape *shape, enum module module, struct range *rows,
-                        struct range *columns)
-{
-    const int64_t hd = config->head_dim;
-    int64_t d_out, d_in;
-    module_shape(config, module, &d_out, &d_in);
-    *rows = (struct range){0, d_out};
-    *columns = (struct range){0, d_in};
-    switch (module) {
-    case MOD_Q:
-        *rows = (struct range){shape->heads.begin * hd, shape->heads.end * hd};
-        break;
-    case MOD_K:
-    case MOD_V:
-        *rows = (struct range){shape->kv_heads.begin * hd, shape->kv_heads.end * hd};
-        break;
-    case MOD_O:
-        *columns = (struct range){shape->heads.begin * hd, shape->heads.end * hd};
-        break;
-    case MOD_GATE:
-    case MOD_UP:
-        *rows = shape->ff;
-        break;
-    default:
-        *columns = shape->ff;
-    }
-}
-
 static int module_load(struct backend *be, const struct model_config *config, const struct shape *shape,
                        const struct checkpoint *ck, int64_t l, enum module module, const struct module_source *source,
                        struct linear *linear)
@@ -118,7 +89,7 @@ static int module_load(struct backend *be, const struct model_config *config, co
     int64_t d_out, d_in;
     struct range rows, columns;
     module_shape(config, module, &d_out, &d_in);
-    module_part(config, shape, module, &rows, &columns);
+    module_share(config, shape, module, &rows, &columns);
     linear->d_out = rows.end - rows.begin;
     linear->d_in = columns.end - columns.begin;
     tensor_of_module(l, module, 0, name, sizeof name);

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Forward: see forward.h. */
+#include "calib/forward.h"
+
+#include "base/err.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Rows of super-block b in this rank's hidden states. */
+static struct mat block_rows(const struct forward *f, int64_t b)
+{
+    int64_t first, origin;
+    int64_t n = corpus_block(f->corpus, b, &first);
+    corpus_block(f->corpus, f->blocks.begin, &origin);
+    return mat_rows(&f->hidden, (first - origin) * f->corpus->seq_len, n * f->corpus->seq_len);
+}
+
+static int batch_of_block(struct forward *f, int64_t b)
+{
+    int err = OK;
+    const struct corpus *c = f->corpus;
+    const int64_t blocks_each = (c->seq_len + KV_BLOCK - 1) / KV_BLOCK;
+    int64_t first;
+    int64_t n = corpus_block(c, b, &first);
+    batch_begin(&f->batch);
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t j = 0; j < blocks_each; j++)
+            f->block_ids[j] = (int32_t)(i * blocks_each + j);
+        TRY(batch_add(&f->batch, c->ids + (first + i) * c->seq_len, c->seq_len, 0, f->block_ids, blocks_each, c->seq_len));
+    }
+    TRY(batch_end(&f->batch));
+out:
+    return err;
+}
+
+static int embed_all(struct forward *f, const struct checkpoint *ck)
+{
+    int err = OK;
+    TRY(load_embedding_checkpoint(&f->dec, ck));
+    for (int64_t b = f->blocks.begin; b < f->blocks.end; b++) {
+        struct mat rows = block_rows(f, b);
+        TRY(batch_of_block(f, b));
+        TRY(decoder_embed(&f->dec, &f->batch, &rows));
+    }
+out:
+    buf_free(&f->dec.embedding.data); /* not needed again: layers only from here on */
+    return err;
+}
+
+int forward_create(struct comm *comm, const struct model_config *config, const struct corpus *corpus,
+                   const struct checkpoint *ck, struct forward *f)
+{
+    int err = OK;
+    const int64_t block_tokens = corpus->block_sequences * corpus->seq_len;
+    const int64_t blocks_each = (corpus->seq_len + KV_BLOCK - 1) / KV_BLOCK;
+    int64_t first, end;
+    memset(f, 0, sizeof *f);
+    f->corpus = corpus;
+    f->comm = comm;
+    f->blocks = shard_even(corpus->n_blocks, comm->rank, comm->size);
+    TRY(comm_open_self(&f->self, comm->be));
+    TRY(decoder_create(&f->dec, config, &f->self, 0, block_tokens, 0));
+    TRY(batch_create(comm->be, block_tokens, corpus->block_sequences, blocks_each, &f->batch));
+    TRY(kv_create(comm->be, 1, corpus->block_sequences * blocks_each, config->n_kv_heads * config->head_dim, &f->kv));
+    if (!(f->block_ids = malloc((size_t)blocks_each * sizeof *f->block_ids)))
+        FAIL(ERR_NOMEM, "%lld KV blocks", (long long)blocks_each);
+    corpus_block(corpus, f->blocks.begin, &first);
+    end = f->blocks.end * corpus->block_sequences;
+    end = end < corpus->n_sequences ? end : corpus->n_sequences;
+    const int64_t n_rows = f->blocks.begin < f->blocks.end ? (end - first) * corpus->seq_len : 0;
+    TRY(mat_alloc(comm->be, DT_F32, n_rows, config->d_model, &f->hidden_buf, &f->hidden));
+    if (n_rows > 0)
+        TRY(embed_all(f, ck));
+out:
+    if (err)
+        forward_free(f);
+    return err;
+}
+
+void forward_free(struct forward *f)
+{
+    if (f->dec.config)
+        decoder_free(&f->dec);
+    batch_free(&f->batch);
+    kv_free(&f->kv);
+    buf_free(&f->hidden_buf);
+    free(f->block_ids);
+    memset(f, 0, sizeof *f);
+}
+
+int forward_layer(struct forward *f, const struct layer *layer, int64_t l, struct covariance *cov)
+{
+    int err = OK;
+    const struct observer observer = {covariance_observe, cov};
+    for (int64_t b = f->blocks.begin; b < f->blocks.end; b++) {
+        struct mat rows = block_rows(f, b);
+        if (cov)
+            corpus_block(f->corpus, b, &cov->first_sequence);
+        TRY(batch_of_block(f, b));
+        TRY(decoder_layer(&f->dec, layer, l, &f->batch, &f->kv, &rows, cov ? &observer : NULL));
+    }
+    TRY(f->dec.be->ops->sync(f->dec.be));
+out:
+    return err;
+}

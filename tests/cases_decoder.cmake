@@ -1,0 +1,8 @@
+foreach(np 1 2 3 4)
+  add_case(NAME decoder_np${np} PROGRAM test_decoder NP ${np} ARGS cpu LABELS mpi)
+endforeach()
+foreach(np 5 8)
+  add_case(NAME decoder_np${np} PROGRAM test_decoder NP ${np} ARGS cpu tp_cut LABELS mpi)
+endforeach()
+add_case(NAME decoder_ref PROGRAM test_decoder ARGS cpu:ref LABELS unit)
+add_case(NAME decoder_check PROGRAM test_decoder ARGS cpu:check LABELS unit)
