@@ -5,7 +5,11 @@
 #ifndef GLOWQ_TESTS_CHECKPOINT_FILES_H
 #define GLOWQ_TESTS_CHECKPOINT_FILES_H
 
+#include "base/err.h"
+#include "model/safetensors.h"
+
 #include <dirent.h>
+
 #include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -13,6 +17,13 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+/* cmocka.h needs these three before it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
 
 static char scratch[64];
 
@@ -91,6 +102,33 @@ static inline void write_claimed(const char *name, uint64_t claimed, const char 
 static inline void write_safetensors(const char *name, const char *header, const void *data, size_t n_data)
 {
     write_claimed(name, strlen(header), header, strlen(header), data, n_data);
+}
+
+/* An entry of a header. */
+#define ENTRY(dtype, shape, offsets) "{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
+
+static const unsigned char zeros[4096];
+
+static inline struct checkpoint *open_ok(const char *name)
+{
+    char path[PATH_MAX];
+    struct checkpoint *ck = NULL;
+    scratch_path(path, name);
+    assert_int_equal(checkpoint_open(path, &ck), OK);
+    assert_non_null(ck);
+    return ck;
+}
+
+/* Opening fails with this code, a message that names the file and contains `says`, and leaves no checkpoint behind. */
+static inline void open_fails(const char *name, int code, const char *says)
+{
+    char path[PATH_MAX];
+    struct checkpoint *ck = (struct checkpoint *)zeros;
+    scratch_path(path, name);
+    int err = checkpoint_open(path, &ck);
+    if (err != code || !strstr(err_last(), says) || !strstr(err_last(), scratch))
+        fail_msg("expected code %d and \"%s\", got %d: %s", code, says, err, err_last());
+    assert_null(ck);
 }
 
 #endif

@@ -1,45 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The safetensors reader: values and rows of files written here byte by byte, and every way known to us in which a file
- * or an index can lie, each a test of its own name. Real checkpoints beside the source tree are read where present.
+ * can lie, each a test of its own name (an index: test_checkpoint_index.c). Real checkpoints beside the source tree are
+ * read where present.
  */
-#include "base/err.h"
 #include "base/file.h"
 #include "base/hash.h"
-#include "model/safetensors.h"
-
 #include "tests/checkpoint_files.h"
 
 #include <inttypes.h>
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-
-static const unsigned char zeros[4096];
-
-static struct checkpoint *open_ok(const char *name)
-{
-    char path[PATH_MAX];
-    struct checkpoint *ck = NULL;
-    scratch_path(path, name);
-    assert_int_equal(checkpoint_open(path, &ck), OK);
-    assert_non_null(ck);
-    return ck;
-}
-
-/* Opening fails with this code, a message that names the file and contains `says`, and leaves no checkpoint behind. */
-static void open_fails(const char *name, int code, const char *says)
-{
-    char path[PATH_MAX];
-    struct checkpoint *ck = (struct checkpoint *)zeros;
-    scratch_path(path, name);
-    int err = checkpoint_open(path, &ck);
-    if (err != code || !strstr(err_last(), says) || !strstr(err_last(), scratch))
-        fail_msg("expected code %d and \"%s\", got %d: %s", code, says, err, err_last());
-    assert_null(ck);
-}
 
 /* ---- one file: headers that must be refused ---- */
 
@@ -49,8 +17,6 @@ struct hostile {
     int code;
     const char *says;
 };
-
-#define ENTRY(dtype, shape, offsets) "{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
 
 static struct hostile hostile[] = {
     {"header empty", "", 0, ERR_FORMAT, "does not begin with '{'"},
@@ -244,29 +210,30 @@ static void accepts_the_whole_format(void **state)
             "[3]", "[44,47]") ",\"__metadata__\":{\"format\":\"pt\"},"
                               "\"f32\":" ENTRY("F32", "[1,2,1,1]", "[0,8]") ",\"empty0\":" ENTRY("F32", "[0,7]", "[0,0]") ",\"empty1\":" ENTRY(
                                   "BF16", "[7,0]",
-                                  "[8,8]") ",\"f64\":" ENTRY("F64",
-                                                             "[]", "[8,16]") ",\"bf16\":" ENTRY("BF16", "[2]",
-                                                                                                "[16,20]") ",\"f16\""
-                                                                                                           ":" ENTRY("F"
-                                                                                                                     "1"
-                                                                                                                     "6",
-                                                                                                                     "["
-                                                                                                                     "2"
-                                                                                                                     "]",
-                                                                                                                     "["
-                                                                                                                     "2"
-                                                                                                                     "0"
-                                                                                                                     ","
-                                                                                                                     "2"
-                                                                                                                     "4"
-                                                                                                                     "]") ",\"i64\""
-                                                                                                                          ":" ENTRY(
-                                                                                                                              "I64",
-                                                                                                                              "[2]",
-                                                                                                                              "[24,"
-                                                                                                                              "40]") ",\"i32\":" ENTRY("I32",
-                                                                                                                                                       "[1]",
-                                                                                                                                                       "[40,44]") ",\"empty2\":{\"note\":0,\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[47,47]}}    ",
+                                  "[8,8]") ",\"f64\":" ENTRY("F64", "[]",
+                                                             "[8,16]") ",\"bf16\":" ENTRY("BF16", "[2]",
+                                                                                          "[16,20]") ",\"f16\""
+                                                                                                     ":" ENTRY(
+                                                                                                         "F"
+                                                                                                         "1"
+                                                                                                         "6",
+                                                                                                         "["
+                                                                                                         "2"
+                                                                                                         "]",
+                                                                                                         "["
+                                                                                                         "2"
+                                                                                                         "0"
+                                                                                                         ","
+                                                                                                         "2"
+                                                                                                         "4"
+                                                                                                         "]") ",\"i64\""
+                                                                                                              ":" ENTRY(
+                                                                                                                  "I64",
+                                                                                                                  "[2]",
+                                                                                                                  "[24,"
+                                                                                                                  "40]") ",\"i32\":" ENTRY("I32",
+                                                                                                                                           "[1]",
+                                                                                                                                           "[40,44]") ",\"empty2\":{\"note\":0,\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[47,47]}}    ",
         zeros, 47);
     static const struct {
         const char *name;
@@ -481,98 +448,6 @@ static void expects_shapes(void **state)
     checkpoint_close(ck);
 }
 
-/* ---- index ---- */
-
-static void write_shards(void)
-{
-    write_safetensors("s1.safetensors", "{\"a\":" ENTRY("U8", "[1]", "[0,1]") ",\"c\":" ENTRY("U8", "[1]", "[1,2]") "}",
-                      "\1\3", 2);
-    write_safetensors("s2.safetensors", "{\"b\":" ENTRY("U8", "[1]", "[0,1]") "}", "\2", 1);
-}
-
-static void reads_shards(void **state)
-{
-    (void)state;
-    write_shards();
-    write_text("model.safetensors.index.json",
-               "{\"metadata\":{\"total_size\":3},\"weight_map\":{\"b\":\"s2.safetensors\","
-               "\"a\":\"s1.safetensors\",\"c\":\"s1.safetensors\"}}");
-    struct checkpoint *ck = open_ok("");
-    assert_int_equal(checkpoint_count(ck), 3);
-    for (int i = 0; i < 3; i++) {
-        unsigned char value = 0;
-        const struct tensor *t = checkpoint_at(ck, i);
-        assert_int_equal(t->name[0], 'a' + i);
-        assert_int_equal(checkpoint_read_rows(ck, t, 0, 1, &value), OK);
-        assert_int_equal(value, i + 1);
-        assert_non_null(strstr(checkpoint_file(ck, t), i == 1 ? "/s2.safetensors" : "/s1.safetensors"));
-    }
-    checkpoint_close(ck);
-}
-
-struct bad_index {
-    const char *name, *text, *says;
-};
-
-#define S1 "\"s1.safetensors\""
-#define S2 "\"s2.safetensors\""
-static struct bad_index bad_indexes[] = {
-    {"index: not JSON", "{", "not valid JSON"},
-    {"index: a list", "[]", "\"weight_map\" must be an object"},
-    {"index: no weight_map", "{\"metadata\":{}}", "\"weight_map\" must be an object"},
-    {"index: weight_map a list", "{\"weight_map\":[]}", "\"weight_map\" must be an object"},
-    {"index: name a number", "{\"weight_map\":{\"a\":1}}", "must be a file name"},
-    {"index: ../", "{\"weight_map\":{\"a\":\"../s1.safetensors\"}}", "not a bare file name"},
-    {"index: absolute path", "{\"weight_map\":{\"a\":\"/etc/passwd\"}}", "not a bare file name"},
-    {"index: subfolder", "{\"weight_map\":{\"a\":\"x/s1.safetensors\"}}", "not a bare file name"},
-    {"index: the folder itself", "{\"weight_map\":{\"a\":\".\"}}", "not a bare file name"},
-    {"index: the parent", "{\"weight_map\":{\"a\":\"..\"}}", "not a bare file name"},
-    {"index: empty name", "{\"weight_map\":{\"a\":\"\"}}", "not a bare file name"},
-    {"index: zero byte in a name", "{\"weight_map\":{\"a\":\"s1.safetensors\\u0000/x\"}}", "not valid JSON"},
-    {"index: duplicate tensor", "{\"weight_map\":{\"a\":" S1 ",\"a\":" S2 "}}", "duplicate"},
-    {"index: missing shard", "{\"weight_map\":{\"a\":" S1 ",\"b\":" S2 ",\"c\":" S1 ",\"d\":\"s3.safetensors\"}}",
-     "shard s3.safetensors is missing"},
-    {"index: tensor that no shard has", "{\"weight_map\":{\"a\":" S1 ",\"b\":" S2 ",\"c\":" S1 ",\"d\":" S2 "}}",
-     "lists tensor d, no shard has it"},
-    {"index: tensor in another shard", "{\"weight_map\":{\"a\":" S1 ",\"b\":" S2 ",\"c\":" S2 "}}",
-     "puts tensor c in s2.safetensors"},
-    {"index: shard with an unlisted tensor", "{\"weight_map\":{\"a\":" S1 ",\"b\":" S2 "}}", "tensor c is not listed"},
-    {"index: tensor in two shards",
-     "{\"weight_map\":{\"a\":" S1 ",\"b\":" S2 ",\"c\":" S1 ",\"z\":\"dup.safetensors\"}}", "tensor a is in both"},
-    {"index: itself as a shard", "{\"weight_map\":{\"a\":\"model.safetensors.index.json\"}}", "at most 100000000"},
-};
-enum { N_BAD_INDEXES = sizeof bad_indexes / sizeof *bad_indexes };
-
-static void refuses_index(void **state)
-{
-    const struct bad_index *b = *state;
-    write_shards();
-    write_safetensors("dup.safetensors",
-                      "{\"a\":" ENTRY("U8", "[1]", "[0,1]") ",\"z\":" ENTRY("U8", "[1]", "[1,2]") "}", zeros, 2);
-    write_text("model.safetensors.index.json", b->text);
-    open_fails("", ERR_FORMAT, b->says);
-}
-
-static void refuses_a_bad_shard(void **state)
-{
-    (void)state;
-    write_shards();
-    write_safetensors("s2.safetensors", "{\"b\":" ENTRY("U8", "[1]", "[0,1]") "}", "\2\2", 2);
-    write_text("model.safetensors.index.json", "{\"weight_map\":{\"a\":" S1 ",\"b\":" S2 ",\"c\":" S1 "}}");
-    open_fails("", ERR_FORMAT, "s2.safetensors: tensors end at");
-}
-
-static void prefers_the_single_file(void **state)
-{
-    (void)state;
-    open_fails("", ERR_FORMAT, "no model.safetensors and no model.safetensors.index.json");
-    write_text("model.safetensors.index.json", "{}");
-    write_safetensors("model.safetensors", "{\"only\":" ENTRY("U8", "[1]", "[0,1]") "}", "\1", 1);
-    struct checkpoint *ck = open_ok("");
-    assert_non_null(checkpoint_find(ck, "only"));
-    checkpoint_close(ck);
-}
-
 /* ---- fingerprint ---- */
 
 static void fingerprint(const char *name, char hex[65])
@@ -681,21 +556,15 @@ int main(int argc, char **argv)
         cmocka_unit_test_teardown(names_the_first_value_not_finite, scratch_clear),
         cmocka_unit_test_teardown(survives_a_shrinking_file, scratch_clear),
         cmocka_unit_test_teardown(expects_shapes, scratch_clear),
-        cmocka_unit_test_teardown(reads_shards, scratch_clear),
-        cmocka_unit_test_teardown(refuses_a_bad_shard, scratch_clear),
-        cmocka_unit_test_teardown(prefers_the_single_file, scratch_clear),
         cmocka_unit_test_teardown(fingerprints_headers, scratch_clear),
     };
     enum { N_FIXED = sizeof fixed / sizeof *fixed };
     err_quiet(1);
     if (argc > 1 && strcmp(argv[1], "published") == 0)
         return run_published();
-    struct CMUnitTest tests[N_FIXED + N_HOSTILE + N_BAD_INDEXES];
+    struct CMUnitTest tests[N_FIXED + N_HOSTILE];
     memcpy(tests, fixed, sizeof fixed);
     for (int i = 0; i < N_HOSTILE; i++)
         tests[N_FIXED + i] = (struct CMUnitTest){hostile[i].name, refuses_header, NULL, scratch_clear, &hostile[i]};
-    for (int i = 0; i < N_BAD_INDEXES; i++)
-        tests[N_FIXED + N_HOSTILE + i] =
-            (struct CMUnitTest){bad_indexes[i].name, refuses_index, NULL, scratch_clear, &bad_indexes[i]};
     return cmocka_run_group_tests_name("safetensors", tests, scratch_open, scratch_close);
 }
