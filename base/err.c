@@ -36,9 +36,11 @@ const char *err_last(void)
     return last;
 }
 
-void err_quiet(int quiet)
+int err_quiet(int quiet)
 {
+    int before = quiet_on;
     quiet_on = quiet;
+    return before;
 }
 
 void err_set_rank(int rank, int n_ranks)

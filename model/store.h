@@ -105,10 +105,10 @@ struct store_facts {
 /* ---- writing
  * ---------------------------------------------------------------------------------------------------------- */
 
-/* Makes DIR and DIR/layers, takes the folder for this job and removes temporaries that a killed one left. ERR_IO when
- * another job holds it. *lock goes to store_unlock. */
+/* Makes DIR and DIR/layers, takes the folder for this job (flock on DIR/.lock) and removes temporaries that a killed one left.
+ * ERR_ARG when another job holds it. *lock goes to store_unlock, which also removes DIR/.lock; negative: nothing held. */
 int store_lock(const char *dir, int *lock);
-void store_unlock(int lock);
+void store_unlock(const char *dir, int lock);
 /* Shapes of one layer for given settings, from the configuration: what store_layer_create wants. rank is clamped as the
  * solver clamps it, to min(rows of the group, d_in); group_size 0: one group a row; dtypes: of the checkpoint's biases
  * and norms. */
@@ -157,6 +157,8 @@ int store_model_publish(const char *dir, const struct store_facts *facts, const 
 enum store_state { STORE_MISSING, STORE_DONE, STORE_DAMAGED, STORE_FOREIGN /* whole, but of another fingerprint */ };
 int store_layer_state(const char *dir, int64_t l, const char *fingerprint, enum store_state *state);
 int store_head_state(const char *dir, const char *fingerprint, enum store_state *state);
+/* What a published layer's file says of itself, without a manifest: a resumed job reports it. */
+int store_layer_read_facts(const char *dir, int64_t l, struct store_layer_facts *facts);
 
 /* ---- reading
  * ---------------------------------------------------------------------------------------------------------- */
