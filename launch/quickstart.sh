@@ -1,0 +1,40 @@
+#!/bin/sh
+# Builds, calibrates the bundled model on MPI ranks, compares it with the original and with plain quantization, generates.
+set -eu
+cd "$(dirname "$0")/.."
+MODEL="${MODEL:-examples/dense}"                       # any Hugging Face folder
+TEXT="${TEXT:-examples/texts/calibration.txt}"         # what to calibrate on
+HELDOUT="${HELDOUT:-examples/texts/heldout.txt}"       # what to measure on
+RANKS="${RANKS:-2}"                                    # MPI ranks
+RANK="${RANK:-32}"                                     # of the correction
+BITS="${BITS:-4 3}"                                    # widths to show
+OUT="${OUT:-build/quickstart}"                         # where the results go
+PROMPT="${PROMPT:-The old harbour}"
+
+launch/build.sh
+. launch/mpi_env.sh
+mkdir -p "$OUT"
+run() { echo "+ $*" >&2; "$@"; }
+glowq() { run mpirun -n "$RANKS" build/glowq "$@"; }
+field() { sed -n "s/^  \"$1\": \([-+0-9.e]*\),*\$/\1/p" "$OUT/last.json"; }
+# One row of the table: bits, title, bytes of the linears, then what eval takes.
+row() {
+    bits=$1 title=$2 bytes=$3; shift 3
+    glowq eval "$@" --text "$HELDOUT" --ctx 256 --quiet --json >"$OUT/last.json"
+    printf '%4s  %-18s %9.4f +- %.4f  %10.3f\n' "$bits" "$title" "$(field perplexity)" "$(field perplexity_stderr)" \
+        "$(echo "$bytes" | awk '{ print $1 / 1e6 }')" >>"$OUT/table"
+}
+
+printf '%4s  %-18s %9s    %6s  %10s\n' bits weights perplexity "" "linears MB" >"$OUT/table"
+first=1
+for b in $BITS; do
+    glowq calibrate --model "$MODEL" --text "$TEXT" --out "$OUT/w$b.glowq" --bits "$b" --rank "$RANK" --seq-len 256 \
+        --samples 128 --overwrite --json >"$OUT/last.json"
+    plain=$(field quantized_bytes) corrected=$(($(field quantized_bytes) + $(field factor_bytes))) full=$(field weight_bytes)
+    [ "$first" = 0 ] || row 16 "as stored" "$full" --model "$MODEL"
+    first=0
+    row "$b" "rounded" "$plain" --model "$OUT/w$b.glowq" --no-correction
+    row "$b" "GlowQ, rank $RANK" "$corrected" --model "$OUT/w$b.glowq"
+done
+glowq generate --model "$OUT/w${BITS%% *}.glowq" --prompt "$PROMPT" --max-tokens 60 --echo --quiet
+echo && cat "$OUT/table" && echo "report: $OUT/w${BITS%% *}.glowq/report.html"
