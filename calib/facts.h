@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Facts: what is told about a calibration. manifest.json says what depends on the input alone, run.json when, where and how
+ * long, report.html both to a person (schemas: model/manifest.h, calib/report.h).
+ */
+#ifndef GLOWQ_CALIB_FACTS_H
+#define GLOWQ_CALIB_FACTS_H
+
+#include "calib/calibrate.h"
+#include "calib/corpus.h"
+#include "model/config.h"
+#include "model/safetensors.h"
+
+#include <jansson.h>
+
+enum stage { STAGE_READ, STAGE_FORWARD, STAGE_MOMENTS, STAGE_QUANTIZE, STAGE_SOLVE, STAGE_WRITE, N_STAGES };
+
+struct facts {
+    const struct model_config *config;
+    const struct checkpoint *ck;
+    json_t *manifest, *run;
+    double stage_s[N_STAGES];
+    int64_t max_rank; /* of any group */
+    struct calibrate_result result;
+};
+
+/* Settings, model and text. Not collective; run's times start here. */
+int facts_create(const struct calibrate_options *options, const struct model_config *config, const struct corpus *corpus,
+                 const struct checkpoint *ck, const char *fingerprint, struct facts *facts);
+void facts_free(struct facts *facts);
+/* Adds the time since start_s to a stage. */
+void facts_stage(struct facts *facts, enum stage stage, double start_s);
+int facts_layer_done(struct facts *facts, int64_t layer, double start_s, int resumed);
+/* Host, threads and peak memory of every rank. Collective. */
+int facts_gather_ranks(struct facts *facts, struct comm *comm, double seconds);
+/* The groups, from the published layer files, whoever wrote them; totals into result. Not collective. */
+int facts_read_layers(struct facts *facts, const char *dir);
+/* run.json and report.html, then manifest.json, which finishes the folder. Not collective. */
+int facts_publish(struct facts *facts, const char *dir);
+
+#endif

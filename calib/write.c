@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Write: see write.h. */
+#include "calib/write.h"
+
+#include "base/err.h"
+#include "model/pack.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { TAG_ROWS = 17 };
+
+static const char *module_tensor(int64_t l, int module, int bias, char *name, size_t size)
+{
+    tensor_of_module(l, (enum module)module, bias, name, size);
+    return name;
+}
+
+int layer_facts(const struct model_config *config, const struct checkpoint *ck, int64_t l, const char *fingerprint, int bits,
+                int64_t group_size, int64_t rank, enum dtype factor_dtype, struct store_layer_facts *facts)
+{
+    int err = OK;
+    char name[160];
+    const struct tensor *t = NULL;
+    store_layer_plan(config, l, fingerprint, bits, group_size, rank, factor_dtype, DT_F32, facts);
+    for (int i = 0; i < N_MODULES; i++) {
+        if (!facts->module[i].has_bias)
+            continue;
+        TRY(checkpoint_expect(ck, module_tensor(l, i, 1, name, sizeof name), 1, facts->module[i].d_out, 0, &t));
+        facts->module[i].bias_dtype = t->dtype;
+    }
+    for (int i = 0; i < N_VECTORS; i++) {
+        if (facts->vector[i].n == 0)
+            continue;
+        tensor_of_vector(l, (enum vector)i, name, sizeof name);
+        TRY(checkpoint_expect(ck, name, 1, facts->vector[i].n, 0, &t));
+        facts->vector[i].dtype = t->dtype;
+    }
+out:
+    return err;
+}
+
+/* One piece: packed codes, scales, zeros and A of up to PANEL_ROWS rows, one after the other. */
+struct piece {
+    size_t codes, scales, zeros, a, total; /* offsets, in bytes */
+};
+
+static struct piece piece_of(const struct store_layer_facts *facts, int module, int64_t rows)
+{
+    const struct store_module *m = &facts->module[module];
+    const struct store_group *g = &facts->group[module_group((enum module)module)];
+    struct piece p = {0};
+    p.scales = (size_t)(rows * m->row_bytes);
+    p.zeros = p.scales + (size_t)(rows * m->n_groups) * sizeof(uint16_t);
+    p.a = p.zeros + (size_t)(rows * m->n_groups + 15) / 16 * 16;
+    p.total = p.a + (size_t)(rows * g->rank) * dtype_bytes(g->factor_dtype);
+    return p;
+}
+
+int layer_file_create(struct comm *comm, const char *dir, int root, const struct store_layer_facts *facts,
+                      struct layer_file *file)
+{
+    int err = OK;
+    size_t largest = 0;
+    *file = (struct layer_file){.comm = comm, .root = root, .facts = *facts};
+    for (int i = 0; i < N_MODULES; i++) {
+        size_t n = piece_of(facts, i, PANEL_ROWS).total;
+        largest = n > largest ? n : largest;
+    }
+    file->message = malloc(largest);
+    int local = file->message ? OK : ERR_NOMEM;
+    if (!local && comm->rank == root)
+        local = store_layer_create(dir, facts, &file->writer);
+    TRY(comm_agree(comm, local));
+out:
+    return err;
+}
+
+/* This rank's rows [row, row + n) of a module into the message. local_row: their place in the stacked results. */
+static int fill(struct layer_file *file, int module, int64_t local_row, int64_t n, const struct quantized *q,
+                const struct solution *s)
+{
+    int err = OK;
+    struct backend *be = file->comm->be;
+    const struct store_module *m = &file->facts.module[module];
+    const struct piece p = piece_of(&file->facts, module, n);
+    struct mat codes = mat_rows(&q->codes, local_row, n), scales = mat_rows(&q->scales, local_row, n);
+    struct mat zeros = mat_rows(&q->zeros, local_row, n);
+    uint8_t *plain = malloc((size_t)(n * m->d_in));
+    if (!plain)
+        FAIL(ERR_NOMEM, "a panel of %lld codes", (long long)(n * m->d_in));
+    TRY(be->ops->get(be, plain, codes.data, (size_t)(n * m->d_in)));
+    pack_rows(plain, n, m->d_in, m->bits, (uint8_t *)file->message + p.codes);
+    TRY(be->ops->get(be, file->message + p.scales, scales.data, (size_t)(n * m->n_groups) * sizeof(uint16_t)));
+    TRY(be->ops->get(be, file->message + p.zeros, zeros.data, (size_t)(n * m->n_groups)));
+    if (s->rank > 0) {
+        struct mat a = mat_rows(&s->a, local_row, n);
+        TRY(be->ops->get(be, file->message + p.a, a.data, p.total - p.a));
+    }
+out:
+    free(plain);
+    return err;
+}
+
+static int put(struct layer_file *file, int module, int64_t row, int64_t n)
+{
+    int err = OK;
+    const struct piece p = piece_of(&file->facts, module, n);
+    TRY(store_put_codes(file->writer, (enum module)module, row, n, (uint8_t *)file->message + p.codes,
+                        (uint16_t *)(void *)(file->message + p.scales), (uint8_t *)file->message + p.zeros));
+    if (p.total > p.a)
+        TRY(store_put_a(file->writer, (enum module)module, row, n, file->message + p.a));
+out:
+    return err;
+}
+
+/* B and the measurements. All ranks hold the same B; module shares are already sums over ranks. */
+static int put_group(struct layer_file *file, enum group group, const struct solution *s)
+{
+    int err = OK;
+    struct backend *be = file->comm->be;
+    struct store_group facts = file->facts.group[group];
+    void *b = NULL;
+    facts.steps = s->steps;
+    facts.energy = s->energy;
+    facts.energy_error = s->trace > 0 ? s->captured / s->trace * (s->trace_error / s->trace) : 0;
+    facts.trace = s->trace;
+    facts.captured = s->captured;
+    facts.error_norm2 = s->error_norm2;
+    if (s->rank > 0) {
+        if (!(b = malloc(mat_bytes(&s->b))))
+            FAIL(ERR_NOMEM, "B of %lld x %lld", (long long)s->b.rows, (long long)s->b.cols);
+        TRY(be->ops->get(be, b, s->b.data, mat_bytes(&s->b)));
+    }
+    TRY(store_put_group(file->writer, group, b, &facts, s->module_captured));
+out:
+    free(b);
+    return err;
+}
+
+int layer_file_group(struct layer_file *file, const struct slices *slices, enum group group, const struct quantized *quantized,
+                     const struct solution *solution)
+{
+    int err = OK, local = OK; /* a rank that failed goes on sending, so that nobody waits */
+    struct comm *comm = file->comm;
+    const struct panels *panels = &slices->panels[group];
+    enum module first;
+    int count;
+    int64_t stacked = 0;
+    group_modules(group, &first, &count);
+    for (int i = 0; i < count; i++) {
+        const int module = (int)first + i;
+        for (int p = 0; p < comm->size; p++) {
+            const struct range own = panels_module_rows(panels, i, p);
+            for (int64_t row = own.begin; row < own.end; row += PANEL_ROWS) {
+                const int64_t n = own.end - row < PANEL_ROWS ? own.end - row : PANEL_ROWS;
+                const size_t bytes = piece_of(&file->facts, module, n).total;
+                if (p == comm->rank && !local)
+                    local = fill(file, module, stacked + row - panels_rows(panels, p).begin, n, quantized, solution);
+                if (p == comm->rank && p != file->root)
+                    TRY(comm_send(comm, file->message, bytes, file->root, TAG_ROWS));
+                if (comm->rank == file->root && p != file->root)
+                    TRY(comm_recv(comm, file->message, bytes, p, TAG_ROWS));
+                if (comm->rank == file->root && !local)
+                    local = put(file, module, row, n);
+            }
+        }
+        stacked += panels->module_rows[i];
+    }
+    if (comm->rank == file->root && !local)
+        local = put_group(file, group, solution);
+    TRY(comm_agree(comm, local));
+out:
+    return err;
+}
+
+static int put_vectors(struct layer_file *file, const struct model_config *config, const struct checkpoint *ck)
+{
+    int err = OK;
+    const int64_t l = file->facts.layer;
+    char name[160];
+    const struct tensor *t = NULL;
+    void *raw = NULL;
+    for (int i = 0; i < N_MODULES + N_VECTORS; i++) {
+        const int is_bias = i < N_MODULES;
+        if (is_bias ? !file->facts.module[i].has_bias : vector_length(config, (enum vector)(i - N_MODULES)) == 0)
+            continue;
+        if (is_bias)
+            module_tensor(l, i, 1, name, sizeof name);
+        else
+            tensor_of_vector(l, (enum vector)(i - N_MODULES), name, sizeof name);
+        const int64_t n = is_bias ? file->facts.module[i].d_out : file->facts.vector[i - N_MODULES].n;
+        TRY(checkpoint_expect(ck, name, 1, n, 0, &t));
+        if (!(raw = malloc(t->bytes)))
+            FAIL(ERR_NOMEM, "%s", name);
+        TRY(load_rows(ck, t, 0, n, raw));
+        if (is_bias)
+            TRY(store_put_bias(file->writer, (enum module)i, raw));
+        else
+            TRY(store_put_vector(file->writer, (enum vector)(i - N_MODULES), raw));
+        free(raw);
+        raw = NULL;
+    }
+out:
+    free(raw);
+    return err;
+}
+
+int layer_file_vectors(struct layer_file *file, const struct model_config *config, const struct checkpoint *ck)
+{
+    return comm_agree(file->comm, file->comm->rank == file->root ? put_vectors(file, config, ck) : OK);
+}
+
+int layer_file_publish(struct layer_file *file)
+{
+    int local = OK;
+    if (file->comm->rank == file->root) {
+        local = store_publish(file->writer);
+        file->writer = NULL;
+    }
+    free(file->message);
+    file->message = NULL;
+    return comm_agree(file->comm, local);
+}
+
+void layer_file_discard(struct layer_file *file)
+{
+    store_discard(file->writer);
+    file->writer = NULL;
+    free(file->message);
+    file->message = NULL;
+}
+
+static int copy_end(struct store_writer *writer, enum store_end end, const struct checkpoint *ck, const struct tensor *t)
+{
+    int err = OK;
+    const int64_t cols = t->n_dims == 2 ? t->shape[1] : 1;
+    const int64_t step = t->n_dims == 2 ? PANEL_ROWS : t->shape[0];
+    void *panel = malloc((size_t)(step * cols) * dtype_bytes(t->dtype));
+    if (!panel)
+        FAIL(ERR_NOMEM, "a panel of %s", t->name);
+    for (int64_t row = 0; row < t->shape[0]; row += step) {
+        int64_t n = t->shape[0] - row < step ? t->shape[0] - row : step;
+        TRY(load_rows(ck, t, row, n, panel));
+        TRY(store_put_end(writer, end, row, n, panel));
+    }
+out:
+    free(panel);
+    return err;
+}
+
+int write_head(const char *dir, const struct model_config *config, const struct checkpoint *ck, const char *fingerprint)
+{
+    int err = OK;
+    struct store_writer *writer = NULL;
+    const struct tensor *embedding = NULL, *norm = NULL, *head = NULL;
+    TRY(checkpoint_expect(ck, TENSOR_EMBEDDING, 2, config->vocab_size, config->d_model, &embedding));
+    TRY(checkpoint_expect(ck, TENSOR_NORM, 1, config->d_model, 0, &norm));
+    if (!config->tied_embeddings)
+        TRY(checkpoint_expect(ck, TENSOR_HEAD, 2, config->vocab_size, config->d_model, &head));
+    TRY(store_head_create(dir, config, fingerprint, embedding->dtype, norm->dtype, head != NULL,
+                          head ? head->dtype : embedding->dtype, &writer));
+    TRY(copy_end(writer, STORE_EMBEDDING, ck, embedding));
+    TRY(copy_end(writer, STORE_NORM, ck, norm));
+    if (head)
+        TRY(copy_end(writer, STORE_HEAD, ck, head));
+    err = store_publish(writer);
+    writer = NULL;
+out:
+    store_discard(writer);
+    return err;
+}
