@@ -7,9 +7,9 @@
  *            "groups": [{"layer", "group", "rank", "steps", "energy", "energy_error", "trace", "captured", "error_norm2",
  *                        "weight_bytes", "quantized_bytes", "factor_bytes",
  *                        "modules": [{"name", "d_out", "d_in", "captured"}]}],
- *            "files": {"layers/0000.h5": sha256, ...}}
+ *            "files": {"layers/0000.h5": {"bytes", "sha256"}, ...}}
  * run: {"command", "started", "seconds", "stages": {"read": s, "forward": s, "moments": s, "quantize": s, "solve": s, "write": s},
- *       "layers": [{"layer", "seconds", "resumed"}], "ranks": [{"rank", "host", "backend", "threads", "peak_rss_bytes"}]}
+ *       "layers": [{"layer", "seconds", "resumed"}], "ranks": [{"rank", "host", "backend", "threads", "seconds", "peak_rss_bytes"}]}   seconds: spent computing, optional
  */
 #ifndef GLOWQ_CALIB_REPORT_H
 #define GLOWQ_CALIB_REPORT_H
