@@ -61,7 +61,7 @@ static int open_check(struct backend *be)
 {
     int err = OK;
     TRY(open_cpu(be));
-    ((struct cpu_state *)be->state)->inner = cpu_ops();
+    ((struct cpu_state *)be->state)->wrapped = cpu_ops();
 out:
     return err;
 }
@@ -144,205 +144,205 @@ static int host_end_check(struct backend *be, void *p, size_t bytes, void *host)
 
 static int put_check(struct backend *be, void *device, const void *host, size_t bytes)
 {
-    return leave(be, enter(be)->inner->put(be, device, host, bytes));
+    return leave(be, enter(be)->wrapped->put(be, device, host, bytes));
 }
 
 static int get_check(struct backend *be, void *host, const void *device, size_t bytes)
 {
-    return leave(be, enter(be)->inner->get(be, host, device, bytes));
+    return leave(be, enter(be)->wrapped->get(be, host, device, bytes));
 }
 
 static int copy_check(struct backend *be, const struct mat *from, struct mat *to)
 {
-    return leave(be, enter(be)->inner->copy(be, from, to));
+    return leave(be, enter(be)->wrapped->copy(be, from, to));
 }
 
 static int zero_check(struct backend *be, void *device, size_t bytes)
 {
-    return leave(be, enter(be)->inner->zero(be, device, bytes));
+    return leave(be, enter(be)->wrapped->zero(be, device, bytes));
 }
 
 static int sync_check(struct backend *be)
 {
-    return leave(be, enter(be)->inner->sync(be));
+    return leave(be, enter(be)->wrapped->sync(be));
 }
 
 static int weight_alloc_check(struct backend *be, struct packed *w)
 {
-    return leave(be, enter(be)->inner->weight_alloc(be, w));
+    return leave(be, enter(be)->wrapped->weight_alloc(be, w));
 }
 
 static int weight_put_dense_check(struct backend *be, struct packed *w, int64_t row0, const struct mat *host_panel)
 {
-    return leave(be, enter(be)->inner->weight_put_dense(be, w, row0, host_panel));
+    return leave(be, enter(be)->wrapped->weight_put_dense(be, w, row0, host_panel));
 }
 
 static int weight_put_codes_check(struct backend *be, struct packed *w, int64_t row0, int64_t rows,
                                   const uint8_t *host_codes, const uint16_t *host_scales, const uint8_t *host_zeros)
 {
-    return leave(be, enter(be)->inner->weight_put_codes(be, w, row0, rows, host_codes, host_scales, host_zeros));
+    return leave(be, enter(be)->wrapped->weight_put_codes(be, w, row0, rows, host_codes, host_scales, host_zeros));
 }
 
 static int embed_check(struct backend *be, const struct packed *table, int64_t first_id, const int32_t *ids,
                        struct mat *out)
 {
-    return leave(be, enter(be)->inner->embed(be, table, first_id, ids, out));
+    return leave(be, enter(be)->wrapped->embed(be, table, first_id, ids, out));
 }
 
 static int rmsnorm_check(struct backend *be, const struct mat *x, const struct mat *weight, float eps, struct mat *out)
 {
-    return leave(be, enter(be)->inner->rmsnorm(be, x, weight, eps, out));
+    return leave(be, enter(be)->wrapped->rmsnorm(be, x, weight, eps, out));
 }
 
 static int linear_check(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y)
 {
-    return leave(be, enter(be)->inner->linear(be, x, args, y));
+    return leave(be, enter(be)->wrapped->linear(be, x, args, y));
 }
 
 static int rope_check(struct backend *be, struct mat *x, const int32_t *pos, const float *inv_freq, int64_t head_dim)
 {
-    return leave(be, enter(be)->inner->rope(be, x, pos, inv_freq, head_dim));
+    return leave(be, enter(be)->wrapped->rope(be, x, pos, inv_freq, head_dim));
 }
 
 static int kv_append_check(struct backend *be, const struct mat *x, const int32_t *slot, struct mat *cache)
 {
-    return leave(be, enter(be)->inner->kv_append(be, x, slot, cache));
+    return leave(be, enter(be)->wrapped->kv_append(be, x, slot, cache));
 }
 
 static int attention_check(struct backend *be, const struct mat *q, const struct mat *k_cache,
                            const struct mat *v_cache, const struct attention_args *args, struct mat *out)
 {
-    return leave(be, enter(be)->inner->attention(be, q, k_cache, v_cache, args, out));
+    return leave(be, enter(be)->wrapped->attention(be, q, k_cache, v_cache, args, out));
 }
 
 static int silu_mul_check(struct backend *be, const struct mat *gate, const struct mat *up, struct mat *out)
 {
-    return leave(be, enter(be)->inner->silu_mul(be, gate, up, out));
+    return leave(be, enter(be)->wrapped->silu_mul(be, gate, up, out));
 }
 
 static int add_check(struct backend *be, struct mat *x, const struct mat *y)
 {
-    return leave(be, enter(be)->inner->add(be, x, y));
+    return leave(be, enter(be)->wrapped->add(be, x, y));
 }
 
 static int add_bias_check(struct backend *be, struct mat *x, const struct mat *bias)
 {
-    return leave(be, enter(be)->inner->add_bias(be, x, bias));
+    return leave(be, enter(be)->wrapped->add_bias(be, x, bias));
 }
 
 static int gather_rows_check(struct backend *be, const struct mat *x, const int32_t *rows, struct mat *out)
 {
-    return leave(be, enter(be)->inner->gather_rows(be, x, rows, out));
+    return leave(be, enter(be)->wrapped->gather_rows(be, x, rows, out));
 }
 
 static int logsumexp_target_check(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
                                   struct mat *out)
 {
-    return leave(be, enter(be)->inner->logsumexp_target(be, logits, first_id, target, out));
+    return leave(be, enter(be)->wrapped->logsumexp_target(be, logits, first_id, target, out));
 }
 
 static int argmax_check(struct backend *be, const struct mat *logits, int64_t first_id, struct mat *value,
                         struct mat *id)
 {
-    return leave(be, enter(be)->inner->argmax(be, logits, first_id, value, id));
+    return leave(be, enter(be)->wrapped->argmax(be, logits, first_id, value, id));
 }
 
 static int gemm_check(struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a,
                       const struct mat *b, double beta, struct mat *c)
 {
-    return leave(be, enter(be)->inner->gemm(be, trans_a, trans_b, alpha, a, b, beta, c));
+    return leave(be, enter(be)->wrapped->gemm(be, trans_a, trans_b, alpha, a, b, beta, c));
 }
 
 static int convert_check(struct backend *be, const struct mat *from, struct mat *to)
 {
-    return leave(be, enter(be)->inner->convert(be, from, to));
+    return leave(be, enter(be)->wrapped->convert(be, from, to));
 }
 
 static int transpose_check(struct backend *be, const struct mat *from, struct mat *to)
 {
-    return leave(be, enter(be)->inner->transpose(be, from, to));
+    return leave(be, enter(be)->wrapped->transpose(be, from, to));
 }
 
 static int scale_check(struct backend *be, struct mat *x, const struct mat *row_scale, const struct mat *col_scale)
 {
-    return leave(be, enter(be)->inner->scale(be, x, row_scale, col_scale));
+    return leave(be, enter(be)->wrapped->scale(be, x, row_scale, col_scale));
 }
 
 static int randn_check(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0,
                        struct mat *x)
 {
-    return leave(be, enter(be)->inner->randn(be, seed, stream, sub, row0, x));
+    return leave(be, enter(be)->wrapped->randn(be, seed, stream, sub, row0, x));
 }
 
 static int rand_sign_check(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0,
                            struct mat *x)
 {
-    return leave(be, enter(be)->inner->rand_sign(be, seed, stream, sub, row0, x));
+    return leave(be, enter(be)->wrapped->rand_sign(be, seed, stream, sub, row0, x));
 }
 
 static int col_absmax_check(struct backend *be, const struct mat *x, struct mat *out)
 {
-    return leave(be, enter(be)->inner->col_absmax(be, x, out));
+    return leave(be, enter(be)->wrapped->col_absmax(be, x, out));
 }
 
 static int col_sumsq_check(struct backend *be, const struct mat *x, struct mat *out)
 {
-    return leave(be, enter(be)->inner->col_sumsq(be, x, out));
+    return leave(be, enter(be)->wrapped->col_sumsq(be, x, out));
 }
 
 static int qr_check(struct backend *be, struct mat *a, struct mat *r)
 {
-    return leave(be, enter(be)->inner->qr(be, a, r));
+    return leave(be, enter(be)->wrapped->qr(be, a, r));
 }
 
 static int cholesky_check(struct backend *be, struct mat *a)
 {
-    return leave(be, enter(be)->inner->cholesky(be, a));
+    return leave(be, enter(be)->wrapped->cholesky(be, a));
 }
 
 static int trsm_right_check(struct backend *be, int trans_l, const struct mat *l, struct mat *b)
 {
-    return leave(be, enter(be)->inner->trsm_right(be, trans_l, l, b));
+    return leave(be, enter(be)->wrapped->trsm_right(be, trans_l, l, b));
 }
 
 static int eigh_check(struct backend *be, struct mat *a, struct mat *w)
 {
-    return leave(be, enter(be)->inner->eigh(be, a, w));
+    return leave(be, enter(be)->wrapped->eigh(be, a, w));
 }
 
 static int svd_check(struct backend *be, struct mat *a, struct mat *u, struct mat *s, struct mat *vt)
 {
-    return leave(be, enter(be)->inner->svd(be, a, u, s, vt));
+    return leave(be, enter(be)->wrapped->svd(be, a, u, s, vt));
 }
 
 static int fixed_add_check(struct backend *be, const struct mat *leaf, const struct mat *row_exp,
                            const struct mat *col_exp, int shift, struct mat *acc, int *host_overflow)
 {
-    return leave(be, enter(be)->inner->fixed_add(be, leaf, row_exp, col_exp, shift, acc, host_overflow));
+    return leave(be, enter(be)->wrapped->fixed_add(be, leaf, row_exp, col_exp, shift, acc, host_overflow));
 }
 
 static int fixed_get_check(struct backend *be, const struct mat *acc, const struct mat *row_exp,
                            const struct mat *col_exp, int shift, struct mat *out)
 {
-    return leave(be, enter(be)->inner->fixed_get(be, acc, row_exp, col_exp, shift, out));
+    return leave(be, enter(be)->wrapped->fixed_get(be, acc, row_exp, col_exp, shift, out));
 }
 
 static int moment_add_check(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
                             int *host_overflow)
 {
-    return leave(be, enter(be)->inner->moment_add(be, x, exp, shift, acc, host_overflow));
+    return leave(be, enter(be)->wrapped->moment_add(be, x, exp, shift, acc, host_overflow));
 }
 
 static int moment_get_check(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
-                            struct mat *s)
+                            int64_t row0, struct mat *s)
 {
-    return leave(be, enter(be)->inner->moment_get(be, acc, exp, shift, factor, s));
+    return leave(be, enter(be)->wrapped->moment_get(be, acc, exp, shift, factor, row0, s));
 }
 
 static int quantize_check(struct backend *be, struct mat *w, int bits, int64_t group_size, struct mat *codes,
                           struct mat *scales, struct mat *zeros, int64_t *host_bad_row)
 {
-    return leave(be, enter(be)->inner->quantize(be, w, bits, group_size, codes, scales, zeros, host_bad_row));
+    return leave(be, enter(be)->wrapped->quantize(be, w, bits, group_size, codes, scales, zeros, host_bad_row));
 }
 
 static const struct backend_ops check_table = {

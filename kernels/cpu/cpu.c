@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The CPU backends' tables and memory. "cpu:ref" is the oracle: its decoder ops accumulate in f64; "cpu" has the fast
  * ones. (check.c has the third table.) */
-#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/inner.h"
 
 #include "base/err.h"
 
@@ -138,6 +138,31 @@ static int host_end_cpu(struct backend *be, void *p, size_t bytes, void *host)
 /* ---- opening -------------------------------------------------------------------------------------------------------
  */
 
+/* Is `name` among the comma-separated words of GLOWQ_DISABLE? */
+static int disabled(const char *name)
+{
+    const char *list = getenv("GLOWQ_DISABLE");
+    size_t n = strlen(name);
+    for (const char *at = list; at && *at; at += strcspn(at, ","), at += *at == ',')
+        if (strcspn(at, ",") == n && strncmp(at, name, n) == 0)
+            return 1;
+    return 0;
+}
+
+/* The fastest loops that this processor can run. */
+static const struct inner *choose_inner(void)
+{
+#ifdef __x86_64__
+    if (!disabled("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        return &inner_avx512;
+    if (!disabled("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c"))
+        return &inner_avx2;
+#endif
+    return &inner_c;
+}
+
 int open_cpu(struct backend *be)
 {
     int err = OK;
@@ -145,10 +170,13 @@ int open_cpu(struct backend *be)
     if (!(state = calloc(1, sizeof *state)))
         FAIL(ERR_NOMEM, "cannot allocate %zu bytes of memory", sizeof *state);
     be->state = state;
+    state->inner = choose_inner();
     /* Our threads take tiles; a BLAS that also splits would change the bits with the number of threads. */
     openblas_set_num_threads(1);
-    snprintf(be->description, sizeof be->description, "%s, %d thread%s, OpenBLAS %s", be->name, be->n_threads,
-             be->n_threads == 1 ? "" : "s", openblas_get_corename());
+    snprintf(be->description, sizeof be->description, "%s %s, %d thread%s, OpenBLAS %s", be->name, state->inner->name,
+             be->n_threads, be->n_threads == 1 ? "" : "s", openblas_get_corename());
+    snprintf(be->numerics, sizeof be->numerics, "%s %s, OpenBLAS %s", be->name, state->inner->name,
+             openblas_get_corename());
 out:
     return err;
 }
@@ -192,7 +220,7 @@ static const struct backend_ops ref_table = {
 static const struct backend_ops cpu_table = {
     COMMON_OPS,
     .rmsnorm = rmsnorm_ref,
-    .linear = linear_ref,
+    .linear = linear_cpu,
     .rope = rope_cpu,
     .attention = attention_ref,
     .silu_mul = silu_mul_ref,

@@ -1,0 +1,421 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The linear op and its packed weights on one backend (argv[1]): against sums in f64 of the weights as they were put;
+ * and to the bit: each row alone or in any batch, any number of threads, every instruction set, leaves in one part or
+ * in many. */
+#include "tests/kernels_help.h"
+
+static const char *backend_name;
+
+struct spec {
+    int64_t d_out, d_in;
+    int bits;
+    enum dtype dtype;
+    int64_t group_size, group_offset;
+};
+
+struct weight {
+    struct packed p;
+    double *host;  /* [d_out, d_in] as the op must read it */
+    double *terms; /* the square of the terms that it makes of x = 1: w^2, or s^2 (c^2 + z^2) */
+};
+
+/* Rows are put in panels of 32, as the loader does. */
+static void put_dense(struct backend *be, struct weight *w)
+{
+    size_t e = dtype_bytes(w->p.dtype);
+    float *from = draw_floats(w->p.d_out * w->p.d_in);
+    char *stored = must(malloc((size_t)(w->p.d_out * w->p.d_in) * e + 1));
+    convert(stored, w->p.dtype, from, DT_F32, w->p.d_out * w->p.d_in);
+    convert(w->host, DT_F64, stored, w->p.dtype, w->p.d_out * w->p.d_in);
+    for (int64_t i = 0; i < w->p.d_out * w->p.d_in; i++)
+        w->terms[i] = w->host[i] * w->host[i];
+    for (int64_t row = 0; row < w->p.d_out; row += 32) {
+        int64_t rows = w->p.d_out - row < 32 ? w->p.d_out - row : 32;
+        struct mat panel = mat_view(stored + (size_t)(row * w->p.d_in) * e, w->p.dtype, rows, w->p.d_in);
+        assert_ok(be->ops->weight_put_dense(be, &w->p, row, &panel));
+    }
+    free(stored);
+    free(from);
+}
+
+static void put_codes(struct backend *be, struct weight *w)
+{
+    struct packed *p = &w->p;
+    uint8_t *codes = must(malloc((size_t)(p->d_out * p->d_in) + 1));
+    uint16_t *scales = must(malloc((size_t)(p->d_out * p->n_groups) * 2 + 1));
+    uint8_t *zeros = must(malloc((size_t)(p->d_out * p->n_groups) + 1));
+    for (int64_t i = 0; i < p->d_out * p->n_groups; i++) {
+        scales[i] = f32_to_f16((float)(0.01 * (1.5 + draw())));
+        zeros[i] = (uint8_t)((draw() + 1) / 2 * (1 << p->bits));
+    }
+    for (int64_t n = 0; n < p->d_out; n++)
+        for (int64_t k = 0; k < p->d_in; k++) {
+            int64_t i = n * p->d_in + k, g = n * p->n_groups + (k + p->group_offset) / p->group_size;
+            codes[i] = (uint8_t)((draw() + 1) / 2 * (1 << p->bits));
+            double scale = f16_to_f32(scales[g]);
+            w->host[i] = scale * (codes[i] - zeros[g]);
+            w->terms[i] = scale * scale * (codes[i] * codes[i] + zeros[g] * zeros[g]);
+        }
+    for (int64_t row = 0; row < p->d_out; row += 32)
+        assert_ok(be->ops->weight_put_codes(be, p, row, p->d_out - row < 32 ? p->d_out - row : 32,
+                                            codes + row * p->d_in, scales + row * p->n_groups,
+                                            zeros + row * p->n_groups));
+    free(codes);
+    free(scales);
+    free(zeros);
+}
+
+static struct weight weight_make(struct backend *be, struct spec s)
+{
+    struct weight w = {.p = {.d_out = s.d_out, .d_in = s.d_in, .bits = s.bits, .dtype = s.dtype}};
+    if (s.bits) {
+        w.p.group_size = s.group_size;
+        w.p.group_offset = s.group_offset;
+        w.p.n_groups = s.d_in ? (s.d_in + s.group_offset + s.group_size - 1) / s.group_size : 0;
+    }
+    w.host = must(malloc((size_t)(s.d_out * s.d_in + 1) * sizeof(double)));
+    w.terms = must(malloc((size_t)(s.d_out * s.d_in + 1) * sizeof(double)));
+    assert_ok(be->ops->weight_alloc(be, &w.p));
+    if (s.bits)
+        put_codes(be, &w);
+    else
+        put_dense(be, &w);
+    return w;
+}
+
+static void weight_free(struct weight *w)
+{
+    buf_free(&w->p.data);
+    free(w->host);
+    free(w->terms);
+}
+
+/* What an output should be, and the sum of the squares of the terms that make it. */
+struct expected {
+    double value, terms;
+};
+
+/* y[t][n] += sum over columns [begin, end), in f64. */
+static void add_product(struct expected *y, const float *x, int64_t rows, const struct weight *w)
+{
+    for (int64_t t = 0; t < rows; t++)
+        for (int64_t n = 0; n < w->p.d_out; n++)
+            for (int64_t k = 0; k < w->p.d_in; k++) {
+                double v = x[t * w->p.d_in + k];
+                y[t * w->p.d_out + n].value += v * w->host[n * w->p.d_in + k];
+                y[t * w->p.d_out + n].terms += v * v * w->terms[n * w->p.d_in + k];
+            }
+}
+
+static void add_term(struct expected *y, double term)
+{
+    y->value += term;
+    y->terms += term * term;
+}
+
+/* The bound. A chain of K additions of independent terms of size a rounds partial sums of size a sqrt(k), by u /
+ * sqrt(3) of them each: summed, error^2 = u^2 a^2 K^2 / 6, where the terms' squares sum to a^2 K. So error^2 = u^2 K /
+ * 6 of that; we allow 4 u^2 (K + 8). (Compared with the terms, not with the result: low-bit products subtract z sum x
+ * from sum x c.) */
+static void check_error(const float *got, const struct expected *want, int64_t n, int64_t k, const char *what)
+{
+    double error = 0, terms = 0, bound = 4 * U32 * U32 * (double)(k + 8);
+    for (int64_t i = 0; i < n; i++) {
+        error += (got[i] - want[i].value) * (got[i] - want[i].value);
+        terms += want[i].terms;
+    }
+    if (!(error <= bound * terms))
+        fail_msg("%s: error^2 / terms^2 is %.3g, bound %.3g", what, error / terms, bound);
+}
+
+/* One product with everything that `flags` names, against f64. */
+enum { BIAS = 1, LOW_RANK = 2, ACCUMULATE = 4 };
+
+static void check_product(struct backend *be, struct spec s, int64_t rows, int64_t r, int flags)
+{
+    struct weight w = weight_make(be, s);
+    struct weight a = weight_make(be, (struct spec){.d_out = s.d_out, .d_in = r, .dtype = DT_BF16});
+    float *x = draw_floats(rows * s.d_in), *low = draw_floats(rows * r), *bias = draw_floats(s.d_out);
+    float *before = draw_floats(rows * s.d_out);
+    struct expected *want = must(calloc((size_t)(rows * s.d_out + 1), sizeof *want));
+    struct device_mat dx = device_of(be, DT_F32, rows, s.d_in, x), dr = device_of(be, DT_F32, rows, r, low);
+    struct device_mat db = device_of(be, DT_F32, 1, s.d_out, bias);
+    struct device_mat dy = device_alloc(be, DT_F32, rows, s.d_out, rows % 3);
+    struct linear_args args = {.w = &w.p, .accumulate = !!(flags & ACCUMULATE)};
+    char what[128];
+    if (flags & ACCUMULATE)
+        device_put(be, &dy, before);
+    if (flags & LOW_RANK) {
+        args.a = &a.p;
+        args.r = &dr.m;
+        add_product(want, low, rows, &a);
+    }
+    if (flags & BIAS)
+        args.bias = &db.m;
+    add_product(want, x, rows, &w);
+    for (int64_t i = 0; i < rows * s.d_out; i++) {
+        add_term(want + i, flags & ACCUMULATE ? before[i] : 0);
+        add_term(want + i, flags & BIAS ? bias[i % s.d_out] : 0);
+    }
+    assert_ok(be->ops->linear(be, &dx.m, &args, &dy.m));
+    float *y = device_get(be, &dy);
+    snprintf(what, sizeof what, "[%d x %d] bits %d dtype %s group %d + %d, T %d, flags %d", (int)s.d_out, (int)s.d_in,
+             s.bits, dtype_name(s.dtype), (int)s.group_size, (int)s.group_offset, (int)rows, flags);
+    check_error(y, want, rows * s.d_out, s.d_in + r, what);
+    free(y);
+    free(want);
+    free(x), free(low), free(bias), free(before);
+    buf_free(&dx.buf), buf_free(&dr.buf), buf_free(&db.buf), buf_free(&dy.buf);
+    weight_free(&w);
+    weight_free(&a);
+}
+
+static void test_formats_and_shapes(void **unused)
+{
+    struct backend be;
+    static const int64_t shapes[][2] = {{1, 1}, {16, 128},  {17, 33},  {48, 0},
+                                        {0, 5}, {100, 257}, {70, 384}, {131, 130}};
+    static const int64_t batches[] = {0, 1, 2, 3, 4, 5, 14, 15, 29};
+    static const struct spec formats[] = {
+        {.dtype = DT_F32},
+        {.dtype = DT_BF16},
+        {.dtype = DT_F16},
+        {.bits = 2, .group_size = 32},
+        {.bits = 3, .group_size = 128},
+        {.bits = 4, .group_size = 128},
+        {.bits = 4, .group_size = 128, .group_offset = 57},
+        {.bits = 4, .group_size = 96, .group_offset = 1},
+        {.bits = 4, .group_size = 300},
+        {.bits = 4, .group_size = 300, .group_offset = 299},
+        {.bits = 4, .group_size = 1},
+        {.bits = 8, .group_size = 7, .group_offset = 3},
+        {.bits = 8, .group_size = 128},
+    };
+    (void)unused;
+    assert_ok(backend_open(&be, backend_name, 2));
+    for (size_t f = 0; f < sizeof formats / sizeof formats[0]; f++)
+        for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
+            for (size_t b = 0; b < sizeof batches / sizeof batches[0]; b++) {
+                struct spec s = formats[f];
+                s.d_out = shapes[i][0];
+                s.d_in = shapes[i][1];
+                if (s.d_in == 0)
+                    s.group_offset = 0;
+                check_product(&be, s, batches[b], (int64_t)(i + b) % 3 * 9, (int)(f + i + b) % 8);
+            }
+    for (size_t f = 0; f < sizeof formats / sizeof formats[0]; f++) { /* more rows than one pass takes */
+        struct spec s = formats[f];
+        s.d_out = 37;
+        s.d_in = 200;
+        check_product(&be, s, 230 + 1000 * (f == 5), 9, LOW_RANK);
+    }
+    backend_close(&be);
+}
+
+/* ---- to the bit ----------------------------------------------------------------------------------------------------
+ */
+
+static const struct spec bit_specs[] = {
+    {.d_out = 83, .d_in = 300, .dtype = DT_F32},
+    {.d_out = 83, .d_in = 300, .dtype = DT_BF16},
+    {.d_out = 83, .d_in = 300, .dtype = DT_F16},
+    {.d_out = 83, .d_in = 300, .bits = 4, .group_size = 128, .group_offset = 31},
+    {.d_out = 83, .d_in = 300, .bits = 3, .group_size = 32},
+    {.d_out = 83, .d_in = 300, .bits = 8, .group_size = 200},
+};
+enum { N_BIT_SPECS = sizeof bit_specs / sizeof bit_specs[0], MAX_BATCH = 65, MANY = 300 };
+
+/* 8 leaves over 300 columns: odd bounds, one empty. */
+static const struct k_split eight = {
+    .n_parts = 1, .part_leaves = {8}, .bounds = {0, 37, 75, 75, 150, 187, 225, 262, 300}};
+
+/* The product of rows [t0, t0 + rows) of x: host [n_parts, rows, d_out]; the caller frees it. */
+static float *product(struct backend *be, const struct weight *w, const struct weight *a, const float *x,
+                      const float *r, int64_t t0, int64_t rows, const struct k_split *split)
+{
+    int parts = split ? split->n_parts : 1;
+    struct device_mat dx = device_of(be, DT_F32, rows, w->p.d_in, x + t0 * w->p.d_in);
+    struct device_mat dr = device_of(be, DT_F32, rows, a->p.d_in, r + t0 * a->p.d_in);
+    struct device_mat dy = device_alloc(be, DT_F32, parts * rows, w->p.d_out, 0);
+    struct linear_args args = {.w = &w->p, .split = split};
+    if (parts == 1) {
+        args.a = &a->p;
+        args.r = &dr.m;
+    }
+    assert_ok(be->ops->linear(be, &dx.m, &args, &dy.m));
+    float *y = device_get(be, &dy);
+    buf_free(&dx.buf), buf_free(&dr.buf), buf_free(&dy.buf);
+    return y;
+}
+
+static void test_rows_do_not_depend_on_the_batch(void **unused)
+{
+    struct backend be;
+    (void)unused;
+    assert_ok(backend_open(&be, backend_name, 2));
+    for (int f = 0; f < 2 * N_BIT_SPECS; f++) {
+        struct weight w = weight_make(&be, bit_specs[f / 2]);
+        struct weight a = weight_make(&be, (struct spec){.d_out = w.p.d_out, .d_in = 20, .dtype = DT_BF16});
+        const struct k_split *split = f % 2 ? &eight : NULL;
+        int64_t bytes = w.p.d_out * (int64_t)sizeof(float);
+        float *x = draw_floats(MANY * w.p.d_in), *r = draw_floats(MANY * a.p.d_in);
+        float *alone[MANY];
+        for (int64_t t = 0; t < MANY; t++)
+            alone[t] = product(&be, &w, &a, x, r, t, 1, split);
+        for (int64_t rows = 2; rows <= MAX_BATCH + 1; rows++) {
+            int64_t n = rows > MAX_BATCH ? MANY : rows, t0 = rows > MAX_BATCH ? 0 : rows * 3 % 17;
+            float *batch = product(&be, &w, &a, x, r, t0, n, split);
+            for (int64_t t = 0; t < n; t++)
+                assert_memory_equal(batch + t * w.p.d_out, alone[t0 + t], (size_t)bytes);
+            free(batch);
+        }
+        for (int64_t t = 0; t < MANY; t++)
+            free(alone[t]);
+        free(x), free(r);
+        weight_free(&w);
+        weight_free(&a);
+    }
+    backend_close(&be);
+}
+
+/* Products of every kind of weight at several batch sizes, one after another, with the same draws each time. */
+static float *all_products(const char *name, int n_threads, int64_t *n_out)
+{
+    static const int64_t batches[] = {1, 3, 9, 64, 250};
+    struct backend be;
+    float *all = must(malloc((size_t)N_BIT_SPECS * 2 * 5 * 250 * 83 * sizeof *all));
+    int64_t n = 0;
+    draws = 1000;
+    assert_ok(backend_open(&be, name, n_threads));
+    for (int f = 0; f < 2 * N_BIT_SPECS; f++) {
+        struct weight w = weight_make(&be, bit_specs[f / 2]);
+        struct weight a = weight_make(&be, (struct spec){.d_out = w.p.d_out, .d_in = 20, .dtype = DT_F16});
+        float *x = draw_floats(250 * w.p.d_in), *r = draw_floats(250 * a.p.d_in);
+        for (int b = 0; b < 5; b++) {
+            float *y = product(&be, &w, &a, x, r, 0, batches[b], f % 2 ? &eight : NULL);
+            memcpy(all + n, y, (size_t)(batches[b] * w.p.d_out) * sizeof *y);
+            n += batches[b] * w.p.d_out;
+            free(y);
+        }
+        free(x), free(r);
+        weight_free(&w);
+        weight_free(&a);
+    }
+    backend_close(&be);
+    *n_out = n;
+    return all;
+}
+
+static void test_threads_do_not_change_bits(void **unused)
+{
+    int64_t n, n_one;
+    float *one = all_products(backend_name, 1, &n_one);
+    (void)unused;
+    for (int threads = 2; threads <= 5; threads++) {
+        float *y = all_products(backend_name, threads, &n);
+        assert_int_equal(n, n_one);
+        assert_memory_equal(y, one, (size_t)n * sizeof *y);
+        free(y);
+    }
+    free(one);
+}
+
+static void test_instruction_sets_give_the_same_bits(void **unused)
+{
+    static const char *const disable[] = {"avx512", "avx512,avx2"};
+    int64_t n, n_best;
+    const char *before = getenv("GLOWQ_DISABLE");
+    char *kept = before ? must(strdup(before)) : NULL;
+    (void)unused;
+    unsetenv("GLOWQ_DISABLE");
+    float *best = all_products(backend_name, 2, &n_best);
+    for (int i = 0; i < 2; i++) {
+        setenv("GLOWQ_DISABLE", disable[i], 1);
+        float *y = all_products(backend_name, 2, &n);
+        assert_int_equal(n, n_best);
+        assert_memory_equal(y, best, (size_t)n * sizeof *y);
+        free(y);
+    }
+    if (kept)
+        setenv("GLOWQ_DISABLE", kept, 1);
+    else
+        unsetenv("GLOWQ_DISABLE");
+    free(kept);
+    free(best);
+}
+
+/* ---- leaves --------------------------------------------------------------------------------------------------------
+ */
+
+static void add_floats(float *x, const float *y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] += y[i];
+}
+
+/* Eight leaves in one part = the balanced tree over 2, 4 and 8 parts, and over parts of unequal size, added by hand. */
+static void test_leaves_make_the_same_tree(void **unused)
+{
+    static const struct k_split splits[] = {
+        {.n_parts = 2, .part_leaves = {4, 4}},
+        {.n_parts = 4, .part_leaves = {2, 2, 2, 2}},
+        {.n_parts = 8, .part_leaves = {1, 1, 1, 1, 1, 1, 1, 1}},
+        {.n_parts = 4, .part_leaves = {1, 1, 2, 4}},
+    };
+    struct backend be;
+    int exact = strcmp(backend_name, "cpu:ref") != 0; /* the oracle sums leaves in f64, without the tree */
+    (void)unused;
+    assert_ok(backend_open(&be, backend_name, 2));
+    for (int f = 0; f < N_BIT_SPECS; f++) {
+        struct weight w = weight_make(&be, bit_specs[f]);
+        struct weight a = weight_make(&be, (struct spec){.d_out = w.p.d_out, .d_in = 0, .dtype = DT_F16});
+        for (int64_t rows = 2; rows <= 32; rows *= 4) {
+            float *x = draw_floats(rows * w.p.d_in);
+            int64_t n = rows * w.p.d_out;
+            struct expected *want = must(calloc((size_t)n, sizeof *want));
+            float *one = product(&be, &w, &a, x, x, 0, rows, &eight);
+            add_product(want, x, rows, &w);
+            check_error(one, want, n, w.p.d_in, "eight leaves");
+            for (size_t s = 0; s < sizeof splits / sizeof splits[0]; s++) {
+                struct k_split split = splits[s];
+                memcpy(split.bounds, eight.bounds, sizeof split.bounds);
+                float *p = product(&be, &w, &a, x, x, 0, rows, &split);
+                if (s == 2) {
+                    add_floats(p, p + n, n);
+                    add_floats(p + 2 * n, p + 3 * n, n);
+                    add_floats(p + 4 * n, p + 5 * n, n);
+                    add_floats(p + 6 * n, p + 7 * n, n);
+                    add_floats(p, p + 2 * n, n);
+                    add_floats(p + 4 * n, p + 6 * n, n);
+                    add_floats(p, p + 4 * n, n);
+                } else if (s == 1) {
+                    add_floats(p, p + n, n);
+                    add_floats(p + 2 * n, p + 3 * n, n);
+                    add_floats(p, p + 2 * n, n);
+                } else {
+                    for (int part = 1; part < split.n_parts; part++)
+                        add_floats(p, p + part * n, n);
+                }
+                if (exact)
+                    assert_memory_equal(p, one, (size_t)n * sizeof *p);
+                check_error(p, want, n, w.p.d_in, "parts");
+                free(p);
+            }
+            free(one), free(x), free(want);
+        }
+        weight_free(&w);
+        weight_free(&a);
+    }
+    backend_close(&be);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_formats_and_shapes),         cmocka_unit_test(test_rows_do_not_depend_on_the_batch),
+        cmocka_unit_test(test_threads_do_not_change_bits), cmocka_unit_test(test_instruction_sets_give_the_same_bits),
+        cmocka_unit_test(test_leaves_make_the_same_tree),
+    };
+    backend_name = argc > 1 ? argv[1] : "cpu";
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
