@@ -140,8 +140,8 @@ static int read_llama3(const json_t *rope, const char *where, int64_t max_positi
     int err = OK;
     TRY(positive(rope, "low_freq_factor", where, &out->low_freq_factor));
     TRY(positive(rope, "high_freq_factor", where, &out->high_freq_factor));
-    if (out->high_freq_factor <=
-        out->low_freq_factor) /* their difference divides the interpolation between the bands */
+    /* Their difference divides the interpolation between the bands. */
+    if (out->high_freq_factor <= out->low_freq_factor)
         FAIL(ERR_FORMAT, "%s: rope parameter \"high_freq_factor\": %g must exceed low_freq_factor %g", where,
              out->high_freq_factor, out->low_freq_factor);
     TRY(json_opt_int(rope, "original_max_position_embeddings", max_position, where, &out->original_max_position));

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Configurations: what is read from config.json, with the defaults of the configuration classes in transformers (checked
- * against transformers 5.23), and what is refused. Configurations of published models are read where they lie beside the
- * source tree.
+ * Configurations: what is read from config.json, with the defaults of the configuration classes in transformers
+ * (checked against transformers 5.23), and what is refused. Configurations of published models are read where they lie
+ * beside the source tree.
  */
 #include "base/file.h"
 #include "model/families.h"

@@ -143,9 +143,14 @@ static void checks_llama(void **state)
     check_fails(&b, LLAMA ",\"attention_bias\":true}", ERR_FORMAT, "model.layers.0.self_attn.q_proj.bias is missing");
     check_fails(&b, LLAMA ",\"num_key_value_heads\":2}", ERR_FORMAT,
                 "model.layers.0.self_attn.k_proj.weight: expected shape [4, 12], found [12, 12]");
-    add(&b, "model.layers.x.self_attn.rotary_emb.inv_freq", "F32", 1, 0);
-    check_fails(&b, LLAMA "}", ERR_UNSUPPORTED,
-                "model.layers.x.self_attn.rotary_emb.inv_freq is not part of a llama model");
+    const char *others[] = {"model.layers.x.self_attn.rotary_emb.inv_freq",
+                            "model.layers..self_attn.rotary_emb.inv_freq",
+                            "model.layers.0.self_attn.rotary_emb.inv_freqs"};
+    for (int i = 0; i < 3; i++) {
+        add_body(&b, 3, 12, 12);
+        add(&b, others[i], "F32", 1, 0);
+        check_fails(&b, LLAMA ",\"tie_word_embeddings\":true}", ERR_UNSUPPORTED, others[i]);
+    }
 }
 
 static void checks_biases(void **state)
