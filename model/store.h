@@ -105,8 +105,9 @@ struct store_facts {
 /* ---- writing
  * ---------------------------------------------------------------------------------------------------------- */
 
-/* Makes DIR and DIR/layers, takes the folder for this job (flock on DIR/.lock) and removes temporaries that a killed one left.
- * ERR_ARG when another job holds it. *lock goes to store_unlock, which also removes DIR/.lock; negative: nothing held. */
+/* Makes DIR and DIR/layers, takes the folder for this job (flock on DIR/.lock) and removes temporaries that a killed
+ * one left. ERR_ARG when another job holds it. *lock goes to store_unlock, which also removes DIR/.lock; negative:
+ * nothing held. */
 int store_lock(const char *dir, int *lock);
 void store_unlock(const char *dir, int lock);
 /* Shapes of one layer for given settings, from the configuration: what store_layer_create wants. rank is clamped as the

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What the store's writer, reader and verifier share: which tables a file has, and a layer's attributes.
+ * One description serves all three, so that they can't come to disagree. Private to model/store_*.c. */
+#ifndef GLOWQ_MODEL_STORE_PRIVATE_H
+#define GLOWQ_MODEL_STORE_PRIVATE_H
+
+#include "model/store.h"
+#include "model/store_h5.h"
+
+/* Index of a layer's tables: TABLE_CODES + module, ... A head's are enum store_end. */
+enum {
+    TABLE_CODES = 0,
+    TABLE_SCALES = TABLE_CODES + N_MODULES,
+    TABLE_ZEROS = TABLE_SCALES + N_MODULES,
+    TABLE_A = TABLE_ZEROS + N_MODULES,
+    TABLE_BIAS = TABLE_A + N_MODULES,
+    TABLE_B = TABLE_BIAS + N_MODULES,
+    TABLE_VECTOR = TABLE_B + N_GROUPS,
+    N_TABLES = TABLE_VECTOR + N_VECTORS
+};
+
+struct table_spec {
+    char name[48];
+    enum dtype dtype;
+    int64_t rows, cols; /* rows 0: absent */
+};
+
+/* "DIR/layers/0003.h5" */
+int store_layer_path(const char *dir, int64_t l, char *out, size_t size);
+int store_head_path(const char *dir, char *out, size_t size);
+
+/* What follows from the other members: n_groups, row_bytes. */
+void layer_derive(struct store_layer_facts *facts);
+/* ERR_ARG or ERR_FORMAT (code) naming path and what can't be. */
+int layer_check(int code, const char *path, const struct store_layer_facts *facts);
+void layer_specs(const struct store_layer_facts *facts, struct table_spec specs[N_TABLES]);
+int layer_facts_write(hid_t file, const char *path, const struct store_layer_facts *facts);
+/* The measured part alone, once it is known. */
+int group_facts_write(hid_t file, const char *path, const struct store_layer_facts *facts, enum group group);
+int layer_facts_read(hid_t file, const char *path, struct store_layer_facts *facts);
+
+/* format, version and fingerprint of a file. */
+int header_write(hid_t file, const char *path, const char *format, const char *fingerprint);
+int header_read(hid_t file, const char *path, const char *format, char fingerprint[65]);
+
+void head_specs(const struct model_config *config, const enum dtype dtype[N_STORE_ENDS], int has_head,
+                struct table_spec specs[N_TABLES]);
+/* dtypes and presence as the file has them, shapes as the configuration wants them (or, config NULL, as the file has
+ * them). */
+int head_specs_read(hid_t file, const char *path, const struct model_config *config, struct table_spec specs[N_TABLES]);
+
+int tables_create(hid_t file, const char *path, const struct table_spec specs[N_TABLES], struct table tables[N_TABLES]);
+int tables_open(hid_t file, const char *path, const struct table_spec specs[N_TABLES], struct table tables[N_TABLES]);
+int tables_finish(struct table tables[N_TABLES]);
+int tables_verify(struct table tables[N_TABLES], int64_t *n_bad);
+void tables_close(struct table tables[N_TABLES]);
+
+/* Attributes of DIR/model.h5. */
+int model_facts_read(const char *dir, struct store_facts *facts);
+/* Opens a layer or head file and checks all its blocks; counts and names the bad. ERR_FORMAT if it can't be opened as
+ * one. */
+int layer_file_verify(const char *path, int64_t l, char fingerprint[65], int64_t *n_bad);
+int head_file_verify(const char *path, char fingerprint[65], int64_t *n_bad);
+
+#endif

@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Writing the store: see store.h. A file is written under a temporary name, takes all its room on disk when it is
+ * created, and gets its own name only when every row has been put, HDF5 has closed it without error and the disk has
+ * it. */
+#include "model/store_private.h"
+
+#include "base/err.h"
+#include "base/file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct store_writer {
+    char path[PATH_MAX], temporary[PATH_MAX];
+    hid_t file;
+    struct store_layer_facts facts; /* of a layer */
+    struct table tables[N_TABLES];
+};
+
+/* ---- the folder
+ * ------------------------------------------------------------------------------------------------------- */
+
+/* Files like ".0003.h5.tmp": unfinished, nobody else can be writing them while we hold the lock. */
+static int remove_temporaries(const char *folder)
+{
+    int err = OK;
+    DIR *d = NULL;
+    char path[PATH_MAX];
+    if (!(d = opendir(folder)))
+        FAIL(ERR_IO, "cannot list %s: %s", folder, strerror(errno));
+    for (struct dirent *e; (e = readdir(d));) {
+        size_t n = strlen(e->d_name);
+        if (e->d_name[0] != '.' || n < 6 || strcmp(e->d_name + n - 4, ".tmp") != 0)
+            continue;
+        TRY(file_join(path, sizeof path, folder, e->d_name));
+        if (unlink(path) != 0)
+            FAIL(ERR_IO, "cannot remove %s: %s", path, strerror(errno));
+    }
+out:
+    if (d)
+        closedir(d);
+    return err;
+}
+
+int store_lock(const char *dir, int *lock)
+{
+    int err = OK, fd = -1;
+    char path[PATH_MAX];
+    struct stat ours, there;
+    *lock = -1;
+    TRY(file_join(path, sizeof path, dir, "layers"));
+    TRY(file_make_dirs(path));
+    TRY(file_join(path, sizeof path, dir, ".lock"));
+    if ((fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644)) < 0)
+        FAIL(ERR_IO, "cannot create %s: %s", path, strerror(errno));
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        if (errno == EWOULDBLOCK)
+            FAIL(ERR_ARG, "%s: another job is writing here", dir);
+        FAIL(ERR_IO, "cannot lock %s: %s", path, strerror(errno));
+    }
+    /* The job before removes the name when it unlocks: what we locked may be a file without one. */
+    if (fstat(fd, &ours) != 0 || stat(path, &there) != 0 || ours.st_ino != there.st_ino)
+        FAIL(ERR_ARG, "%s: another job has just stopped writing here; try again", dir);
+    TRY(remove_temporaries(dir));
+    TRY(file_join(path, sizeof path, dir, "layers"));
+    TRY(remove_temporaries(path));
+    *lock = fd;
+    fd = -1;
+out:
+    if (fd >= 0)
+        close(fd);
+    return err;
+}
+
+void store_unlock(const char *dir, int lock)
+{
+    char path[PATH_MAX];
+    if (lock < 0)
+        return;
+    if (file_join(path, sizeof path, dir, ".lock") == OK)
+        unlink(path);
+    close(lock);
+}
+
+static const char *const copied[] = {"config.json",
+                                     "generation_config.json",
+                                     "tokenizer.json",
+                                     "tokenizer_config.json",
+                                     "special_tokens_map.json",
+                                     "added_tokens.json",
+                                     "vocab.json",
+                                     "merges.txt",
+                                     "tokenizer.model",
+                                     "chat_template.jinja",
+                                     "chat_template.json",
+                                     NULL};
+
+const char *const *store_copied_files(void)
+{
+    return copied;
+}
+
+int store_copy_files(const char *checkpoint_dir, const char *dir)
+{
+    int err = OK;
+    char from[PATH_MAX], to[PATH_MAX];
+    for (int i = 0; copied[i]; i++) {
+        TRY(file_join(from, sizeof from, checkpoint_dir, copied[i]));
+        TRY(file_join(to, sizeof to, dir, copied[i]));
+        if (file_exists(from))
+            TRY(file_copy(from, to));
+    }
+out:
+    return err;
+}
+
+/* ---- one file
+ * --------------------------------------------------------------------------------------------------------- */
+
+static int writer_open(const char *path, struct store_writer **out)
+{
+    int err = OK;
+    struct store_writer *w = calloc(1, sizeof *w);
+    if (!w)
+        FAIL(ERR_NOMEM, "store writer");
+    w->file = -1;
+    snprintf(w->path, sizeof w->path, "%s", path);
+    TRY(file_temporary(path, w->temporary, sizeof w->temporary));
+    TRY(h5_create(w->temporary, &w->file));
+    *out = w;
+    w = NULL;
+out:
+    if (w)
+        store_discard(w);
+    return err;
+}
+
+/* The file has its final size now: taking the room on disk at once finds a full disk here, in plain words, instead of
+ * in the middle of a layer inside HDF5. File systems that can't do it are left to find out later. */
+static int take_room(struct store_writer *w)
+{
+    int err = OK, fd = -1;
+    hsize_t bytes = 0;
+    TRY_H5(ERR_IO, H5Fflush(w->file, H5F_SCOPE_GLOBAL), "cannot write %s", w->temporary);
+    TRY_H5(ERR_IO, H5Fget_filesize(w->file, &bytes), "size of %s", w->temporary);
+    if ((fd = open(w->temporary, O_WRONLY | O_CLOEXEC)) < 0)
+        FAIL(ERR_IO, "cannot open %s: %s", w->temporary, strerror(errno));
+    if (fallocate(fd, 0, 0, (off_t)bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS)
+        FAIL(ERR_IO, "cannot take %llu bytes for %s: %s", (unsigned long long)bytes, w->path, strerror(errno));
+out:
+    if (fd >= 0)
+        close(fd);
+    return err;
+}
+
+void store_discard(struct store_writer *w)
+{
+    if (!w)
+        return;
+    tables_close(w->tables);
+    h5_drop(w->file);
+    if (w->temporary[0])
+        unlink(w->temporary);
+    free(w);
+}
+
+int store_publish(struct store_writer *w)
+{
+    int err = OK;
+    TRY(tables_finish(w->tables));
+    tables_close(w->tables);
+    hid_t file = w->file;
+    w->file = -1;
+    TRY_H5(ERR_IO, H5Fclose(file), "cannot close %s", w->temporary);
+    TRY(file_publish_rename(w->temporary, w->path));
+    w->temporary[0] = 0;
+out:
+    store_discard(w);
+    return err;
+}
+
+int store_layer_create(const char *dir, const struct store_layer_facts *facts, struct store_writer **out)
+{
+    int err = OK;
+    char path[PATH_MAX];
+    struct store_writer *w = NULL;
+    struct table_spec specs[N_TABLES];
+    struct store_layer_facts own = *facts;
+    TRY(store_layer_path(dir, facts->layer, path, sizeof path));
+    TRY(layer_check(ERR_ARG, path, &own));
+    layer_derive(&own);
+    TRY(writer_open(path, &w));
+    w->facts = own;
+    layer_specs(&w->facts, specs);
+    TRY(layer_facts_write(w->file, w->temporary, &w->facts));
+    TRY(tables_create(w->file, w->temporary, specs, w->tables));
+    TRY(take_room(w));
+    *out = w;
+    w = NULL;
+out:
+    store_discard(w);
+    return err;
+}
+
+int store_head_create(const char *dir, const struct model_config *config, const char *fingerprint,
+                      enum dtype embedding_dtype, enum dtype norm_dtype, int has_head, enum dtype head_dtype,
+                      struct store_writer **out)
+{
+    int err = OK;
+    char path[PATH_MAX];
+    struct store_writer *w = NULL;
+    struct table_spec specs[N_TABLES];
+    const enum dtype dtype[N_STORE_ENDS] = {embedding_dtype, norm_dtype, head_dtype};
+    TRY(store_head_path(dir, path, sizeof path));
+    TRY(writer_open(path, &w));
+    TRY(header_write(w->file, w->temporary, "glowq-head", fingerprint));
+    head_specs(config, dtype, has_head, specs);
+    TRY(tables_create(w->file, w->temporary, specs, w->tables));
+    TRY(take_room(w));
+    *out = w;
+    w = NULL;
+out:
+    store_discard(w);
+    return err;
+}
+
+/* ---- its content
+ * ------------------------------------------------------------------------------------------------------ */
+
+static int put(struct store_writer *w, int table, int64_t row0, int64_t rows, const void *data)
+{
+    int err = OK;
+    if (w->tables[table].rows == 0)
+        FAIL(ERR_ARG, "%s: data for a dataset that this file doesn't have", w->path);
+    TRY(table_put(&w->tables[table], row0, rows, data));
+out:
+    return err;
+}
+
+int store_put_codes(struct store_writer *w, enum module module, int64_t row0, int64_t rows, const uint8_t *packed,
+                    const uint16_t *scales, const uint8_t *zeros)
+{
+    int err = OK;
+    TRY(put(w, TABLE_CODES + (int)module, row0, rows, packed));
+    TRY(put(w, TABLE_SCALES + (int)module, row0, rows, scales));
+    TRY(put(w, TABLE_ZEROS + (int)module, row0, rows, zeros));
+out:
+    return err;
+}
+
+int store_put_a(struct store_writer *w, enum module module, int64_t row0, int64_t rows, const void *a)
+{
+    return put(w, TABLE_A + (int)module, row0, rows, a);
+}
+
+int store_put_bias(struct store_writer *w, enum module module, const void *bias)
+{
+    return put(w, TABLE_BIAS + (int)module, 0, w->facts.module[module].d_out, bias);
+}
+
+int store_put_vector(struct store_writer *w, enum vector vector, const void *data)
+{
+    return put(w, TABLE_VECTOR + (int)vector, 0, w->facts.vector[vector].n, data);
+}
+
+int store_put_group(struct store_writer *w, enum group group, const void *b, const struct store_group *facts,
+                    const double *module_captured)
+{
+    int err = OK, n_modules = 0;
+    enum module first = MOD_Q;
+    struct store_group *g = &w->facts.group[group];
+    g->steps = facts->steps;
+    g->energy = facts->energy;
+    g->energy_error = facts->energy_error;
+    g->trace = facts->trace;
+    g->captured = facts->captured;
+    g->error_norm2 = facts->error_norm2;
+    group_modules(group, &first, &n_modules);
+    for (int i = 0; i < n_modules; i++)
+        w->facts.module[(int)first + i].captured = module_captured[i];
+    TRY(group_facts_write(w->file, w->temporary, &w->facts, group));
+    if (g->rank > 0)
+        TRY(put(w, TABLE_B + (int)group, 0, g->rank, b));
+out:
+    return err;
+}
+
+int store_put_end(struct store_writer *w, enum store_end end, int64_t row0, int64_t rows, const void *data)
+{
+    return put(w, (int)end, row0, rows, data);
+}
+
+/* ---- the model's file
+ * ------------------------------------------------------------------------------------------------- */
+
+static int model_attributes(hid_t file, const char *path, const struct store_facts *facts,
+                            const struct model_config *config)
+{
+    int err = OK;
+    TRY(header_write(file, path, "glowq", facts->fingerprint));
+    TRY(h5_put_string(file, path, "/", "family", config->family));
+    TRY(h5_put_i64(file, path, "/", "n_layers", facts->n_layers));
+    TRY(h5_put_i64(file, path, "/", "d_model", config->d_model));
+    TRY(h5_put_i64(file, path, "/", "d_ff", config->d_ff));
+    TRY(h5_put_i64(file, path, "/", "n_heads", config->n_heads));
+    TRY(h5_put_i64(file, path, "/", "n_kv_heads", config->n_kv_heads));
+    TRY(h5_put_i64(file, path, "/", "head_dim", config->head_dim));
+    TRY(h5_put_i64(file, path, "/", "vocab_size", config->vocab_size));
+    TRY(h5_put_i64(file, path, "/", "bits", facts->bits));
+    TRY(h5_put_i64(file, path, "/", "group_size", facts->group_size));
+    TRY(h5_put_i64(file, path, "/", "max_rank", facts->max_rank));
+    TRY(h5_put_string(file, path, "/", "scheme", facts->scheme));
+    TRY(h5_put_string(file, path, "/", "solver", facts->solver));
+    TRY(h5_put_string(file, path, "/", "factor_dtype", dtype_name(facts->factor_dtype)));
+out:
+    return err;
+}
+
+static int model_links(hid_t file, const char *path, int64_t n_layers)
+{
+    int err = OK;
+    char target[64], name[64];
+    TRY(h5_make_group(file, path, "/layers"));
+    for (int64_t l = 0; l < n_layers; l++) {
+        snprintf(target, sizeof target, "layers/%04lld.h5", (long long)l);
+        snprintf(name, sizeof name, "/layers/%04lld", (long long)l);
+        TRY_H5(ERR_IO, H5Lcreate_external(target, "/", file, name, H5P_DEFAULT, H5P_DEFAULT), "%s: cannot link %s",
+               path, target);
+    }
+    TRY_H5(ERR_IO, H5Lcreate_external("head.h5", "/", file, "/head", H5P_DEFAULT, H5P_DEFAULT),
+           "%s: cannot link head.h5", path);
+out:
+    return err;
+}
+
+int store_model_publish(const char *dir, const struct store_facts *facts, const struct model_config *config)
+{
+    int err = OK;
+    char path[PATH_MAX];
+    struct store_writer *w = NULL;
+    TRY(file_join(path, sizeof path, dir, "model.h5"));
+    TRY(writer_open(path, &w));
+    TRY(model_attributes(w->file, w->temporary, facts, config));
+    TRY(model_links(w->file, w->temporary, facts->n_layers));
+    struct store_writer *whole = w;
+    w = NULL;
+    TRY(store_publish(whole));
+out:
+    store_discard(w);
+    return err;
+}
