@@ -215,8 +215,8 @@ static int stands_alone(const char *text, const char *end, const char *from, con
     return !(to < end && utf8_decode(to, end, &cp) > 0 && is_word(cp));
 }
 
-/* A match that doesn't count (a special in plain text, a part of a word) still uses up its characters: the reference filters
- * matches after the search. */
+/* A match that doesn't count (a special in plain text, a part of a word) still uses up its characters: the reference
+ * filters matches after the search. */
 int added_tokens_split(const struct added_tokens *a, int normalized, int parse_special, const char *text, size_t n,
                        piece_fn on_piece, void *ctx)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Added tokens: strings that are found in the text before the model sees it ("<|im_start|>", "<tool_call>"). Part of the
- * tokenizer. Not collective; const use is thread safe.
+ * Added tokens: strings that are found in the text before the model sees it ("<|im_start|>", "<tool_call>"). Part of
+ * the tokenizer. Not collective; const use is thread safe.
  */
 #ifndef GLOWQ_MODEL_ADDED_TOKENS_H
 #define GLOWQ_MODEL_ADDED_TOKENS_H
@@ -38,15 +38,15 @@ struct added_tokens {
     struct trie raw, normalized;
 };
 
-/* list: "added_tokens" of a tokenizer.json. Puts tokens that the vocabulary lacks into it; ERR_FORMAT where a stated id isn't
- * the one the vocabulary (or its next free id) gives: the reference would silently use the latter. */
+/* list: "added_tokens" of a tokenizer.json. Puts tokens that the vocabulary lacks into it; ERR_FORMAT where a stated id
+ * isn't the one the vocabulary (or its next free id) gives: the reference would silently use the latter. */
 int added_tokens_load(struct added_tokens *a, const json_t *list, const struct normalizer *normalizer,
                       struct vocab *vocab, const char *where);
 void added_tokens_clear(struct added_tokens *a);
 int added_token_is_special(const struct added_tokens *a, int32_t id);
 
-/* Cuts n bytes into text (id -1) and tokens, in order, and calls on_piece for each that isn't empty. normalized: which of the
- * two kinds is looked for. */
+/* Cuts n bytes into text (id -1) and tokens, in order, and calls on_piece for each that isn't empty. normalized: which
+ * of the two kinds is looked for. */
 typedef int (*piece_fn)(void *ctx, const char *p, size_t n, int32_t id);
 int added_tokens_split(const struct added_tokens *a, int normalized, int parse_special, const char *p, size_t n,
                        piece_fn on_piece, void *ctx);

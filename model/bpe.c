@@ -18,7 +18,8 @@ struct candidate {
     int64_t at; /* the left symbol of the pair */
 };
 
-/* Sized by measurement on running text: 14 symbols cover 99% of the parts, 8192 entries (0.6 MB) stay in the L2 cache. */
+/* Sized by measurement on running text: 14 symbols cover 99% of the parts, 8192 entries (0.6 MB) stay in the L2 cache.
+ */
 enum { REMEMBERED = 8192, REMEMBERED_SYMBOLS = 14 };
 struct remembered {
     int64_t at; /* where in out->ids the part's ids stand */
@@ -128,7 +129,8 @@ static void offer(struct bpe_run *run, int64_t left, int64_t right)
         heap_push(run, (struct candidate){rank, left});
 }
 
-/* The heap holds at most 2 (n - 1) candidates: n - 1 at the start, and each of at most n - 1 merges takes one and adds two. */
+/* The heap holds at most 2 (n - 1) candidates: n - 1 at the start, and each of at most n - 1 merges takes one and adds
+ * two. */
 static int reserve_scratch(struct bpe_run *run, int64_t n)
 {
     int err = OK;
@@ -147,8 +149,8 @@ out:
     return err;
 }
 
-/* Candidates aren't removed when a neighbour changes; a stale one is known by its rank, since two pieces side by side that
- * merge with this rank are this very pair: symbols only grow, and pieces and ids are one to one. */
+/* Candidates aren't removed when a neighbour changes; a stale one is known by its rank, since two pieces side by side
+ * that merge with this rank are this very pair: symbols only grow, and pieces and ids are one to one. */
 static int merge_part(struct bpe_run *run)
 {
     int err = OK;
@@ -231,8 +233,8 @@ out:
     return err;
 }
 
-/* A character without a piece: its bytes if all of them have one, else unk, else nothing. A pending unk stays pending behind
- * bytes (it is emitted before the next known character, or at the word's end): the reference does so. */
+/* A character without a piece: its bytes if all of them have one, else unk, else nothing. A pending unk stays pending
+ * behind bytes (it is emitted before the next known character, or at the word's end): the reference does so. */
 static int push_unknown(struct bpe_run *run, const char *p, int n)
 {
     int err = OK, known = run->bpe->byte_fallback;

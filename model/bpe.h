@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Byte-pair encoding: the "model" of a tokenizer.json, and the merging of one word into ids. Part of the tokenizer.
  *
- * A word becomes a list of symbols, one a character (or one a byte, where the vocabulary writes bytes as characters); then the
- * pair of neighbours with the lowest merge rank, leftmost first, is replaced by its merged id until none is left. With a heap
- * this is O(n log n) for a word of any length: Llama-2 has no pre-tokenizer, so a whole book is one word.
+ * A word becomes a list of symbols, one a character (or one a byte, where the vocabulary writes bytes as characters);
+ * then the pair of neighbours with the lowest merge rank, leftmost first, is replaced by its merged id until none is
+ * left. With a heap this is O(n log n) for a word of any length: Llama-2 has no pre-tokenizer, so a whole book is one
+ * word.
  *
- * Two exact short cuts make it fast. (1) Two neighbouring symbols u, v are "joinable" if some merge (a, b) has u last in a and
- * v first in b. No merge can ever cross a boundary that isn't joinable, so words are cut there into parts. (2) Parts repeat:
- * a small table remembers what recent parts became.
- * Reference: Hugging Face tokenizers, models/bpe (behaviour, not code). Not collective; const use is thread safe.
+ * Two exact short cuts make it fast. (1) Two neighbouring symbols u, v are "joinable" if some merge (a, b) has u last
+ * in a and v first in b. No merge can ever cross a boundary that isn't joinable, so words are cut there into parts. (2)
+ * Parts repeat: a small table remembers what recent parts became. Reference: Hugging Face tokenizers, models/bpe
+ * (behaviour, not code). Not collective; const use is thread safe.
  */
 #ifndef GLOWQ_MODEL_BPE_H
 #define GLOWQ_MODEL_BPE_H
@@ -34,8 +35,8 @@ struct bpe {
     int32_t fallback[256];    /* ids of <0xNN>, -1 none */
 };
 
-/* model: the "model" object; n_added: pieces that the caller will add to the vocabulary afterwards. Unsupported settings
- * (other types, dropout, subword prefixes): ERR_UNSUPPORTED. */
+/* model: the "model" object; n_added: pieces that the caller will add to the vocabulary afterwards. Unsupported
+ * settings (other types, dropout, subword prefixes): ERR_UNSUPPORTED. */
 int bpe_load(struct bpe *bpe, const json_t *model, int64_t n_added, int byte_level, const char *where);
 void bpe_clear(struct bpe *bpe);
 

@@ -86,7 +86,8 @@ static int merge_halves(const json_t *merge, int64_t rank, const char *where, st
         char *p = (char *)(uintptr_t)json_string_value(merge);
         char *space = strchr(p, ' ');
         if (!space || strchr(space + 1, ' '))
-            FAIL(ERR_FORMAT, "%s: merge %lld \"%s\" must be two pieces with one space between", where, (long long)rank, p);
+            FAIL(ERR_FORMAT, "%s: merge %lld \"%s\" must be two pieces with one space between", where, (long long)rank,
+                 p);
         half[0] = (struct piece){p, (size_t)(space - p)};
         half[1] = (struct piece){space + 1, strlen(space + 1)};
     } else {
@@ -141,8 +142,9 @@ out:
     return err;
 }
 
-/* The symbols that can stand first (or last) in a piece built by merges: its first (last) character, or the unk or <0xNN>
- * symbol whose spelling it begins (ends) with. At most 3, a superset of what really happens: enough for cutting. */
+/* The symbols that can stand first (or last) in a piece built by merges: its first (last) character, or the unk or
+ * <0xNN> symbol whose spelling it begins (ends) with. At most 3, a superset of what really happens: enough for cutting.
+ */
 static int end_symbols(const struct bpe *bpe, int32_t id, int last, int32_t out[3])
 {
     const struct piece *piece = vocab_piece(&bpe->vocab, id);
@@ -187,7 +189,8 @@ static int load_joinable(struct bpe *bpe)
             for (int v = 0; v < n_after; v++)
                 keys[n++] = (uint64_t)(uint32_t)before[u] << 32 | (uint32_t)after[v];
     }
-    /* Few distinct pairs among many merges: count them in a table of the full size, then keep one that fits the caches. */
+    /* Few distinct pairs among many merges: count them in a table of the full size, then keep one that fits the caches.
+     */
     struct pair_map all = {0};
     TRY(pair_map_init(&all, n));
     int64_t n_distinct = 0;

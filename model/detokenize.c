@@ -156,12 +156,13 @@ static int run_strip(const struct decode_step *step, const char *p, size_t n, st
 /* Marks become spaces, except in the first piece where they were put in front of the text. */
 static int run_metaspace(const struct decode_step *step, const char *p, size_t n, int first, struct strings *out)
 {
-    struct decode_step replace = {.from = step->from, .to = {.p = (char[]){' '}, .n = first && step->prepended ? 0 : 1}};
+    struct decode_step replace = {.from = step->from,
+                                  .to = {.p = (char[]){' '}, .n = first && step->prepended ? 0 : 1}};
     return run_replace(&replace, p, n, out);
 }
 
-/* A piece spelled in byte characters becomes its bytes; any other piece (an added token) stays. All is one string then, since
- * a character's bytes may be spread over pieces. */
+/* A piece spelled in byte characters becomes its bytes; any other piece (an added token) stays. All is one string then,
+ * since a character's bytes may be spread over pieces. */
 static int run_byte_level(const struct strings *in, struct strings *out)
 {
     int err = OK;
@@ -194,7 +195,10 @@ out:
 
 static int hex_digit(char c)
 {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                  : -1;
 }
 
 /* Bytes collected from <0xNN> pieces: text if they are UTF-8 as a whole, else one U+FFFD a byte. */

@@ -12,12 +12,19 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum decode_kind { DECODE_REPLACE, DECODE_BYTE_FALLBACK, DECODE_FUSE, DECODE_STRIP, DECODE_BYTE_LEVEL, DECODE_METASPACE };
+enum decode_kind {
+    DECODE_REPLACE,
+    DECODE_BYTE_FALLBACK,
+    DECODE_FUSE,
+    DECODE_STRIP,
+    DECODE_BYTE_LEVEL,
+    DECODE_METASPACE
+};
 struct decode_step {
     enum decode_kind kind;
-    struct text from, to;       /* replace; strip and metaspace: from is the one character */
+    struct text from, to; /* replace; strip and metaspace: from is the one character */
     int64_t strip_start, strip_stop;
-    int prepended;              /* metaspace: the first piece's marks aren't spaces */
+    int prepended; /* metaspace: the first piece's marks aren't spaces */
 };
 struct decoder_chain {
     struct decode_step steps[MAX_STEPS];

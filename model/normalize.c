@@ -88,8 +88,9 @@ void normalizer_clear(struct normalizer *z)
     *z = (struct normalizer){0};
 }
 
-/* The reference normalizes by the tables of Unicode 9: what came later is an inert starter to it, neither reordered, composed nor
- * taken apart, whatever newer tables say. Ranges that hold marks or compositions of Unicode 10 to 16, and nothing older. */
+/* The reference normalizes by the tables of Unicode 9: what came later is an inert starter to it, neither reordered,
+ * composed nor taken apart, whatever newer tables say. Ranges that hold marks or compositions of Unicode 10 to 16, and
+ * nothing older. */
 static int is_inert(uint32_t cp)
 {
     static const struct {
@@ -127,9 +128,9 @@ static const char *stretch_end(const char *p, const char *end)
     return p;
 }
 
-/* Characters below U+0300 are starters and never combine with what stands before them, so text may be cut in front of each of
- * them, and a stretch of them alone is NFC already. Only stretches of higher characters, with the one character before that
- * they may combine with, go through utf8proc. */
+/* Characters below U+0300 are starters and never combine with what stands before them, so text may be cut in front of
+ * each of them, and a stretch of them alone is NFC already. Only stretches of higher characters, with the one character
+ * before that they may combine with, go through utf8proc. */
 static int run_nfc(const char *p, size_t n, struct text *out)
 {
     int err = OK;
@@ -149,8 +150,8 @@ static int run_nfc(const char *p, size_t n, struct text *out)
             continue;
         }
         TRY(text_add(out, done, (size_t)(low - done)));
-        utf8proc_ssize_t k = utf8proc_map((const utf8proc_uint8_t *)low, stop - low, &composed,
-                                          UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+        utf8proc_ssize_t k =
+            utf8proc_map((const utf8proc_uint8_t *)low, stop - low, &composed, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
         if (k < 0)
             FAIL(k == UTF8PROC_ERROR_NOMEM ? ERR_NOMEM : ERR_FORMAT, "NFC of %lld bytes: %s", (long long)(stop - low),
                  utf8proc_errmsg(k));

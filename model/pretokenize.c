@@ -19,7 +19,8 @@ static int load_split(struct word_step *step, const json_t *spec, const char *wh
     const json_t *source = regex ? regex : string;
     const char *behavior;
     if (!json_is_string(source) || json_string_length(source) == 0)
-        FAIL(ERR_FORMAT, "%s: pre-tokenizer Split: \"pattern\" must be {\"Regex\": \"...\"} or {\"String\": \"...\"}", where);
+        FAIL(ERR_FORMAT, "%s: pre-tokenizer Split: \"pattern\" must be {\"Regex\": \"...\"} or {\"String\": \"...\"}",
+             where);
     TRY(json_opt_string(spec, "behavior", "", where, &behavior));
     TRY(json_opt_bool(spec, "invert", 0, where, &invert));
     if (strcmp(behavior, "Removed") == 0) {
@@ -54,7 +55,8 @@ static int load_metaspace(struct word_step *step, const json_t *spec, const char
     TRY(json_opt_string(spec, "replacement", "\xE2\x96\x81", where, &mark));
     size_t n = strlen(mark);
     if (n == 0 || utf8_decode(mark, mark + n, &cp) != (int)n)
-        FAIL(ERR_FORMAT, "%s: pre-tokenizer Metaspace: \"replacement\" must be one character, found \"%s\"", where, mark);
+        FAIL(ERR_FORMAT, "%s: pre-tokenizer Metaspace: \"replacement\" must be one character, found \"%s\"", where,
+             mark);
     TRY(json_opt_bool(spec, "add_prefix_space", 1, where, &add_prefix)); /* what came before prepend_scheme */
     TRY(json_opt_string(spec, "prepend_scheme", "always", where, &scheme));
     TRY(json_opt_bool(spec, "split", 1, where, &step->split));

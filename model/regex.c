@@ -137,7 +137,8 @@ static int translate_interval(struct translation *t)
     const char *start = t->p++;
     while (t->p < t->end && ((*t->p >= '0' && *t->p <= '9') || (*t->p == ',' && t->p > start + 1)))
         t->p++;
-    if (t->p == t->end || *t->p != '}' || t->p == start + 1 || (t->p + 1 < t->end && (t->p[1] == '+' || t->p[1] == '?')))
+    if (t->p == t->end || *t->p != '}' || t->p == start + 1 ||
+        (t->p + 1 < t->end && (t->p[1] == '+' || t->p[1] == '?')))
         FAIL(ERR_UNSUPPORTED, "%s: regex interval \"%.*s\" is not supported", t->where, (int)(t->end - start), start);
     TRY(text_add(&t->out, start, (size_t)(++t->p - start)));
 out:
@@ -189,9 +190,9 @@ int regex_open(const char *pattern, size_t n, int literal, const char *where, st
     else
         TRY(translate(&t));
     pcre2_set_newline(context, PCRE2_NEWLINE_LF); /* what "." stops at: not the build's choice */
-    regex->code = pcre2_compile((PCRE2_SPTR)(t.out.p ? t.out.p : ""), t.out.n,
-                                PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C), &code, &at,
-                                context);
+    regex->code =
+        pcre2_compile((PCRE2_SPTR)(t.out.p ? t.out.p : ""), t.out.n,
+                      PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C), &code, &at, context);
     if (!regex->code) {
         pcre2_get_error_message(code, message, sizeof message);
         FAIL(ERR_UNSUPPORTED, "%s: regex \"%.*s\": %s", where, (int)n, pattern, (const char *)message);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Regular expressions of tokenizers: written for Oniguruma (Ruby syntax), run by PCRE2 with JIT. Part of the tokenizer.
  *
- * Only constructs that mean the same in both, or that are rewritten here, are accepted; anything else is ERR_UNSUPPORTED, never
- * run with another meaning. The rewritings that matter: \s is Unicode White_Space, to which PCRE2's \s adds U+180E; categories
- * follow Unicode 16, PCRE2's are those of its release.
- * Not collective; const use is thread safe, a regex_run belongs to one thread.
+ * Only constructs that mean the same in both, or that are rewritten here, are accepted; anything else is
+ * ERR_UNSUPPORTED, never run with another meaning. The rewritings that matter: \s is Unicode White_Space, to which
+ * PCRE2's \s adds U+180E; categories follow Unicode 16, PCRE2's are those of its release. Not collective; const use is
+ * thread safe, a regex_run belongs to one thread.
  */
 #ifndef GLOWQ_MODEL_REGEX_H
 #define GLOWQ_MODEL_REGEX_H
@@ -16,7 +16,8 @@ struct regex;
 int regex_open(const char *pattern, size_t n, int literal, const char *where, struct regex **regex);
 void regex_close(struct regex *regex);
 
-/* Class items of the characters newer than Unicode 14 in a general category; NULL for categories that aren't supported. */
+/* Class items of the characters newer than Unicode 14 in a general category; NULL for categories that aren't supported.
+ */
 const char *regex_later_characters(const char *category, size_t n);
 
 struct regex_run; /* match data and stack, for any regex */

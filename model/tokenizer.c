@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Tokenizer: see tokenizer.h. The pipeline: added tokens cut the text; each stretch between them is normalized, cut by the
- * added tokens that are looked for in normalized text, split into words, and each word merged into ids. */
+ * Tokenizer: see tokenizer.h. The pipeline: added tokens cut the text; each stretch between them is normalized, cut by
+ * the added tokens that are looked for in normalized text, split into words, and each word merged into ids. */
 #include "model/tokenizer.h"
 
 #include "base/err.h"

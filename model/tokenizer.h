@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Tokenizer: text <-> token ids, from a Hugging Face tokenizer.json (BPE with byte fallback: Llama-2, Mistral; byte-level BPE
- * behind a regex: Llama-3, Qwen2/3, GPT-2) or GPT-2's vocab.json + merges.txt. Anything else is refused by name.
+ * Tokenizer: text <-> token ids, from a Hugging Face tokenizer.json (BPE with byte fallback: Llama-2, Mistral;
+ * byte-level BPE behind a regex: Llama-3, Qwen2/3, GPT-2) or GPT-2's vocab.json + merges.txt. Anything else is refused
+ * by name.
  *
- * Ids equal the reference implementation's for any text. Not collective; after open all calls are const and thread safe.
+ * Ids equal the reference implementation's for any text. Not collective; after open all calls are const and thread
+ * safe.
  */
 #ifndef GLOWQ_MODEL_TOKENIZER_H
 #define GLOWQ_MODEL_TOKENIZER_H
@@ -18,7 +20,8 @@ struct token_ids {
     int64_t n, capacity;
 };
 
-/* path: a model folder (tokenizer.json [+ tokenizer_config.json], or vocab.json + merges.txt) or a tokenizer.json file. */
+/* path: a model folder (tokenizer.json [+ tokenizer_config.json], or vocab.json + merges.txt) or a tokenizer.json file.
+ */
 int tokenizer_open(const char *path, struct tokenizer **t);
 void tokenizer_close(struct tokenizer *t);
 int64_t tokenizer_vocab_size(const struct tokenizer *t); /* highest id + 1, added tokens included */
@@ -34,7 +37,8 @@ enum {
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, int flags, struct token_ids *out);
 /* Bytes of the decoded ids, 0-terminated; caller frees *text. Special tokens are left out unless keep_special.
  * decode(encode(x)) = x up to the normalizer (NFC for Qwen) for text, as the reference's decoder gives it. */
-int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n, int keep_special, char **text, size_t *n_bytes);
+int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n, int keep_special, char **text,
+                     size_t *n_bytes);
 /* The string of one id as the vocabulary writes it; NULL if there is none. */
 const char *tokenizer_piece(const struct tokenizer *t, int64_t id);
 

@@ -84,10 +84,10 @@ out:
     return err;
 }
 
-/* Who adds BOS: an explicit add_bos_token decides; else the template of tokenizer.json; else, where the file has no template,
- * the Llama classes of the sentencepiece time add it by default. Classes like PreTrainedTokenizerFast add nothing by
- * themselves: early Llama-3 files, which name a bos_token but have a ByteLevel post-processor, get none, as in the reference.
- * config.json's bos_token_id is never asked: Qwen's names a token that its tokenizer doesn't add. */
+/* Who adds BOS: an explicit add_bos_token decides; else the template of tokenizer.json; else, where the file has no
+ * template, the Llama classes of the sentencepiece time add it by default. Classes like PreTrainedTokenizerFast add
+ * nothing by themselves: early Llama-3 files, which name a bos_token but have a ByteLevel post-processor, get none, as
+ * in the reference. config.json's bos_token_id is never asked: Qwen's names a token that its tokenizer doesn't add. */
 static int load_bos(struct tokenizer *t, const json_t *file, const json_t *config, const char *where,
                     const char *config_where)
 {
@@ -162,8 +162,8 @@ out:
     return err;
 }
 
-/* GPT-2's vocab.json + merges.txt as the tokenizer.json they stand for. Qwen's have the same names and another regex, which
- * only its tokenizer.json tells: so the class must be GPT-2's where a class is named. */
+/* GPT-2's vocab.json + merges.txt as the tokenizer.json they stand for. Qwen's have the same names and another regex,
+ * which only its tokenizer.json tells: so the class must be GPT-2's where a class is named. */
 static int read_gpt2(const char *dir, const json_t *config, json_t **file)
 {
     int err = OK;
@@ -188,10 +188,9 @@ static int read_gpt2(const char *dir, const json_t *config, json_t **file)
     vocab = merges = NULL; /* json_pack took them, in success and failure */
     if (!*file)
         FAIL(ERR_NOMEM, "%s: tokenizer from two files", dir);
-    if (json_is_integer(id) &&
-        json_array_append_new(json_object_get(*file, "added_tokens"),
-                              json_pack("{s:I, s:s, s:b}", "id", json_integer_value(id), "content", end_of_text,
-                                        "special", 1)) != 0)
+    if (json_is_integer(id) && json_array_append_new(json_object_get(*file, "added_tokens"),
+                                                     json_pack("{s:I, s:s, s:b}", "id", json_integer_value(id),
+                                                               "content", end_of_text, "special", 1)) != 0)
         FAIL(ERR_NOMEM, "%s: tokenizer from two files", dir);
 out:
     json_decref(vocab);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What a tokenizer is made of, in the order a text meets the parts. Only tokenizer.c and tokenizer_load.c include this. */
+ * What a tokenizer is made of, in the order a text meets the parts. Only tokenizer.c and tokenizer_load.c include this.
+ */
 #ifndef GLOWQ_MODEL_TOKENIZER_PARTS_H
 #define GLOWQ_MODEL_TOKENIZER_PARTS_H
 

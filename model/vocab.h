@@ -24,7 +24,8 @@ struct vocab {
     uint64_t mask;
 };
 
-/* Room for n_pieces pieces. Ids are accepted below 2 * n_pieces + 65536: a file can't make us allocate for an id of 2^31. */
+/* Room for n_pieces pieces. Ids are accepted below 2 * n_pieces + 65536: a file can't make us allocate for an id of
+ * 2^31. */
 int vocab_init(struct vocab *v, int64_t n_pieces);
 void vocab_clear(struct vocab *v);
 /* ERR_FORMAT if the piece or the id is there already, or the id is out of range. where names the file. */
@@ -51,7 +52,8 @@ void pair_map_put(struct pair_map *m, int32_t a, int32_t b, int32_t value);
 /* -1 if absent. In the header: called for every character of every text. */
 static inline int32_t pair_map_find(const struct pair_map *m, int32_t a, int32_t b)
 {
-    /* + 1: (0, 0) is a pair, 0 means empty. The multiplier is 2^64 / golden ratio; the high half of the product is mixed. */
+    /* + 1: (0, 0) is a pair, 0 means empty. The multiplier is 2^64 / golden ratio; the high half of the product is
+     * mixed. */
     uint64_t key = ((uint64_t)(uint32_t)a << 32 | (uint32_t)b) + 1;
     uint64_t i = (key * 0x9E3779B97F4A7C15u) >> 20;
     for (i &= m->mask; m->slots[i].key != 0; i = (i + 1) & m->mask)
