@@ -31,10 +31,14 @@ int checkpoint_sort(struct checkpoint *ck)
     int err = OK;
     if (ck->n > 0)
         qsort(ck->tensors, (size_t)ck->n, sizeof *ck->tensors, by_name);
-    for (int64_t i = 1; i < ck->n; i++)
-        if (strcmp(ck->tensors[i].name, ck->tensors[i - 1].name) == 0)
-            FAIL(ERR_FORMAT, "tensor %.200s is in both %s and %s", ck->tensors[i].name,
-                 checkpoint_file(ck, &ck->tensors[i - 1]), checkpoint_file(ck, &ck->tensors[i]));
+    for (int64_t i = 1; i < ck->n; i++) {
+        const struct tensor *a = &ck->tensors[i - 1], *b = &ck->tensors[i];
+        if (strcmp(a->name, b->name) != 0)
+            continue;
+        if (a->file == b->file)
+            FAIL(ERR_FORMAT, "%s: duplicate tensor %.200s", checkpoint_file(ck, a), a->name);
+        FAIL(ERR_FORMAT, "tensor %.200s is in both %s and %s", a->name, checkpoint_file(ck, a), checkpoint_file(ck, b));
+    }
 out:
     return err;
 }

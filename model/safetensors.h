@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  * safetensors: the weights of a Hugging Face checkpoint, one file or shards with an index. Reader only, strict.
  *
- * A file is u64 N (little endian), N bytes of JSON, data. Accepted iff: N <= 100 MB and inside the file, the header begins
- * with `{`, no duplicate keys, every entry has dtype, shape and data_offsets, shape x dtype doesn't overflow and equals the
- * byte range, and the ranges tile the data section without hole or overlap up to the file's last byte. An index
+ * A file is u64 N (little endian), N bytes of JSON, data. Accepted iff: N <= 100 MB and inside the file, the header
+ * begins with `{`, no duplicate keys, every entry has dtype, shape and data_offsets, shape x dtype doesn't overflow and
+ * equals the byte range, and the ranges tile the data section without hole or overlap up to the file's last byte; names
+ * and entries have at most 4 KB of JSON, __metadata__ (an object of strings) at most 4 MB. An index
  * (model.safetensors.index.json) must name bare file names, each present, and list exactly the shards' tensors.
- * Everything is read with pread (a truncated file gives an error, never SIGBUS). Not collective; thread safe after open.
- * Format: the safetensors README (Hugging Face), "Format".
+ * Everything is read with pread (a truncated file gives an error, never SIGBUS). Not collective; thread safe after
+ * open. Format: the safetensors README (Hugging Face), "Format".
  */
 #ifndef GLOWQ_MODEL_SAFETENSORS_H
 #define GLOWQ_MODEL_SAFETENSORS_H
@@ -40,7 +41,8 @@ const struct tensor *checkpoint_find(const struct checkpoint *ck, const char *na
  * n_dims 1: [rows]; 2: [rows, cols]. */
 int checkpoint_expect(const struct checkpoint *ck, const char *name, int n_dims, int64_t rows, int64_t cols,
                       const struct tensor **out);
-/* Rows [row0, row0 + rows) of a 1-d or 2-d tensor (a row of a 1-d tensor is one element), as stored, contiguous into dst. */
+/* Rows [row0, row0 + rows) of a 1-d or 2-d tensor (a row of a 1-d tensor is one element), as stored, contiguous into
+ * dst. */
 int checkpoint_read_rows(const struct checkpoint *ck, const struct tensor *t, int64_t row0, int64_t rows, void *dst);
 /* The same, converted to f32; ERR_NUMERIC naming file, tensor, row and column at the first NaN or infinity. */
 int checkpoint_read_f32(const struct checkpoint *ck, const struct tensor *t, int64_t row0, int64_t rows, float *dst);

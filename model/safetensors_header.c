@@ -9,11 +9,12 @@
 
 #include "base/err.h"
 #include "base/file.h"
-#include "base/json.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <jansson.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -21,6 +22,9 @@
 
 /* The reference implementation's limit; real headers of the largest published shards stay below 1 MB. */
 static const uint64_t max_header_bytes = 100000000;
+/* A name, and an entry: the longest real ones have 300 bytes. Metadata: a few strings, the longest known being the
+ * training logs of adapters. */
+static const size_t max_entry_bytes = 4096, max_metadata_bytes = 4 << 20;
 
 /* Dtypes the format defines; those with served = 0 are refused by name rather than called unknown. */
 static const struct {
@@ -219,28 +223,99 @@ out:
     return err;
 }
 
-static int parse_header(struct checkpoint *ck)
+/* A header being read member by member, so that one that is refused costs neither the memory nor the time of a JSON
+ * tree of 100 MB (numbers in a list: 2 GB and 20 s). */
+struct cursor {
+    const char *path, *start, *p, *end;
+};
+
+static void skip_space(struct cursor *c)
+{
+    while (c->p < c->end && (*c->p == ' ' || *c->p == '\t' || *c->p == '\n' || *c->p == '\r'))
+        c->p++;
+}
+
+static int next_is(const struct cursor *c, char what)
+{
+    return c->p < c->end && *c->p == what;
+}
+
+static int take(struct cursor *c, char what)
 {
     int err = OK;
+    skip_space(c);
+    if (!next_is(c, what))
+        FAIL(ERR_FORMAT, "%s: header is not valid JSON: no '%c' at its byte %td", c->path, what, c->p - c->start);
+    c->p++;
+    skip_space(c);
+out:
+    return err;
+}
+
+/* The value at the cursor, of at most max_bytes; caller json_decref's it. */
+static int take_value(struct cursor *c, size_t max_bytes, json_t **out)
+{
+    int err = OK;
+    json_error_t e;
+    size_t left = (size_t)(c->end - c->p), n = left < max_bytes ? left : max_bytes;
+    *out = json_loadb(c->p, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_DISABLE_EOF_CHECK, &e);
+    if (!*out && n < left)
+        FAIL(ERR_FORMAT, "%s: header is not valid JSON at its byte %td, or a value is longer than %zu bytes: %s",
+             c->path, c->p - c->start, max_bytes, e.text);
+    if (!*out)
+        FAIL(ERR_FORMAT, "%s: header is not valid JSON at its byte %td: %s", c->path, c->p - c->start, e.text);
+    c->p += e.position;
+out:
+    return err;
+}
+
+static int parse_member(struct checkpoint *ck, struct cursor *c, int *has_metadata)
+{
+    int err = OK;
+    json_t *name = NULL, *value = NULL;
+    TRY(take_value(c, max_entry_bytes, &name));
+    if (!json_is_string(name))
+        FAIL(ERR_FORMAT, "%s: header is not valid JSON: no name before its byte %td", c->path, c->p - c->start);
+    TRY(take(c, ':'));
+    int is_metadata = strcmp(json_string_value(name), "__metadata__") == 0;
+    TRY(take_value(c, is_metadata ? max_metadata_bytes : max_entry_bytes, &value));
+    if (is_metadata && *has_metadata)
+        FAIL(ERR_FORMAT, "%s: duplicate __metadata__", c->path);
+    if (is_metadata) {
+        *has_metadata = 1;
+        TRY(check_metadata(c->path, value));
+    } else {
+        TRY(reserve(ck, 1));
+        TRY(parse_tensor(ck, json_string_value(name), value));
+    }
+out:
+    json_decref(value);
+    json_decref(name);
+    return err;
+}
+
+/* Names that occur twice are found when the table is sorted. */
+static int parse_header(struct checkpoint *ck)
+{
+    int err = OK, has_metadata = 0;
     struct shard *file = &ck->files[ck->n_files - 1];
     int64_t first = ck->n;
     char *text = NULL;
     size_t n = 0;
-    json_t *header = NULL, *entry;
-    const char *name;
     TRY(read_header(file, &text, &n));
-    TRY(json_parse(text, n, file->path, &header));
-    TRY(reserve(ck, (int64_t)json_object_size(header)));
-    json_object_foreach(header, name, entry)
-    {
-        if (strcmp(name, "__metadata__") == 0)
-            TRY(check_metadata(file->path, entry));
-        else
-            TRY(parse_tensor(ck, name, entry));
+    struct cursor c = {.path = file->path, .start = text, .p = text, .end = text + n};
+    TRY(take(&c, '{'));
+    for (int more = !next_is(&c, '}'); more;) {
+        TRY(parse_member(ck, &c, &has_metadata)); /* needs a name: "," before "}" is an error */
+        skip_space(&c);
+        if ((more = !next_is(&c, '}')))
+            TRY(take(&c, ','));
     }
+    TRY(take(&c, '}'));
+    if (c.p != c.end)
+        FAIL(ERR_FORMAT, "%s: header is not valid JSON: text after it at its byte %td", file->path, c.p - c.start);
     TRY(check_tiling(file, ck->tensors + first, ck->n - first));
 out:
-    json_decref(header);
     free(text);
     return err;
 }

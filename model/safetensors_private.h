@@ -26,7 +26,7 @@ struct checkpoint {
 int shard_open(struct checkpoint *ck, const char *path);
 /* Opens every shard that the index names and checks that index and shards list the same tensors. Leaves ck sorted. */
 int index_open(struct checkpoint *ck, const char *dir, const char *index_path);
-/* Sorts the table by name; ERR_FORMAT when two files hold a tensor of the same name. */
+/* Sorts the table by name; ERR_FORMAT when a name occurs twice. */
 int checkpoint_sort(struct checkpoint *ck);
 
 #endif

@@ -83,6 +83,15 @@ static struct hostile hostile[] = {
      ERR_FORMAT, "hole before tensor b"},
     {"bytes after the last tensor", "{\"a\":" ENTRY("F32", "[1]", "[0,4]") "}", 5, ERR_FORMAT, "the file at"},
     {"data without tensors", "{}", 1, ERR_FORMAT, "the file at"},
+    {"comma at the end", "{\"a\":" ENTRY("U8", "[1]", "[0,1]") ",}", 1, ERR_FORMAT, "not valid JSON"},
+    {"comma at the start", "{,}", 0, ERR_FORMAT, "not valid JSON"},
+    {"comma missing", "{\"a\":" ENTRY("U8", "[1]", "[0,1]") " \"b\":" ENTRY("U8", "[0]", "[1,1]") "}", 1, ERR_FORMAT,
+     "not valid JSON"},
+    {"colon missing", "{\"a\" " ENTRY("U8", "[1]", "[0,1]") "}", 1, ERR_FORMAT, "not valid JSON"},
+    {"name a number", "{1:" ENTRY("U8", "[1]", "[0,1]") "}", 1, ERR_FORMAT, "not valid JSON"},
+    {"brace missing", "{\"a\":" ENTRY("U8", "[1]", "[0,1]"), 1, ERR_FORMAT, "not valid JSON"},
+    {"metadata twice", "{\"__metadata__\":{},\"__metadata__\":{}}", 0, ERR_FORMAT, "duplicate __metadata__"},
+    {"metadata with a duplicate key", "{\"__metadata__\":{\"a\":\"\",\"a\":\"\"}}", 0, ERR_FORMAT, "duplicate"},
     {"metadata a list", "{\"__metadata__\":[]}", 0, ERR_FORMAT, "__metadata__ must be an object"},
     {"metadata of a number", "{\"__metadata__\":{\"format\":1}}", 0, ERR_FORMAT, "\"format\" must be a string"},
 };
@@ -158,6 +167,30 @@ static void refuses_deep_json(void **state)
     write_claimed("m.safetensors", depth, header, depth, "", 0);
     free(header);
     open_fails("m.safetensors", ERR_FORMAT, "not valid JSON");
+}
+
+/* Unlimited, the JSON tree of such a header takes 20 times its size in memory and seconds to build. */
+static void refuses_long_values(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *before, *repeated, *after, *says;
+        size_t n;
+    } cases[] = {{"{\"a\":[", "0,", "0]}", "longer than 4096 bytes", 5000},
+                 {"{\"", "name", "\":{}}", "longer than 4096 bytes", 1025},
+                 {"{\"__metadata__\":{\"a\":\"", "text", "\"}}", "longer than 4194304 bytes", 1 << 20}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        size_t size = strlen(cases[i].before) + cases[i].n * strlen(cases[i].repeated) + strlen(cases[i].after) + 1;
+        char *header = malloc(size), *p = header;
+        assert_non_null(header);
+        p = stpcpy(p, cases[i].before);
+        for (size_t k = 0; k < cases[i].n; k++)
+            p = stpcpy(p, cases[i].repeated);
+        stpcpy(p, cases[i].after);
+        write_safetensors("m.safetensors", header, "", 0);
+        free(header);
+        open_fails("m.safetensors", ERR_FORMAT, cases[i].says);
+    }
 }
 
 /* Every prefix of a good file is refused, whatever it cuts. */
@@ -545,6 +578,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_teardown(refuses_header_longer_than_file, scratch_clear),
         cmocka_unit_test_teardown(refuses_zero_byte_in_header, scratch_clear),
         cmocka_unit_test_teardown(refuses_deep_json, scratch_clear),
+        cmocka_unit_test_teardown(refuses_long_values, scratch_clear),
         cmocka_unit_test_teardown(refuses_every_truncation, scratch_clear),
         cmocka_unit_test_teardown(refuses_what_is_no_file, scratch_clear),
         cmocka_unit_test_teardown(accepts_no_tensors, scratch_clear),
