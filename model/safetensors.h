@@ -4,7 +4,7 @@
  * A file is u64 N (little endian), N bytes of JSON, data. Accepted iff: N <= 100 MB and inside the file, the header
  * begins with `{`, no duplicate keys, every entry has dtype, shape and data_offsets, shape x dtype doesn't overflow and
  * equals the byte range, and the ranges tile the data section without hole or overlap up to the file's last byte; names
- * and entries have at most 4 KB of JSON, __metadata__ (an object of strings) at most 4 MB. An index
+ * and entries have at most 4 KB of JSON, __metadata__ (an object of strings) at most 512 KB. An index
  * (model.safetensors.index.json) must name bare file names, each present, and list exactly the shards' tensors.
  * Everything is read with pread (a truncated file gives an error, never SIGBUS). Not collective; thread safe after
  * open. Format: the safetensors README (Hugging Face), "Format".

@@ -24,7 +24,7 @@
 static const uint64_t max_header_bytes = 100000000;
 /* A name, and an entry: the longest real ones have 300 bytes. Metadata: a few strings, the longest known being the
  * training logs of adapters. */
-static const size_t max_entry_bytes = 4096, max_metadata_bytes = 4 << 20;
+static const size_t max_entry_bytes = 4096, max_metadata_bytes = 512 << 10;
 
 /* Dtypes the format defines; those with served = 0 are refused by name rather than called unknown. */
 static const struct {
