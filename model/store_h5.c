@@ -9,6 +9,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 /* ---- errors
@@ -32,8 +33,12 @@ int h5_fail(int code, const char *file, int line, const char *fmt, ...)
     return err_set((enum err)code, file, line, "%s (HDF5: %s)", ours, theirs);
 }
 
-void h5_silence(void)
+/* HDF5 prints its error stack to stderr unless told not to; h5_fail keeps its innermost message instead. And it closes
+ * what is open when the program ends, which after a failed close touches freed memory: files are closed here or not at
+ * all. */
+static void tame(void)
 {
+    H5dont_atexit(); /* without effect once the library runs */
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
 }
 
@@ -49,12 +54,15 @@ void h5_drop(hid_t id)
 static int access_properties(hid_t *properties)
 {
     int err = OK;
-    h5_silence();
+    tame();
     TRY_H5(ERR_NOMEM, *properties = H5Pcreate(H5P_FILE_ACCESS), "file properties");
     /* Datasets of a page's worth start on a page, so that they can be mapped and read without straddling. */
     TRY_H5(ERR_NOMEM, H5Pset_alignment(*properties, 65536, 4096), "alignment");
     /* One fixed format, whatever HDF5 is linked: newer ones would otherwise write other bytes. */
     TRY_H5(ERR_NOMEM, H5Pset_libver_bounds(*properties, H5F_LIBVER_V110, H5F_LIBVER_V110), "format bounds");
+    /* Data goes to the disk when it is written, not when its dataset is closed: an error belongs to the call it
+     * befalls. */
+    TRY_H5(ERR_NOMEM, H5Pset_sieve_buf_size(*properties, 0), "sieve buffer");
     TRY_H5(ERR_NOMEM, H5Pset_fclose_degree(*properties, H5F_CLOSE_STRONG), "close degree");
     /* Published files never change and unpublished ones are guarded by store_lock; many cluster file systems refuse
      * locks. */
@@ -114,6 +122,18 @@ out:
         close(fd);
     h5_drop(access);
     return err;
+}
+
+void h5_abandon(hid_t file)
+{
+    void *handle = NULL;
+    if (file < 0 || H5Fget_vfd_handle(file, H5P_DEFAULT, &handle) < 0)
+        return;
+    int nowhere = memfd_create("abandoned", MFD_CLOEXEC);
+    if (nowhere < 0)
+        return;
+    dup2(nowhere, *(int *)handle); /* the default driver's handle is its descriptor */
+    close(nowhere);
 }
 
 int h5_make_group(hid_t file, const char *path, const char *name)

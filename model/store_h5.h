@@ -19,9 +19,6 @@
     } while (0)
 int h5_fail(int code, const char *file, int line, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 
-/* HDF5 prints its error stack to stderr unless told not to; ours carries its innermost message instead. */
-void h5_silence(void);
-
 /* A new empty file; *file from H5Fclose. */
 int h5_create(const char *path, hid_t *file);
 /* Read only. ERR_IO if it can't be opened by the system, ERR_FORMAT if it isn't a whole HDF5 file. */
@@ -29,6 +26,10 @@ int h5_open(const char *path, hid_t *file);
 /* Closes a handle of any kind whose closing can't lose anything; accepts negative ones. Files that were written are
  * closed by H5Fclose, checked. */
 void h5_drop(hid_t id);
+/* A file that is given up: what HDF5 still wants to write when it closes goes nowhere, and so can't fail. Closing a
+ * file whose writes fail leaves HDF5 1.10 with handles to freed memory. Call it before the file's objects are closed.
+ */
+void h5_abandon(hid_t file);
 /* A group at /a/b/c with its parents. */
 int h5_make_group(hid_t file, const char *path, const char *name);
 

@@ -165,6 +165,7 @@ void store_discard(struct store_writer *w)
 {
     if (!w)
         return;
+    h5_abandon(w->file);
     tables_close(w->tables);
     h5_drop(w->file);
     if (w->temporary[0])
@@ -176,6 +177,9 @@ int store_publish(struct store_writer *w)
 {
     int err = OK;
     TRY(tables_finish(w->tables));
+    /* Everything that can fail fails here, where the file can still be abandoned; closing then only rewrites the
+     * superblock. */
+    TRY_H5(ERR_IO, H5Fflush(w->file, H5F_SCOPE_GLOBAL), "cannot write %s", w->temporary);
     tables_close(w->tables);
     hid_t file = w->file;
     w->file = -1;
