@@ -41,7 +41,7 @@ int open_backend(struct comm *comm, const struct options *options, struct backen
         name = "cpu"; /* the only kind of device that this build has */
     TRY(comm_agree(comm, backend_open(be, name, threads > 0 ? threads : default_threads())));
     comm->be = be;
-    log_info("%d rank%s, each on %s", comm->size, comm->size == 1 ? "" : "s", be->description);
+    log_info("%d rank%s on %s", comm->size, comm->size == 1 ? "" : "s, each", be->description);
 out:
     return err;
 }

@@ -1,0 +1,23 @@
+# The program as a user meets it: one script a subject, see cli/lib.sh.
+add_case(NAME report PROGRAM test_report LABELS unit)
+
+# add_cli(NAME LABEL TIMEOUT [ARGS...])
+function(add_cli name label timeout)
+  string(REGEX REPLACE "_published$" "" script ${name})
+  add_test(NAME cli_${name} COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/cli/${script}.sh ${ARGN}
+    WORKING_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
+  set_tests_properties(cli_${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT ${timeout} LABELS ${label} PROCESSORS 2
+    ENVIRONMENT "${test_environment};GLOWQ_MPIEXEC=${MPIEXEC_EXECUTABLE}")
+endfunction()
+if(TARGET glowq)
+  add_cli(usage unit 120)
+  add_cli(tokenize unit 120)
+  add_cli(eval unit 300)
+  add_cli(eval_published slow 1200 data)
+  add_cli(hostile mpi 300)
+  add_cli(parallel mpi 600)
+  add_cli(calibrate mpi 900)
+  add_cli(verify mpi 300)
+  add_cli(lost_rank fault 300)
+  add_cli(disk_full fault 300)
+endif()

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+# Help, versions, bad usage, and where an option's value comes from.
+. "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
+commands="calibrate eval generate tokenize inspect verify"
+
+expect 0 "Usage: glowq" alone --help
+for c in $commands; do
+    grep -q "^  $c " out || fail "the overview doesn't list $c"
+done
+for c in $commands; do
+    expect 0 "Usage: glowq $c" alone "$c" --help
+    [ -s err ] && fail "$c --help talks on stderr"
+    for word in "Examples:" "--json" "--config" "--quiet"; do
+        grep -qF -e "$word" out || fail "$c --help doesn't show $word"
+    done
+    [ "$(awk 'length > 80' out | wc -l)" = 0 ] || fail "$c --help has lines wider than a terminal"
+    grep -q "^  glowq $c\|^  mpirun.* glowq $c" out || fail "$c --help has no example"
+done
+for flag in --model --text --out --rank --bits --group-size --samples --seq-len --solver --damp --alpha --factor-dtype \
+    --seed --threads --device --overwrite; do
+    alone calibrate --help
+    grep -qF -e "$flag" out || fail "calibrate --help doesn't show $flag"
+done
+
+expect 0 "commit" alone --version
+for library in compiler mpi hdf5 blas pcre2 utf8proc jansson libcrypto xxhash confuse libc; do
+    grep -q "^$library  *[^ ]" out || fail "--version doesn't show $library"
+done
+
+# Bad usage: exit code 2, the option, its value, what is valid; nothing on stdout.
+alone; same $? 2 "exit code without arguments"
+expect 2 "did you mean eval?" alone evla
+expect 2 "unknown subcommand" alone frobnicate
+expect 2 "missing --model DIR" alone calibrate
+expect 2 "missing --text FILE" alone eval --model x
+expect 2 "missing argument PATH" alone inspect
+expect 2 "found a second: \"b\"" alone inspect a b
+expect 2 "unexpected argument \"stray\"" alone eval --model x --text y stray
+expect 2 "did you mean --samples?" alone calibrate --sampels 3
+expect 2 "unknown option --zzzzzz" alone calibrate --zzzzzz
+expect 2 "-Z: unknown option" alone calibrate -Z
+expect 2 "--rank needs a value" alone calibrate --rank
+expect 2 "--json takes no value" alone calibrate --json=3
+expect 2 "--bits 5: must be 2, 3, 4 or 8" alone calibrate --bits 5
+expect 2 "--rank -1: must be a whole number from 0 to 65536" alone calibrate --rank -1
+expect 2 "--rank 1e3: must be a whole number" alone calibrate --rank 1e3
+expect 2 "--samples : must be a whole number from 1" alone calibrate --samples ""
+expect 2 "--samples 99999999999999999999: must be" alone calibrate --samples 99999999999999999999
+expect 2 "--alpha nan: must be a number from 0 to 1" alone calibrate --alpha nan
+expect 2 "--solver qr: must be krylov or qr-rsvd" alone calibrate --solver qr
+expect 2 "--protocol x: must be gptq, llamacpp or windows" alone eval --protocol x
+expect 2 "--device cuda: must be auto, cpu" alone eval --device cuda
+expect 2 "--config nowhere.conf: No such file" alone eval --config nowhere.conf
+
+# All ranks leave with the code; rank 0 alone explains.
+expect 2 "--bits 5" ranks 3 calibrate --bits 5
+same "$(grep -c "must be 2, 3, 4 or 8" err)" 1 "times that the message is printed on 3 ranks"
+expect 0 "Usage: glowq" ranks 2 eval --help
+same "$(grep -c "^Usage: glowq" out)" 1 "times that help is printed on 2 ranks"
+
+# flag > environment > config file > default, in both forms of --print-config.
+cat >good.conf <<'END'
+# one file for all subcommands
+threads = 3
+calibrate {
+    rank = 16
+    text = {"a.txt", "b c.txt"}
+    alpha = 0.25
+    overwrite = yes
+}
+eval { ctx = 99 }
+END
+value_of() { grep "^$1 *=" out | sed 's/^[^=]*= *//'; }
+unset GLOWQ_THREADS
+GLOWQ_RANK=17 GLOWQ_GROUP_SIZE=64 GLOWQ_SEED="" expect 0 "# glowq calibrate" alone calibrate -c good.conf --alpha 0.5 --print-config
+same "$(value_of rank)" "17  # environment GLOWQ_RANK" "rank"
+same "$(value_of group-size)" "64  # environment GLOWQ_GROUP_SIZE" "group-size"
+same "$(value_of alpha)" "0.5  # flag" "alpha"
+same "$(value_of threads)" "3  # config good.conf" "threads"
+same "$(value_of text)" '{"a.txt", "b c.txt"}  # config good.conf' "text"
+same "$(value_of overwrite)" "true  # config good.conf" "overwrite"
+same "$(value_of seed)" "0  # default" "seed"
+cp out printed.conf # what is printed can be read again
+expect 0 "# glowq calibrate" alone calibrate -c printed.conf --print-config
+same "$(value_of rank)" "17  # config printed.conf" "rank, read again"
+same "$(value_of text)" '{"a.txt", "b c.txt"}  # config printed.conf' "text, read again"
+expect 0 "# glowq eval" alone eval -c good.conf --print-config
+same "$(value_of ctx)" "99  # config good.conf" "ctx"
+GLOWQ_TEXT=a:b expect 0 "environment GLOWQ_TEXT" alone eval --print-config
+same "$(value_of text)" '{"a", "b"}  # environment GLOWQ_TEXT' "text"
+GLOWQ_CTX=x expect 2 "GLOWQ_CTX = x: must be a whole number" alone eval
+echo "ctx = -4" >bad.conf
+expect 2 "bad.conf: ctx = -4: must be a whole number" alone eval -c bad.conf
+echo "rnak = 4" >bad.conf
+expect 2 "bad.conf:1: no such option 'rnak'" alone calibrate -c bad.conf
+echo "calibrate { bits = " >bad.conf
+expect 2 "bad.conf" alone calibrate -c bad.conf
+
+# A full disk under stdout is an error, a reader that has had enough is not.
+if [ -c /dev/full ]; then
+    "$GLOWQ" --version >/dev/full 2>err
+    same $? 1 "exit code when stdout is full"
+    grep -q "No space left" err || fail "a full stdout isn't named"
+fi
+code=$( (("$GLOWQ" inspect "$TINY" --json; echo $? >code) | head -c 1 >/dev/null) 2>err; cat code)
+same "$code" 0 "exit code when the reader of stdout leaves"
+
+if command -v python3 >/dev/null; then
+    for arguments in "--version --json" "calibrate --print-config --json" "inspect $TINY --json" \
+        "inspect $TINY/model.safetensors --json"; do
+        alone $arguments
+        python3 -c 'import json,sys; assert json.load(open("out"))["schema_version"] == 1' ||
+            fail "not one JSON object with schema_version: glowq $arguments"
+    done
+fi
+finish
