@@ -219,12 +219,12 @@ static const struct backend_ops ref_table = {
 
 static const struct backend_ops cpu_table = {
     COMMON_OPS,
-    .rmsnorm = rmsnorm_ref,
+    .rmsnorm = rmsnorm_cpu,
     .linear = linear_cpu,
     .rope = rope_cpu,
-    .attention = attention_ref,
-    .silu_mul = silu_mul_ref,
-    .logsumexp_target = logsumexp_target_ref,
+    .attention = attention_cpu,
+    .silu_mul = silu_mul_cpu,
+    .logsumexp_target = logsumexp_target_cpu,
 };
 
 const struct backend_ops *cpu_ref_ops(void)

@@ -52,9 +52,13 @@ int weight_put_dense_cpu(struct backend *be, struct packed *w, int64_t row0, con
 int weight_put_codes_cpu(struct backend *be, struct packed *w, int64_t row0, int64_t rows, const uint8_t *host_codes,
                          const uint16_t *host_scales, const uint8_t *host_zeros);
 
-/* ---- decoder.c: ops that are the same for every instruction set ---- */
+/* ---- decoder.c ---- */
 int embed_cpu(struct backend *be, const struct packed *table, int64_t first_id, const int32_t *ids, struct mat *out);
 int rope_cpu(struct backend *be, struct mat *x, const int32_t *pos, const float *inv_freq, int64_t head_dim);
+int rmsnorm_cpu(struct backend *be, const struct mat *x, const struct mat *weight, float eps, struct mat *out);
+int silu_mul_cpu(struct backend *be, const struct mat *gate, const struct mat *up, struct mat *out);
+int logsumexp_target_cpu(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
+                         struct mat *out);
 int kv_append_cpu(struct backend *be, const struct mat *x, const int32_t *slot, struct mat *cache);
 int add_cpu(struct backend *be, struct mat *x, const struct mat *y);
 int add_bias_cpu(struct backend *be, struct mat *x, const struct mat *bias);
@@ -63,6 +67,10 @@ int argmax_cpu(struct backend *be, const struct mat *logits, int64_t first_id, s
 
 /* ---- linear.c ---- */
 int linear_cpu(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
+
+/* ---- attention.c ---- */
+int attention_cpu(struct backend *be, const struct mat *q, const struct mat *k_cache, const struct mat *v_cache,
+                  const struct attention_args *args, struct mat *out);
 
 /* ---- decoder_ref.c: the oracle, plain C, f64 ---- */
 int rmsnorm_ref(struct backend *be, const struct mat *x, const struct mat *weight, float eps, struct mat *out);
@@ -97,8 +105,8 @@ int fixed_get_cpu(struct backend *be, const struct mat *acc, const struct mat *r
                   int shift, struct mat *out);
 int moment_add_cpu(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
                    int *host_overflow);
-int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor, int64_t row0,
-                   struct mat *s);
+int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
+                   int64_t row0, struct mat *s);
 /* quantize.c */
 int quantize_cpu(struct backend *be, struct mat *w, int bits, int64_t group_size, struct mat *codes, struct mat *scales,
                  struct mat *zeros, int64_t *host_bad_row);

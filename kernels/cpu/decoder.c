@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Decoder ops that move, add or compare: the same on every instruction set, each row by itself. */
-#include "kernels/cpu/cpu.h"
+ * Decoder ops on rows, each row by itself; the arithmetic with an order or an exponential is in rows.h. */
+#include "kernels/cpu/inner.h"
 
 #include "base/err.h"
 
@@ -39,6 +39,49 @@ int embed_cpu(struct backend *be, const struct packed *table, int64_t first_id, 
             (const char *)table->data.p + (size_t)(i / TILE) * packed_tile_bytes(table) + (size_t)(i % TILE) * e;
         for (int64_t k = 0; k < out->cols; k++)
             convert(to + k, DT_F32, from + (size_t)k * TILE * e, table->dtype, 1);
+    }
+    return OK;
+}
+
+static const struct row_loops *loops_of(const struct backend *be)
+{
+    return ((const struct cpu_state *)be->state)->inner->row;
+}
+
+int rmsnorm_cpu(struct backend *be, const struct mat *x, const struct mat *weight, float eps, struct mat *out)
+{
+    assert(is_f32(x) && is_f32(weight) && is_f32(out) && weight->cols == x->cols);
+    assert(x->rows == out->rows && x->cols == out->cols);
+    const struct row_loops *loops = loops_of(be);
+#pragma omp parallel for num_threads(be->n_threads) if (x->rows * x->cols > THREADS_FROM)
+    for (int64_t t = 0; t < x->rows; t++)
+        loops->rmsnorm(row_of(x, t), weight->data, eps, x->cols, row_of(out, t));
+    return OK;
+}
+
+int silu_mul_cpu(struct backend *be, const struct mat *gate, const struct mat *up, struct mat *out)
+{
+    assert(is_f32(gate) && is_f32(up) && is_f32(out) && gate->rows == up->rows && gate->cols == up->cols);
+    assert(gate->rows == out->rows && gate->cols == out->cols);
+    const struct row_loops *loops = loops_of(be);
+#pragma omp parallel for num_threads(be->n_threads) if (gate->rows * gate->cols > THREADS_FROM)
+    for (int64_t t = 0; t < gate->rows; t++)
+        loops->silu_mul(row_of(gate, t), row_of(up, t), gate->cols, row_of(out, t));
+    return OK;
+}
+
+int logsumexp_target_cpu(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
+                         struct mat *out)
+{
+    assert(is_f32(logits) && is_f32(out) && out->rows == logits->rows && out->cols == 3);
+    const struct row_loops *loops = loops_of(be);
+#pragma omp parallel for num_threads(be->n_threads) if (logits->rows * logits->cols > THREADS_FROM)
+    for (int64_t t = 0; t < logits->rows; t++) {
+        const float *l = row_of(logits, t);
+        float *to = row_of(out, t);
+        int64_t i = target[t] - first_id;
+        loops->max_exp_sum(l, logits->cols, &to[0], &to[1]);
+        to[2] = i >= 0 && i < logits->cols ? l[i] : -INFINITY;
     }
     return OK;
 }

@@ -52,8 +52,19 @@ struct stream_call {
     float *acc;         /* [rows][STREAM_COLS] */
 };
 
+/* Loops over one row: see rows.h. */
+struct row_loops {
+    void (*rmsnorm)(const float *x, const float *weight, float eps, int64_t n, float *out);
+    void (*silu_mul)(const float *gate, const float *up, int64_t n, float *out);
+    void (*max_exp_sum)(const float *s, int64_t n, float *largest, float *sum);
+    void (*softmax)(float *s, int64_t lo, int64_t hi, float scale, float *largest, float *sum);
+    void (*merge)(float *out, float a, const float *span, float b, int64_t n);
+    float (*exp)(float x);
+};
+
 struct inner {
     const char *name;
+    const struct row_loops *row;
     int rows; /* most rows of a tile call */
     void (*tile)(const struct tile_call *call);
     void (*stream)(const struct stream_call *call);

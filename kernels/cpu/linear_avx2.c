@@ -3,6 +3,7 @@
  * tile: 6 rows x 2 vectors = 12 chains of the 16 registers, first outputs 0..15, then 16..31. stream: rows x tiles <=
  * 4, so that 8 chains hide the latency of fma and nothing spills. */
 #include "kernels/cpu/inner.h"
+#include "kernels/cpu/rows.h"
 
 #include <assert.h>
 #include <immintrin.h>
@@ -290,6 +291,7 @@ static void columns_avx2(const float *const rows[TILE], int64_t n_k, float *out)
 }
 
 const struct inner inner_avx2 = {.name = "avx2",
+                                 .row = &row_loops,
                                  .rows = ROWS,
                                  .tile = tile_avx2,
                                  .stream = stream_avx2,

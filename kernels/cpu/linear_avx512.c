@@ -6,6 +6,7 @@
  * latency. Codes become f32 by vpermps, a look-up in a register of 0.0 .. 15.0 by the low 4 bits of each lane (8 bits:
  * convert). */
 #include "kernels/cpu/inner.h"
+#include "kernels/cpu/rows.h"
 
 #include <assert.h>
 #include <immintrin.h>
@@ -335,6 +336,7 @@ static void columns_avx512(const float *const rows[TILE], int64_t n_k, float *ou
 }
 
 const struct inner inner_avx512 = {.name = "avx512",
+                                   .row = &row_loops,
                                    .rows = ROWS,
                                    .tile = tile_avx512,
                                    .stream = stream_avx512,

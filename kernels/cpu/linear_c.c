@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The inner loops in plain C: correct everywhere, and the text that the vector versions are compared with by bytes. */
 #include "kernels/cpu/inner.h"
+#include "kernels/cpu/rows.h"
 
 #include <math.h>
 
@@ -64,5 +65,10 @@ static void columns_c(const float *const rows[TILE], int64_t n_k, float *out)
             out[k * TILE + j] = rows[j][k];
 }
 
-const struct inner inner_c = {
-    .name = "plain", .rows = 8, .tile = tile_c, .stream = stream_c, .unpack = unpack_c, .columns = columns_c};
+const struct inner inner_c = {.name = "plain",
+                              .row = &row_loops,
+                              .rows = 8,
+                              .tile = tile_c,
+                              .stream = stream_c,
+                              .unpack = unpack_c,
+                              .columns = columns_c};

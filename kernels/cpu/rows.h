@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Row loops of the decoder, compiled once for each instruction set: the file that includes this brings its flags.
+ * Written in plain C with 16 explicit lanes, so that the compiler may use vectors of any length and the bits stay the
+ * same: element i belongs to lane i % 16, lanes are added by halves. */
+#ifndef GLOWQ_KERNELS_CPU_ROWS_H
+#define GLOWQ_KERNELS_CPU_ROWS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { LANES = 16 };
+
+/* e^x for f32: x = n ln 2 + r, |r| <= ln 2 / 2; e^r = 1 + r + r^2 q(r) with q the minimax polynomial of degree 4
+ * (fitted in f64 for the relative error of e^r: 3.1e-9); 2^n by the exponent's bits. Relative error < 1.2e-7 (tested
+ * over the whole range). Below -87.33 (2^-126): 0. Above 88.37: e^88.37, so that 1 / (1 + e^-x) needs no infinity. NaN
+ * stays NaN. */
+static inline float exp_f32(float x)
+{
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
+    float v = x > 88.37f ? 88.37f : x;
+    float shifted = fmaf(v, 1.44269504f, magic), n = shifted - magic;
+    float r = fmaf(n, -1.42860677e-6f, fmaf(n, -0.693145752f, v)); /* ln 2 in two parts, the first with 15 bits */
+    float q = fmaf(r, 0.00138143206f, 0.00836885069f);
+    q = fmaf(q, r, 0.0416684002f);
+    q = fmaf(q, r, 0.166665196f);
+    q = fmaf(q, r, 0.49999994f);
+    q = fmaf(r * r, q, r) + 1.0f;
+    int32_t bits;
+    float scale;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (int32_t)((uint32_t)(bits - 0x4b400000 + 127) << 23);
+    memcpy(&scale, &bits, sizeof scale);
+    return x < -87.33f ? 0.0f : q * scale;
+}
+
+static inline float add_lanes(float lanes[LANES])
+{
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++)
+            lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+static void rmsnorm_row(const float *x, const float *weight, float eps, int64_t n, float *out)
+{
+    float lanes[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            lanes[l] = fmaf(x[i + l], x[i + l], lanes[l]);
+    for (int l = 0; i + l < n; l++)
+        lanes[l] = fmaf(x[i + l], x[i + l], lanes[l]);
+    float scale = 1.0f / sqrtf(add_lanes(lanes) / (float)n + eps);
+    for (i = 0; i < n; i++)
+        out[i] = x[i] * scale * weight[i];
+}
+
+static void silu_mul_row(const float *gate, const float *up, int64_t n, float *out)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
+}
+
+/* Largest of s[0..n), and the sum of e^(s - largest), added in f64: a vocabulary has 10^5 terms. */
+static void max_exp_sum_row(const float *s, int64_t n, float *largest, float *sum)
+{
+    float top[LANES], m = -INFINITY;
+    double total = 0, lanes[LANES] = {0};
+    int64_t i = 0;
+    for (int l = 0; l < LANES; l++)
+        top[l] = -INFINITY;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            top[l] = s[i + l] > top[l] ? s[i + l] : top[l];
+    for (int l = 0; i + l < n; l++)
+        top[l] = s[i + l] > top[l] ? s[i + l] : top[l];
+    for (int l = 0; l < LANES; l++)
+        m = top[l] > m ? top[l] : m;
+    for (i = 0; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            lanes[l] += (double)exp_f32(s[i + l] - m);
+    for (int l = 0; i + l < n; l++)
+        lanes[l] += (double)exp_f32(s[i + l] - m);
+    for (int l = 0; l < LANES; l++)
+        total += lanes[l];
+    *largest = m;
+    *sum = (float)total;
+}
+
+/* One span of one query: scores s[lo..hi) are scaled and become e^(s - largest), the rest of their blocks of 16 zero.
+ * The sum's lanes are those of the key's position in the span, whatever lo is. */
+static void softmax_row(float *s, int64_t lo, int64_t hi, float scale, float *largest, float *sum)
+{
+    int64_t begin = lo / LANES * LANES, end = (hi + LANES - 1) / LANES * LANES;
+    float top[LANES], lanes[LANES] = {0}, m = -INFINITY;
+    for (int64_t i = begin; i < lo; i++)
+        s[i] = -INFINITY;
+    for (int64_t i = hi; i < end; i++)
+        s[i] = -INFINITY;
+    for (int l = 0; l < LANES; l++)
+        top[l] = -INFINITY;
+    for (int64_t i = begin; i < end; i += LANES)
+        for (int l = 0; l < LANES; l++) {
+            s[i + l] *= scale;
+            top[l] = s[i + l] > top[l] ? s[i + l] : top[l];
+        }
+    for (int l = 0; l < LANES; l++)
+        m = top[l] > m ? top[l] : m;
+    for (int64_t i = begin; i < end; i += LANES)
+        for (int l = 0; l < LANES; l++) {
+            s[i + l] = exp_f32(s[i + l] - m);
+            lanes[l] += s[i + l];
+        }
+    *largest = m;
+    *sum = add_lanes(lanes);
+}
+
+/* Merge a span into what came before it: out = out a + span b. */
+static void merge_row(float *out, float a, const float *span, float b, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = fmaf(out[i], a, span[i] * b);
+}
+
+static float exp_one(float x)
+{
+    return exp_f32(x);
+}
+
+static const struct row_loops row_loops = {.rmsnorm = rmsnorm_row,
+                                           .silu_mul = silu_mul_row,
+                                           .max_exp_sum = max_exp_sum_row,
+                                           .softmax = softmax_row,
+                                           .merge = merge_row,
+                                           .exp = exp_one};
+
+#endif
