@@ -7,7 +7,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <utf8proc.h>
 
 /* ---- the tree ---- */
 
@@ -113,6 +112,12 @@ out:
     return err;
 }
 
+/* What the reference's \w is: letters, marks, decimal digits, letter numbers, connectors (Pc), joiners, and the symbols
+ * that are alphabetic all the same (circled and squared letters). */
+static const char word_class[] =
+    "[\\p{L}\\p{M}\\p{Nd}\\p{Nl}_\u203F\u2040\u2054\uFE33\uFE34\uFE4D-\uFE4F\uFF3F"
+    "\u200C\u200D\u24B6-\u24E9\U0001F130-\U0001F149\U0001F150-\U0001F169\U0001F170-\U0001F189]";
+
 static int special_first(const void *x, const void *y)
 {
     const struct added_token *a = x, *b = y;
@@ -134,6 +139,9 @@ int added_tokens_load(struct added_tokens *a, const json_t *list, const struct n
         FAIL(ERR_NOMEM, "%zu added tokens", json_array_size(list));
     for (size_t i = 0; i < json_array_size(list); i++)
         TRY(token_load(a, json_array_get(list, i), vocab, seen, where));
+    for (int i = 0; i < a->n && !a->word; i++)
+        if (a->list[i].single_word)
+            TRY(regex_open(word_class, strlen(word_class), 0, where, &a->word));
     qsort(a->list, (size_t)a->n, sizeof *a->list, special_first);
     for (int i = 0; i < a->n; i++) {
         const char *content = a->list[i].content;
@@ -157,6 +165,7 @@ void added_tokens_clear(struct added_tokens *a)
         free(a->list[i].content);
     free(a->list);
     free(a->raw.nodes);
+    regex_close(a->word);
     free(a->normalized.nodes);
     *a = (struct added_tokens){0};
 }
@@ -176,29 +185,6 @@ int added_token_is_special(const struct added_tokens *a, int32_t id)
 
 /* ---- matching ---- */
 
-/* Word characters as the reference's \w has them: letters, marks, decimal digits, connectors, joiners, and the other
- * alphabetic characters (letter numbers, circled letters). */
-static int is_word(uint32_t cp)
-{
-    switch (utf8proc_category((utf8proc_int32_t)cp)) {
-    case UTF8PROC_CATEGORY_LU:
-    case UTF8PROC_CATEGORY_LL:
-    case UTF8PROC_CATEGORY_LT:
-    case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO:
-    case UTF8PROC_CATEGORY_MN:
-    case UTF8PROC_CATEGORY_MC:
-    case UTF8PROC_CATEGORY_ME:
-    case UTF8PROC_CATEGORY_ND:
-    case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_PC:
-        return 1;
-    default:
-        return cp == 0x200C || cp == 0x200D || (cp >= 0x24B6 && cp <= 0x24E9) || (cp >= 0x1F130 && cp <= 0x1F149) ||
-               (cp >= 0x1F150 && cp <= 0x1F169) || (cp >= 0x1F170 && cp <= 0x1F189);
-    }
-}
-
 static const char *character_before(const char *p, const char *start)
 {
     do
@@ -207,20 +193,30 @@ static const char *character_before(const char *p, const char *start)
     return p;
 }
 
-static int stands_alone(const char *text, const char *end, const char *from, const char *to)
+/* Whether [from, to) has no word character on either side. */
+static int stands_alone(const struct added_tokens *a, struct regex_run *run, const char *text, const char *end,
+                        const char *from, const char *to, int *alone)
 {
+    int err = OK, before = 0, after = 0;
+    size_t range[2];
     uint32_t cp;
-    if (from > text && utf8_decode(character_before(from, text), end, &cp) > 0 && is_word(cp))
-        return 0;
-    return !(to < end && utf8_decode(to, end, &cp) > 0 && is_word(cp));
+    if (from > text) {
+        const char *p = character_before(from, text);
+        TRY(regex_match(a->word, run, p, (size_t)(from - p), 0, &before, range));
+    }
+    if (to < end)
+        TRY(regex_match(a->word, run, to, (size_t)utf8_decode(to, end, &cp), 0, &after, range));
+    *alone = !before && !after;
+out:
+    return err;
 }
 
 /* A match that doesn't count (a special in plain text, a part of a word) still uses up its characters: the reference
  * filters matches after the search. */
-int added_tokens_split(const struct added_tokens *a, int normalized, int parse_special, const char *text, size_t n,
-                       piece_fn on_piece, void *ctx)
+int added_tokens_split(const struct added_tokens *a, int normalized, int parse_special, struct regex_run *run,
+                       const char *text, size_t n, piece_fn on_piece, void *ctx)
 {
-    int err = OK;
+    int err = OK, alone = 1;
     const struct trie *t = normalized ? &a->normalized : &a->raw;
     const char *end = text + n, *done = text;
     uint32_t cp;
@@ -234,7 +230,9 @@ int added_tokens_split(const struct added_tokens *a, int normalized, int parse_s
         const struct added_token *token = &a->list[i];
         const char *from = p, *to = p + length;
         p = to;
-        if ((token->special && !parse_special) || (token->single_word && !stands_alone(text, end, from, to)))
+        if (token->single_word)
+            TRY(stands_alone(a, run, text, end, from, to, &alone));
+        if ((token->special && !parse_special) || (token->single_word && !alone))
             continue;
         if (token->lstrip)
             for (const char *q; from > done; from = q) {

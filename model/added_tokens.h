@@ -36,6 +36,7 @@ struct added_tokens {
     struct added_token *list; /* [n], the n_special specials first, then by id */
     int n, n_special;
     struct trie raw, normalized;
+    struct regex *word; /* a character that single_word tokens may not touch; NULL if there are no such tokens */
 };
 
 /* list: "added_tokens" of a tokenizer.json. Puts tokens that the vocabulary lacks into it; ERR_FORMAT where a stated id
@@ -48,7 +49,7 @@ int added_token_is_special(const struct added_tokens *a, int32_t id);
 /* Cuts n bytes into text (id -1) and tokens, in order, and calls on_piece for each that isn't empty. normalized: which
  * of the two kinds is looked for. */
 typedef int (*piece_fn)(void *ctx, const char *p, size_t n, int32_t id);
-int added_tokens_split(const struct added_tokens *a, int normalized, int parse_special, const char *p, size_t n,
-                       piece_fn on_piece, void *ctx);
+int added_tokens_split(const struct added_tokens *a, int normalized, int parse_special, struct regex_run *run,
+                       const char *p, size_t n, piece_fn on_piece, void *ctx);
 
 #endif

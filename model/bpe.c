@@ -269,18 +269,21 @@ out:
     return err;
 }
 
-/* The id of the word if it is a piece as a whole; -1 otherwise. */
+/* The id of the word if it is a piece of the model as a whole; -1 otherwise. */
 static int32_t whole_word(struct bpe_run *run, const char *p, size_t n)
 {
     size_t longest = run->bpe->vocab.longest, used = 0;
-    if (!run->bpe->byte_level)
-        return vocab_find(&run->bpe->vocab, p, n);
-    for (size_t i = 0; i < n; i++) {
-        if (used > longest)
-            return -1;
-        used += (size_t)utf8_encode(run->byte_char[(unsigned char)p[i]], run->word + used);
+    if (run->bpe->byte_level) {
+        for (size_t i = 0; i < n; i++) {
+            if (used > longest)
+                return -1;
+            used += (size_t)utf8_encode(run->byte_char[(unsigned char)p[i]], run->word + used);
+        }
+        p = run->word;
+        n = used;
     }
-    return vocab_find(&run->bpe->vocab, run->word, used);
+    int32_t id = vocab_find(&run->bpe->vocab, p, n);
+    return id < run->bpe->n_model_ids ? id : -1;
 }
 
 int bpe_word(struct bpe_run *run, const char *p, size_t n)

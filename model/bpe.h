@@ -24,6 +24,7 @@
 struct bpe {
     struct vocab vocab;
     struct pair_map ranks;    /* pair of ids -> merge rank */
+    int64_t n_model_ids;      /* ids below are the model's, the others belong to added tokens */
     int32_t *merged;          /* [n_merges] rank -> id of the merged piece */
     struct pair_map joinable; /* pairs of first symbols that some merge may join; the value means nothing */
     int byte_level;           /* symbols are bytes, written in the vocabulary as byte_level_tables() says */

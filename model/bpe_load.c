@@ -221,6 +221,7 @@ int bpe_load(struct bpe *bpe, const json_t *model, int64_t n_added, int byte_lev
     TRY(json_opt_bool(model, "fuse_unk", 0, where, &bpe->fuse_unk));
     TRY(json_opt_bool(model, "ignore_merges", 0, where, &bpe->ignore_merges));
     TRY(load_vocab(bpe, model, n_added, where));
+    bpe->n_model_ids = bpe->vocab.n_ids;
     TRY(load_symbols(bpe, model, where));
     TRY(load_merges(bpe, json_object_get(model, "merges"), where));
     TRY(load_joinable(bpe));

@@ -94,7 +94,7 @@ static int on_raw(void *ctx, const char *p, size_t n, int32_t id)
         n = e->normal_text.n;
     }
     e->normal = p;
-    TRY(added_tokens_split(&e->t->added, 1, e->parse_special, p, n, on_normalized, e));
+    TRY(added_tokens_split(&e->t->added, 1, e->parse_special, e->regex, p, n, on_normalized, e));
 out:
     return err;
 }
@@ -110,7 +110,7 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, int 
     TRY(regex_run_open(&e.regex));
     if ((flags & TOKENIZE_ADD_BOS) && t->bos >= 0)
         TRY(token_ids_add(out, (int32_t)t->bos));
-    TRY(added_tokens_split(&t->added, 0, e.parse_special, text, n, on_raw, &e));
+    TRY(added_tokens_split(&t->added, 0, e.parse_special, e.regex, text, n, on_raw, &e));
 out:
     text_clear(&e.normal_text);
     regex_run_close(e.regex);

@@ -36,7 +36,8 @@ enum {
 /* Appends the ids of n bytes of text. Invalid UTF-8: ERR_FORMAT naming the byte. No limit on n: time is O(n log n). */
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, int flags, struct token_ids *out);
 /* Bytes of the decoded ids, 0-terminated; caller frees *text. Special tokens are left out unless keep_special.
- * decode(encode(x)) = x up to the normalizer (NFC for Qwen) for text, as the reference's decoder gives it. */
+ * decode(encode(x)) = x up to the normalizer (NFC for Qwen) for text, as the reference's decoder gives it: always UTF-8, with
+ * U+FFFD where ids end inside a character. Ids without a piece are left out. */
 int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n, int keep_special, char **text,
                      size_t *n_bytes);
 /* The string of one id as the vocabulary writes it; NULL if there is none. */

@@ -31,6 +31,7 @@ TEXTS = [
     "\n" * 20 + "x", "!!!???...---", "#$%&\n\n&%$", "\u0001\u001f\u007f", "zqj\u03a9\u2605zqj",
     "<s>", "</s>", "a<s>b", "<s> a </s>", " <s>", "<unk>", "x<unk>y", "<|user|>", "a<|user|> b", "a <|user|><|user|>b",
     "<|us", "<|user|", "<tool>", "x <tool> y", "xtool", "tool", "a tool b", "tools tool", "tool\u00e9 tool. \u00e9tool",
+    "\u16eetool", "tool\u0301", "\u203ftool", "\u24d0tool \u00bdtool", "\U00010d40tool", "tool\u200d", "a nOrm xn\u00e9",
     "a  <l>  b", "a  <r>  b", "a  <b>  b", "<l><r><b>", "\n<b>\n", "<s><l> <s>", "nOrm", "e\u0301<n\u00e9> <ne\u0301>",
     "a<b>b  <s> c<tool>d", "<s>Hello", "Hello</s>", "<s> Hello",
 ]
