@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * tr(E S E^T), the objective of plain quantization: estimated or exact (factors.h). Undamped S, f64. */
+#include "calib/factors.h"
+
+#include "base/err.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* Z_P - B^T (A^T P): what the probes see of E - A B. */
+static int seen_after_correction(struct problem *p, const struct solution *out, struct mat *seen)
+{
+    int err = OK;
+    struct exact x = {0};
+    struct buf bufs[5] = {0};
+    struct mat a, b, at_p, max, exp;
+    double *host = NULL;
+    int64_t r = out->rank;
+    const struct backend_ops *ops = p->be->ops;
+    TRY(ops->copy(p->be, &p->seen, seen));
+    if (r == 0)
+        goto out;
+    TRY(exact_open(&x, p->comm, p->panels, DT_F64, r * N_PROBES, N_PROBES));
+    TRY(mat_alloc(p->be, DT_F64, out->a.rows, r, &bufs[0], &a));
+    TRY(mat_alloc(p->be, DT_F64, r, p->d, &bufs[1], &b));
+    TRY(mat_alloc(p->be, DT_F64, r, N_PROBES, &bufs[2], &at_p));
+    TRY(mat_alloc(p->be, DT_F64, 1, r, &bufs[3], &max));
+    TRY(mat_alloc(p->be, DT_I32, 1, r, &bufs[4], &exp));
+    if (!(host = malloc((size_t)r * sizeof *host)))
+        FAIL(ERR_NOMEM, "%lld values", (long long)r);
+    TRY(ops->convert(p->be, &out->a, &a));
+    TRY(ops->convert(p->be, &out->b, &b));
+    TRY(exponents_of(&x, &a, &max, host, &exp));
+    TRY(exact_product(&x, &(struct operand){&a, &exp}, &(struct operand){&p->probes, &p->probe_exp}, &at_p));
+    TRY(ops->gemm(p->be, 1, 0, -1, &b, &at_p, 1, seen));
+out:
+    exact_close(&x);
+    for (int i = 0; i < 5; i++)
+        buf_free(&bufs[i]);
+    free(host);
+    return err;
+}
+
+/* Mean over probes of z^T S z and its standard error. z and sz host [d, N_PROBES]. */
+static void probe_statistics(const double *z, const double *sz, int64_t d, double *mean, double *error)
+{
+    double q[N_PROBES] = {0}, variance = 0;
+    *mean = 0;
+    for (int64_t i = 0; i < d; i++)
+        for (int j = 0; j < N_PROBES; j++)
+            q[j] += z[i * N_PROBES + j] * sz[i * N_PROBES + j];
+    for (int j = 0; j < N_PROBES; j++)
+        *mean += q[j] / N_PROBES;
+    for (int j = 0; j < N_PROBES; j++)
+        variance += (q[j] - *mean) * (q[j] - *mean) / (N_PROBES - 1);
+    *error = sqrt(variance / N_PROBES);
+}
+
+int trace_estimate(struct problem *p, struct solution *out)
+{
+    int err = OK, failed = OK;
+    struct buf z_buf = {0}, sz_buf = {0};
+    struct mat z, sz;
+    double *host = NULL, result[2] = {0};
+    size_t n = (size_t)(p->d * N_PROBES);
+    TRY(mat_alloc(p->be, DT_F64, p->d, N_PROBES, &z_buf, &z));
+    TRY(mat_alloc(p->be, DT_F64, p->d, N_PROBES, &sz_buf, &sz));
+    TRY(seen_after_correction(p, out, &z));
+    TRY(metric_apply(&p->metric, 0, &z, &sz));
+    if (p->comm->rank == 0) {
+        if (!(host = malloc(2 * n * sizeof *host))) {
+            failed = err_set(ERR_NOMEM, __FILE__, __LINE__, "%zu values of the probes", 2 * n);
+        } else {
+            failed = p->be->ops->get(p->be, host, z.data, n * sizeof *host);
+            failed = failed ? failed : p->be->ops->get(p->be, host + n, sz.data, n * sizeof *host);
+        }
+        if (!failed)
+            probe_statistics(host, host + n, p->d, &result[0], &result[1]);
+    }
+    TRY(comm_agree(p->comm, failed));
+    TRY(comm_bcast(p->comm, result, sizeof result, 0));
+    out->trace = out->captured + fmax(result[0], 0) * p->metric.unit;
+    out->trace_error = result[1] * p->metric.unit;
+out:
+    buf_free(&z_buf);
+    buf_free(&sz_buf);
+    free(host);
+    return err;
+}
+
+/* Local rows of E times 256 rows of S, against the same 256 columns of E: adds to each panel's share of the trace. */
+static int add_products(struct exact *x, const struct mat *e, const struct mat *s_rows, int64_t col0, struct mat *product,
+                        double *leaf)
+{
+    int err = OK;
+    struct backend *be = x->be;
+    struct mat e_cols = mat_cols(e, col0, s_rows->cols);
+    void *host_p = NULL, *host_e = NULL;
+    if (e->rows == 0)
+        goto out;
+    TRY(exact_rows(x, 1, e, s_rows, 0, product));
+    TRY(be->ops->host_begin(be, product->data, mat_bytes(product), &host_p));
+    TRY(be->ops->host_begin(be, e->data, (size_t)(e->rows * e->ld) * sizeof(float), &host_e));
+    const float *first = (const float *)host_e + col0;
+    for (int64_t i = 0; i < local_panels(x->panels); i++) {
+        struct range rows = local_panel(x->panels, i);
+        for (int64_t k = rows.begin; k < rows.end; k++)
+            for (int64_t j = 0; j < e_cols.cols; j++)
+                leaf[i] += ((const double *)host_p)[k * product->cols + j] * first[k * e->ld + j];
+    }
+    TRY(be->ops->host_end(be, e->data, (size_t)(e->rows * e->ld) * sizeof(float), host_e));
+    TRY(be->ops->host_end(be, product->data, mat_bytes(product), host_p));
+out:
+    return err;
+}
+
+int trace_exact(struct problem *p, struct solution *out)
+{
+    int err = OK;
+    struct exact x = {0};
+    struct buf s_buf = {0}, st_buf = {0}, product_buf = {0};
+    struct mat s, st, product;
+    const struct moment *moment = p->metric.moment;
+    int64_t n = local_panels(p->panels);
+    double *leaf = calloc((size_t)n + 1, sizeof *leaf), sum = 0;
+    int *slot = calloc((size_t)n + 1, sizeof *slot);
+    if (!leaf || !slot)
+        FAIL(ERR_NOMEM, "%lld panels", (long long)n);
+    TRY(exact_open(&x, p->comm, p->panels, DT_F64, 1, p->d));
+    TRY(mat_alloc(p->be, DT_F64, PANEL_ROWS, p->d, &s_buf, &s));
+    TRY(mat_alloc(p->be, DT_F64, p->d, PANEL_ROWS, &st_buf, &st));
+    TRY(mat_alloc(p->be, DT_F64, p->e->rows, PANEL_ROWS, &product_buf, &product));
+    for (int64_t row = 0; row < p->d; row += PANEL_ROWS) {
+        int64_t rows = p->d - row < PANEL_ROWS ? p->d - row : PANEL_ROWS;
+        struct mat part = mat_rows(&s, 0, rows), columns = mat_view(st.data, DT_F64, p->d, rows);
+        struct mat made = mat_view(product.data, DT_F64, p->e->rows, rows);
+        TRY(p->be->ops->moment_get(p->be, &moment->acc, &moment->exp, moment->shift, p->metric.factor, row, &part));
+        TRY(p->be->ops->transpose(p->be, &part, &columns));
+        TRY(add_products(&x, p->e, &columns, row, &made, leaf));
+    }
+    err = exact_scalars(p->comm, p->panels, leaf, slot, 1, &sum);
+    if (err == ERR_NUMERIC && p->comm->rank == 0)
+        FAIL(err, "tr(E S E^T) isn't finite");
+    TRY(err);
+    out->trace = sum * p->metric.unit;
+    out->trace_error = 0;
+out:
+    exact_close(&x);
+    buf_free(&s_buf);
+    buf_free(&st_buf);
+    buf_free(&product_buf);
+    free(leaf);
+    free(slot);
+    return err;
+}

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Exact sums over row panels: see exact.h. */
+#include "calib/exact.h"
+
+#include "base/err.h"
+
+#include <assert.h>
+#include <math.h>
+
+enum { WIDE_ELEMENTS = 1 << 22 }; /* converted at once: 32 MB of f64, but at least one panel */
+
+int64_t local_panels(const struct panels *panels)
+{
+    return panels->first[panels->rank + 1] - panels->first[panels->rank];
+}
+
+struct range local_panel(const struct panels *panels, int64_t i)
+{
+    int64_t first = panels->first[panels->rank], base = panels->row0[first];
+    return (struct range){panels->row0[first + i] - base, panels->row0[first + i + 1] - base};
+}
+
+int local_module(const struct panels *panels, int64_t i)
+{
+    int64_t row = panels->row0[panels->first[panels->rank] + i], end = 0;
+    int module = 0;
+    for (; module < panels->n_modules - 1; module++) {
+        end += panels->module_rows[module];
+        if (row < end)
+            break;
+    }
+    return module;
+}
+
+/* Rows converted at once: whole panels, because gemm's bits are a panel's own only if the panel starts a 256-row tile. */
+static int64_t wide_rows(int64_t cols)
+{
+    int64_t n = WIDE_ELEMENTS / (cols * PANEL_ROWS);
+    return PANEL_ROWS * (n < 1 ? 1 : n);
+}
+
+int exact_open(struct exact *x, struct comm *comm, const struct panels *panels, enum dtype dtype, int64_t capacity,
+               int64_t wide_cols)
+{
+    int err = OK;
+    *x = (struct exact){.comm = comm, .be = comm->be, .panels = panels, .dtype = dtype, .shift = 62, .capacity = capacity};
+    for (int64_t n = 1; n < panels->n_panels; n *= 2)
+        x->shift--;
+    TRY(buf_alloc(x->be, (size_t)capacity * dtype_bytes(dtype), &x->leaf));
+    TRY(buf_alloc(x->be, (size_t)capacity * sizeof(int64_t), &x->acc));
+    if (wide_cols > 0) {
+        TRY(buf_alloc(x->be, (size_t)(wide_rows(wide_cols) * wide_cols) * dtype_bytes(dtype), &x->wide[0]));
+        TRY(buf_alloc(x->be, (size_t)(PANEL_ROWS * wide_cols) * dtype_bytes(dtype), &x->wide[1]));
+    }
+out:
+    if (err)
+        exact_close(x);
+    return err;
+}
+
+void exact_close(struct exact *x)
+{
+    buf_free(&x->leaf);
+    buf_free(&x->acc);
+    buf_free(&x->wide[0]);
+    buf_free(&x->wide[1]);
+}
+
+/* Rows of m in x's dtype: a view, or a converted copy in wide[slot]. */
+static int rows_as(struct exact *x, int slot, const struct mat *m, struct range rows, struct mat *out)
+{
+    int err = OK;
+    struct mat view = mat_rows(m, rows.begin, rows.end - rows.begin);
+    if (m->dtype == x->dtype) {
+        *out = view;
+        goto out;
+    }
+    assert((size_t)(view.rows * view.cols) * dtype_bytes(x->dtype) <= x->wide[slot].bytes);
+    *out = mat_view(x->wide[slot].p, x->dtype, view.rows, view.cols);
+    TRY(x->be->ops->convert(x->be, &view, out));
+out:
+    return err;
+}
+
+int exact_product(struct exact *x, const struct operand *a, const struct operand *b, struct mat *out)
+{
+    int err = OK, overflow = 0;
+    int64_t rows = a->m->cols, cols = b->m->cols, flag = 0;
+    struct mat leaf = mat_view(x->leaf.p, x->dtype, rows, cols), acc = mat_view(x->acc.p, DT_I64, rows, cols), pa, pb;
+    assert(rows * cols <= x->capacity && out->rows == rows && out->cols == cols && out->dtype == DT_F64);
+    TRY(x->be->ops->zero(x->be, acc.data, mat_bytes(&acc)));
+    for (int64_t i = 0; i < local_panels(x->panels); i++) {
+        struct range panel = local_panel(x->panels, i);
+        TRY(rows_as(x, 0, a->m, panel, &pa));
+        TRY(rows_as(x, 1, b->m, panel, &pb));
+        TRY(x->be->ops->gemm(x->be, 1, 0, 1, &pa, &pb, 0, &leaf));
+        TRY(x->be->ops->fixed_add(x->be, &leaf, a->exp, b->exp, x->shift, &acc, &overflow));
+    }
+    flag = overflow;
+    TRY(comm_max_i64(x->comm, &flag, 1));
+    if (flag) {
+        err = ERR_NUMERIC;
+        if (x->comm->rank == 0)
+            FAIL(ERR_NUMERIC, "a product of %lld x %lld over %lld rows left its bounds: values are not finite",
+                 (long long)rows, (long long)cols, (long long)x->panels->n_rows);
+        goto out;
+    }
+    TRY(comm_sum_exact(x->comm, &acc));
+    TRY(x->be->ops->fixed_get(x->be, &acc, a->exp, b->exp, x->shift, out));
+out:
+    return err;
+}
+
+int exact_rows(struct exact *x, double alpha, const struct mat *a, const struct mat *z, double beta, struct mat *out)
+{
+    int err = OK;
+    int64_t at = 0;
+    assert(out->rows == a->rows && z->dtype == x->dtype && out->dtype == x->dtype);
+    /* A module's rows on this rank are whole panels but for the last one, so their tiles are the panels. */
+    for (int module = 0; module < x->panels->n_modules; module++) {
+        struct range own = panels_module_rows(x->panels, module, x->panels->rank);
+        int64_t end = at + (own.end - own.begin), step = a->dtype == x->dtype ? end - at : wide_rows(a->cols);
+        while (at < end) {
+            struct range chunk = {at, at + step < end ? at + step : end};
+            struct mat pa, po = mat_rows(out, chunk.begin, chunk.end - chunk.begin);
+            TRY(rows_as(x, 0, a, chunk, &pa));
+            TRY(x->be->ops->gemm(x->be, 0, 0, alpha, &pa, z, beta, &po));
+            at = chunk.end;
+        }
+    }
+    assert(at == a->rows);
+out:
+    return err;
+}
+
+int exact_scalars(struct comm *comm, const struct panels *panels, const double *leaf, const int *slot, int n_slots,
+                  double *sums)
+{
+    int err = OK, shift = 62;
+    int64_t fixed[64] = {0};
+    double max = 0;
+    assert(n_slots <= 64);
+    for (int64_t i = 0; i < local_panels(panels); i++)
+        max = isfinite(leaf[i]) ? fmax(max, fabs(leaf[i])) : INFINITY;
+    TRY(comm_max_f64(comm, &max, 1));
+    if (!isfinite(max)) {
+        err = ERR_NUMERIC;
+        goto out;
+    }
+    for (int64_t n = 1; n < panels->n_panels; n *= 2)
+        shift--;
+    shift -= exponent_of(max);
+    for (int64_t i = 0; i < local_panels(panels); i++)
+        fixed[slot[i]] += llrint(ldexp(leaf[i], shift));
+    TRY(comm_sum_i64(comm, fixed, n_slots));
+    for (int s = 0; s < n_slots; s++)
+        sums[s] = ldexp((double)fixed[s], -shift);
+out:
+    return err;
+}
+
+int exponent_of(double bound)
+{
+    int e = 0;
+    assert(isfinite(bound) && bound >= 0);
+    double fraction = frexp(bound, &e); /* bound = fraction 2^e, fraction in [1/2, 1) */
+    return fraction == 0.5 ? e - 1 : e;
+}
+
+int exponents_put(struct backend *be, const double *bounds, struct mat *exp)
+{
+    int err = OK;
+    int32_t host[256];
+    for (int64_t j = 0, n; j < exp->cols; j += n) {
+        for (n = 0; n < 256 && j + n < exp->cols; n++)
+            host[n] = exponent_of(bounds[j + n]);
+        TRY(be->ops->put(be, (int32_t *)exp->data + j, host, (size_t)n * sizeof *host));
+    }
+out:
+    return err;
+}
+
+int exponents_of(struct exact *x, const struct mat *m, struct mat *max, double *host_max, struct mat *exp)
+{
+    int err = OK;
+    const double root_panel = 16; /* sqrt(PANEL_ROWS): a column of 256 entries <= v has norm <= 16 v */
+    TRY(x->be->ops->col_absmax(x->be, m, max));
+    TRY(x->be->ops->get(x->be, host_max, max->data, (size_t)m->cols * sizeof *host_max));
+    for (int64_t j = 0; j < m->cols; j++)
+        if (!isfinite(host_max[j]))
+            host_max[j] = INFINITY;
+    TRY(comm_max_f64(x->comm, host_max, m->cols));
+    for (int64_t j = 0; j < m->cols; j++) {
+        if (!isfinite(host_max[j])) {
+            err = ERR_NUMERIC;
+            goto out;
+        }
+        host_max[j] *= root_panel;
+    }
+    TRY(exponents_put(x->be, host_max, exp));
+    for (int64_t j = 0; j < m->cols; j++)
+        host_max[j] /= root_panel;
+out:
+    return err;
+}

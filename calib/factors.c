@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Balance, rounding, refit: see factors.h. Everything here is f64, under the undamped S.
+ *
+ * For a given B the best left factor is A = E S B^T (B S B^T)^+, whatever solver made B; without rounding and damping it is
+ * E L V Sigma^-1/2, the published lift. So solvers hand over B alone, and A is made once, against the B that is stored. */
+#include "calib/factors.h"
+
+#include "base/err.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const double largest_entry = 3e4;   /* half of f16's range */
+static const double f16_smallest = 0x1p-4; /* a factor whose largest entry is below loses bits to f16's subnormals, under 2^-14 */
+enum { MAX_REFITS = 3, N_BUFS = 10 };
+
+struct refit {
+    struct problem *p;
+    struct backend *be;
+    struct exact x;
+    struct buf bufs[N_BUFS];
+    int n_bufs;
+    struct mat b, bt, sbt;    /* rounded B f64 [r, d], its transpose, S B^T [d, r] */
+    struct mat n, inverse, w; /* B S B^T, its pseudo-inverse [r, r], eigenvalues [1, r] */
+    struct mat g, a;          /* local f64 [m_p, r]: E S B^T, A */
+    struct mat max, exp;      /* [1, r] f64, i32 */
+    double *a_max, *b_max, *scale, *host; /* host [r] three times, [2 r r] */
+};
+
+static int take(struct refit *f, enum dtype dtype, int64_t rows, int64_t cols, struct mat *m)
+{
+    return mat_alloc(f->be, dtype, rows, cols, &f->bufs[f->n_bufs++], m);
+}
+
+static int refit_open(struct refit *f, struct problem *p, int64_t r)
+{
+    int err = OK;
+    *f = (struct refit){.p = p, .be = p->be};
+    TRY(exact_open(&f->x, p->comm, p->panels, DT_F64, 1, p->d));
+    TRY(take(f, DT_F64, r, p->d, &f->b));
+    TRY(take(f, DT_F64, p->d, r, &f->bt));
+    TRY(take(f, DT_F64, p->d, r, &f->sbt));
+    TRY(take(f, DT_F64, r, r, &f->n));
+    TRY(take(f, DT_F64, r, r, &f->inverse));
+    TRY(take(f, DT_F64, 1, r, &f->w));
+    TRY(take(f, DT_F64, p->e->rows, r, &f->g));
+    TRY(take(f, DT_F64, p->e->rows, r, &f->a));
+    TRY(take(f, DT_F64, 1, r, &f->max));
+    TRY(take(f, DT_I32, 1, r, &f->exp));
+    f->host = calloc((size_t)(3 * r + 2 * r * r), sizeof *f->host);
+    if (!f->host)
+        FAIL(ERR_NOMEM, "%lld x %lld values", (long long)r, (long long)r);
+    f->a_max = f->host + 2 * r * r;
+    f->b_max = f->a_max + r;
+    f->scale = f->b_max + r;
+out:
+    return err;
+}
+
+static void refit_close(struct refit *f)
+{
+    exact_close(&f->x);
+    for (int i = 0; i < f->n_bufs; i++)
+        buf_free(&f->bufs[i]);
+    free(f->host);
+}
+
+/* Rows of right->b times f->scale. */
+static int scale_rows(struct refit *f, struct right_factor *right)
+{
+    int err = OK;
+    TRY(f->be->ops->put(f->be, f->w.data, f->scale, mat_bytes(&f->w)));
+    TRY(f->be->ops->scale(f->be, &right->b, &f->w, NULL));
+out:
+    return err;
+}
+
+/* sigma^1/2 as the nearest power of two goes to A, the rest stays in B. Below 1e-12 sigma_1 there is only rounding: zero. */
+static int balance(struct refit *f, struct right_factor *right)
+{
+    for (int64_t j = 0; j < f->b.rows; j++) {
+        double energy = right->energy[j]; /* sigma^2 */
+        f->scale[j] = energy <= 1e-24 * right->energy[0] || energy <= 0 ? 0 : ldexp(1, -(int)rint(log2(energy) / 4));
+    }
+    return scale_rows(f, right);
+}
+
+/* Rank 0: N^+ by eigenvectors of N scaled to a unit diagonal (Jacobi), so that channels of very different size count alike.
+ * What lies below the rounding of S is no direction at all. */
+static int pseudo_inverse(struct refit *f)
+{
+    int err = OK;
+    int64_t r = f->n.rows;
+    const struct backend_ops *ops = f->be->ops;
+    double *n = f->host, *v = f->host + r * r, *unit = f->scale;
+    double rounding = f->p->metric.dtype == DT_F64 ? 1e-12 : 1e-7;
+    TRY(ops->get(f->be, n, f->n.data, mat_bytes(&f->n)));
+    for (int64_t i = 0; i < r; i++)
+        unit[i] = n[i * r + i] > 0 ? 1 / sqrt(n[i * r + i]) : 0;
+    for (int64_t i = 0; i < r; i++)
+        for (int64_t j = 0; j < r; j++)
+            v[i * r + j] = (n[i * r + j] + n[j * r + i]) / 2 * unit[i] * unit[j];
+    TRY(ops->put(f->be, f->inverse.data, v, mat_bytes(&f->inverse)));
+    TRY(ops->eigh(f->be, &f->inverse, &f->w));
+    TRY(ops->get(f->be, v, f->inverse.data, mat_bytes(&f->inverse)));
+    TRY(ops->get(f->be, n, f->w.data, mat_bytes(&f->w)));
+    for (int64_t i = 0; i < r; i++)
+        for (int64_t j = 0; j < r; j++) /* D^-1 V lambda^-1/2; its Gram matrix is the inverse */
+            v[i * r + j] *= n[j] > rounding * n[r - 1] && n[j] > 0 ? unit[i] / sqrt(n[j]) : 0;
+    for (int64_t i = 0; i < r; i++)
+        for (int64_t j = 0; j < r; j++) {
+            double sum = 0;
+            for (int64_t k = 0; k < r; k++)
+                sum += v[i * r + k] * v[j * r + k];
+            n[i * r + j] = sum;
+        }
+    TRY(ops->put(f->be, f->inverse.data, n, mat_bytes(&f->inverse)));
+out:
+    return err;
+}
+
+/* out->b = B rounded; A = E S B^T (B S B^T)^+ against it, not yet rounded; a_max and b_max: largest entries. */
+static int refit_once(struct refit *f, const struct right_factor *right, struct solution *out)
+{
+    int err = OK, failed = OK;
+    struct problem *p = f->p;
+    const struct backend_ops *ops = f->be->ops;
+    int64_t r = f->b.rows;
+    TRY(ops->convert(f->be, &right->b, &out->b));
+    TRY(ops->convert(f->be, &out->b, &f->b));
+    TRY(ops->transpose(f->be, &f->b, &f->bt));
+    TRY(metric_apply(&p->metric, 0, &f->bt, &f->sbt));
+    if (p->comm->rank == 0) {
+        failed = ops->gemm(f->be, 0, 0, 1, &f->b, &f->sbt, 0, &f->n);
+        failed = failed ? failed : pseudo_inverse(f);
+    }
+    TRY(comm_agree(p->comm, failed));
+    TRY(comm_bcast_mat(p->comm, &f->n, 0));
+    TRY(comm_bcast_mat(p->comm, &f->inverse, 0));
+    TRY(exact_rows(&f->x, 1, p->e, &f->sbt, 0, &f->g));
+    TRY(exact_rows(&f->x, 1, &f->g, &f->inverse, 0, &f->a));
+    err = exponents_of(&f->x, &f->a, &f->max, f->a_max, &f->exp);
+    if (err && p->comm->rank == 0)
+        FAIL(err, "the refit of a rank %lld correction isn't finite", (long long)r);
+    TRY(err);
+    TRY(ops->col_absmax(f->be, &f->bt, &f->max));
+    TRY(ops->get(f->be, f->b_max, f->max.data, (size_t)r * sizeof *f->b_max));
+out:
+    return err;
+}
+
+/* A power of two for each row of B that brings both factors into range; all 1: nothing to do. The pair is then split evenly. */
+static int find_shift(struct refit *f, enum dtype dtype)
+{
+    int moved = 0;
+    for (int64_t j = 0; j < f->b.rows; j++) {
+        double a = f->a_max[j], b = f->b_max[j];
+        int fits = fmax(a, b) <= largest_entry && (dtype != DT_F16 || fmin(a, b) >= f16_smallest);
+        f->scale[j] = 1;
+        if (fits || a == 0 || b == 0 || !isfinite(b))
+            continue;
+        f->scale[j] = ldexp(1, (int)rint(log2(a / b) / 2));
+        moved |= f->scale[j] != 1;
+    }
+    return moved;
+}
+
+/* Sum of (2 G - A N) * A: what the stored factors take off the objective, a panel at a time. */
+static int measure(struct refit *f, struct solution *out)
+{
+    int err = OK;
+    struct problem *p = f->p;
+    int64_t r = f->b.rows, n = local_panels(p->panels);
+    double *leaf = NULL, total[64] = {0}, *ga = NULL, *gb = NULL;
+    int *module = NULL;
+    void *host_a = NULL, *host_d = NULL;
+    leaf = calloc((size_t)n + 1, sizeof *leaf);
+    module = calloc((size_t)n + 1, sizeof *module);
+    if (!leaf || !module)
+        FAIL(ERR_NOMEM, "%lld panels", (long long)n);
+    TRY(exact_rows(&f->x, -1, &f->a, &f->n, 2, &f->g));
+    if (n > 0) {
+        TRY(f->be->ops->host_begin(f->be, f->a.data, mat_bytes(&f->a), &host_a));
+        TRY(f->be->ops->host_begin(f->be, f->g.data, mat_bytes(&f->g), &host_d));
+        ga = host_a;
+        gb = host_d;
+        for (int64_t i = 0; i < n; i++) {
+            struct range rows = local_panel(p->panels, i);
+            module[i] = local_module(p->panels, i);
+            for (int64_t k = rows.begin * r; k < rows.end * r; k++)
+                leaf[i] += ga[k] * gb[k];
+        }
+        TRY(f->be->ops->host_end(f->be, f->g.data, mat_bytes(&f->g), host_d));
+        TRY(f->be->ops->host_end(f->be, f->a.data, mat_bytes(&f->a), host_a));
+    }
+    err = exact_scalars(p->comm, p->panels, leaf, module, p->panels->n_modules, total);
+    if (err == ERR_NUMERIC && p->comm->rank == 0)
+        FAIL(err, "captured energy isn't finite");
+    TRY(err);
+    out->captured = 0;
+    for (int i = 0; i < p->panels->n_modules; i++) {
+        out->module_captured[i] = total[i] * p->metric.unit;
+        out->captured += out->module_captured[i];
+    }
+out:
+    free(leaf);
+    free(module);
+    return err;
+}
+
+int factors_finish(struct problem *p, struct right_factor *right, struct solution *out)
+{
+    int err = OK;
+    struct refit f = {0};
+    TRY(refit_open(&f, p, p->r));
+    TRY(balance(&f, right));
+    TRY(refit_once(&f, right, out));
+    for (int i = 1; i < MAX_REFITS && find_shift(&f, p->params->factor_dtype); i++) {
+        TRY(scale_rows(&f, right));
+        TRY(refit_once(&f, right, out));
+    }
+    TRY(f.be->ops->convert(f.be, &f.a, &out->a));
+    TRY(f.be->ops->convert(f.be, &out->a, &f.a));
+    TRY(measure(&f, out));
+out:
+    refit_close(&f);
+    return err;
+}

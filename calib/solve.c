@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The road both solvers share: check and measure E, prepare S, let the solver find the right factor B, then balance, round,
+ * refit and measure what is stored. Contract: solve.h; mathematics: krylov.c, qr_rsvd.c, factors.c. */
+#include "calib/solve.h"
+
+#include "base/err.h"
+#include "calib/factors.h"
+#include "calib/problem.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* qr-rsvd factors S, so a channel that never fired gets a little weight (of the mean variance); krylov needs none. */
+static const double dead_floor = 1e-6;
+
+static int64_t min_i64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+int right_factor_alloc(struct problem *p, struct right_factor *right)
+{
+    int err = OK;
+    TRY(mat_alloc(p->be, DT_F64, p->r, p->d, &right->b_buf, &right->b));
+    if (!(right->energy = calloc((size_t)p->r + 1, sizeof *right->energy)))
+        FAIL(ERR_NOMEM, "%lld energies", (long long)p->r);
+out:
+    return err;
+}
+
+void right_factor_free(struct right_factor *right)
+{
+    buf_free(&right->b_buf);
+    free(right->energy);
+    right->energy = NULL;
+}
+
+/* Norms of E's columns within panels (one pass over E): exponents for every sum over E, and ||E||_F^2. A NaN or infinity is
+ * agreed on by way of the maximum. */
+static int measure_error(struct problem *p)
+{
+    int err = OK;
+    int64_t n = local_panels(p->panels);
+    struct buf buf = {0};
+    struct mat sums = {0};
+    double *host = calloc((size_t)p->d + 1, sizeof *host), *max = calloc((size_t)p->d + 1, sizeof *max);
+    double *leaf = calloc((size_t)n + 1, sizeof *leaf);
+    int *slot = calloc((size_t)n + 1, sizeof *slot);
+    if (!host || !max || !leaf || !slot)
+        FAIL(ERR_NOMEM, "%lld column norms", (long long)p->d);
+    TRY(mat_alloc(p->be, DT_F64, 1, p->d, &buf, &sums));
+    for (int64_t i = 0; i < n; i++) {
+        struct range rows = local_panel(p->panels, i);
+        struct mat panel = mat_rows(p->e, rows.begin, rows.end - rows.begin);
+        TRY(p->be->ops->col_sumsq(p->be, &panel, &sums));
+        TRY(p->be->ops->get(p->be, host, sums.data, mat_bytes(&sums)));
+        for (int64_t j = 0; j < p->d; j++) {
+            leaf[i] += host[j];
+            max[j] = isfinite(host[j]) ? fmax(max[j], host[j]) : INFINITY;
+        }
+    }
+    TRY(comm_max_f64(p->comm, max, p->d));
+    for (int64_t j = 0; j < p->d; j++) {
+        if (!isfinite(max[j])) {
+            err = ERR_NUMERIC;
+            if (p->comm->rank == 0)
+                FAIL(ERR_NUMERIC, "column %lld of the quantization error isn't finite", (long long)j);
+            goto out;
+        }
+        max[j] = sqrt(max[j]) * (1 + 0x1p-20); /* room for the rounding of f32 products of 256 terms */
+    }
+    TRY(exact_scalars(p->comm, p->panels, leaf, slot, 1, &p->error_norm2));
+    TRY(mat_alloc(p->be, DT_I32, 1, p->d, &p->e_exp_buf, &p->e_exp));
+    TRY(exponents_put(p->be, max, &p->e_exp));
+out:
+    buf_free(&buf);
+    free(host);
+    free(max);
+    free(leaf);
+    free(slot);
+    return err;
+}
+
+/* P, +-1 by (seed, row), and E^T P: shared by the stop rule and the trace of the stored factors. */
+static int probe(struct problem *p)
+{
+    int err = OK;
+    struct exact x = {0};
+    struct operand e = {p->e, &p->e_exp}, probes = {&p->probes, &p->probe_exp};
+    double bounds[N_PROBES];
+    for (int j = 0; j < N_PROBES; j++)
+        bounds[j] = 16; /* sqrt(PANEL_ROWS) */
+    TRY(mat_alloc(p->be, p->metric.dtype, p->e->rows, N_PROBES, &p->probe_buf, &p->probes));
+    TRY(mat_alloc(p->be, DT_I32, 1, N_PROBES, &p->probe_exp_buf, &p->probe_exp));
+    TRY(mat_alloc(p->be, DT_F64, p->d, N_PROBES, &p->seen_buf, &p->seen));
+    TRY(exponents_put(p->be, bounds, &p->probe_exp));
+    TRY(p->be->ops->rand_sign(p->be, p->params->seed, STREAM_PROBES, p->params->sub,
+                              panels_rows(p->panels, p->panels->rank).begin, &p->probes));
+    TRY(exact_open(&x, p->comm, p->panels, p->metric.dtype, p->d * N_PROBES, p->metric.dtype == DT_F64 ? p->d : 0));
+    TRY(exact_product(&x, &e, &probes, &p->seen));
+out:
+    exact_close(&x);
+    return err;
+}
+
+static void problem_close(struct problem *p)
+{
+    metric_close(&p->metric);
+    buf_free(&p->e_exp_buf);
+    buf_free(&p->probe_buf);
+    buf_free(&p->probe_exp_buf);
+    buf_free(&p->seen_buf);
+}
+
+static int solution_alloc(struct problem *p, struct solution *out)
+{
+    int err = OK;
+    enum dtype dtype = p->params->factor_dtype;
+    TRY(mat_alloc(p->be, dtype, p->e->rows, p->r, &out->a_buf, &out->a));
+    TRY(mat_alloc(p->be, dtype, p->r, p->d, &out->b_buf, &out->b));
+    TRY(p->be->ops->zero(p->be, out->a.data, mat_bytes(&out->a)));
+    TRY(p->be->ops->zero(p->be, out->b.data, mat_bytes(&out->b)));
+    out->rank = p->r;
+out:
+    return err;
+}
+
+int solve_group(struct comm *comm, const struct solve_params *params, const struct panels *panels, const struct mat *e,
+                const struct moment *moment, struct solution *out)
+{
+    int err = OK;
+    struct problem p = {.comm = comm, .be = comm->be, .params = params, .panels = panels, .e = e};
+    struct right_factor right = {0};
+    struct range own = panels_rows(panels, panels->rank);
+    *out = (struct solution){0};
+    p.m = panels->n_rows;
+    p.d = moment->d;
+    p.r = min_i64(params->rank, min_i64(p.m, p.d));
+    p.width = min_i64(p.r + params->oversample, min_i64(p.m, p.d));
+    if (params->rank < 0 || e->dtype != DT_F32 || e->cols != p.d || e->rows != own.end - own.begin)
+        FAIL(ERR_ARG, "rank %lld correction of a %s error [%lld, %lld] where [%lld, %lld] is expected",
+             (long long)params->rank, dtype_name(e->dtype), (long long)e->rows, (long long)e->cols,
+             (long long)(own.end - own.begin), (long long)p.d);
+    TRY(measure_error(&p));
+    TRY(metric_open(&p.metric, comm, moment, params, params->solver == SOLVER_QR_RSVD ? dead_floor : 0));
+    TRY(solution_alloc(&p, out));
+    out->error_norm2 = p.error_norm2;
+    out->energy = 1;
+    if (p.error_norm2 == 0 || p.metric.trace == 0)
+        goto out; /* nothing to correct: A = B = 0 */
+    TRY(probe(&p));
+    if (p.r > 0) {
+        TRY(params->solver == SOLVER_KRYLOV ? krylov_solve(&p, &right) : qr_rsvd_solve(&p, &right));
+        out->steps = right.steps;
+        TRY(factors_finish(&p, &right, out));
+    }
+    TRY(params->exact_energy ? trace_exact(&p, out) : trace_estimate(&p, out));
+    out->energy = out->trace > 0 ? out->captured / out->trace : 1;
+out:
+    right_factor_free(&right);
+    problem_close(&p);
+    if (err)
+        solution_free(out);
+    return err;
+}
+
+void solution_free(struct solution *solution)
+{
+    buf_free(&solution->a_buf);
+    buf_free(&solution->b_buf);
+}
