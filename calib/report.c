@@ -52,7 +52,11 @@ static const char style[] =
     "4px 16px;"
     "white-space:nowrap}\n"
     "th.name,td.name{text-align:left;padding-left:0;padding-right:8px}tr.first td{border-top:1px solid var(--line)}"
-    "tbody tr:hover td{background:var(--empty)}td.wrap{white-space:normal;overflow-wrap:anywhere}\n"
+    "tbody tr:hover "
+    "td{background:var(--empty)}dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:2px "
+    "40px;margin:12px 0}dl "
+    "div{display:flex;justify-content:space-between;gap:12px}dt{color:var(--soft)}dd{margin:0;text-align:right;"
+    "overflow-wrap:anywhere}\n"
     "code,td.hash{font:13px ui-monospace,\"DejaVu Sans Mono\",monospace;overflow-wrap:anywhere}summary{cursor:pointer;"
     "color:var(--soft);margin-top:16px}footer{margin-top:56px;color:var(--soft)}\n"
     "@media print{main{max-width:none;padding:0}h2{break-after:avoid}}\n";
@@ -319,23 +323,23 @@ static void write_ranks(FILE *f, const struct report_data *d)
     size_t i, slowest = 0;
     const json_t *rank;
     const json_t *ranks = json_object_get(d->run, "ranks");
-    double most = -1;
+    double most = -1; /* stays so where no rank says how long it computed */
     if (json_array_size(ranks) == 0)
         return;
     json_array_foreach(ranks, i, rank)
     {
-        double s = number_of(rank, "seconds");
-        if (s > most) {
-            most = s;
+        if (number_of(rank, "seconds") > most) {
+            most = number_of(rank, "seconds");
             slowest = i;
         }
     }
     fputs("<h2>Ranks</h2><p>", f);
     if (most >= 0 && json_array_size(ranks) > 1)
         fprintf(f, "Rank %zu computed longest; the others waited for it.", slowest);
-    fputs("</p>\n<div class=\"scroll\"><table><thead><tr><th class=\"name\">rank</th><th class=\"name\">host</th>"
-          "<th class=\"name\">backend</th><th>threads</th><th>computing</th><th>peak memory</th></tr></thead><tbody>\n",
-          f);
+    fprintf(f,
+            "</p>\n<div class=\"scroll\"><table><thead><tr><th class=\"name\">rank</th><th class=\"name\">host</th>"
+            "<th class=\"name\">backend</th><th>threads</th>%s<th>peak memory</th></tr></thead><tbody>\n",
+            most >= 0 ? "<th>computing</th>" : "");
     json_array_foreach(ranks, i, rank)
     {
         fputs("<tr><td class=\"name\">", f);
@@ -346,9 +350,13 @@ static void write_ranks(FILE *f, const struct report_data *d)
         report_text(f, string_of(rank, "backend"));
         fputs("</td><td>", f);
         print_general(f, number_of(rank, "threads"));
-        fputs("</td><td>", f);
-        report_seconds(f, number_of(rank, "seconds"));
-        fputs("</td><td>", f);
+        fputs("</td>", f);
+        if (most >= 0) {
+            fputs("<td>", f);
+            report_seconds(f, number_of(rank, "seconds"));
+            fputs("</td>", f);
+        }
+        fputs("<td>", f);
         report_bytes(f, number_of(rank, "peak_rss_bytes"));
         fputs("</td></tr>\n", f);
     }
@@ -412,21 +420,21 @@ static void write_files(FILE *f, const json_t *files)
     fputs("</tbody></table>\n", f);
 }
 
-/* An object as a table of two columns. */
-static void write_object(FILE *f, const json_t *object, const char *value_class)
+/* An object's members as pairs, several beside each other where there is room. */
+static void write_object(FILE *f, const json_t *object)
 {
     const char *key;
     json_t *value;
-    fputs("<table><tbody>\n", f);
+    fputs("<dl>", f);
     json_object_foreach((json_t *)(uintptr_t)object, key, value)
     {
-        fputs("<tr><td class=\"name\">", f);
+        fputs("<div><dt>", f);
         report_text(f, key);
-        fprintf(f, "</td><td class=\"name %s\">", value_class);
+        fputs("</dt><dd>", f);
         print_value(f, value);
-        fputs("</td></tr>\n", f);
+        fputs("</dd></div>\n", f);
     }
-    fputs("</tbody></table>\n", f);
+    fputs("</dl>\n", f);
 }
 
 static void write_settings(FILE *f, const struct report_data *d)
@@ -434,10 +442,10 @@ static void write_settings(FILE *f, const struct report_data *d)
     fputs("<h2>Settings</h2><p><code>", f);
     report_text(f, string_of(d->run, "command"));
     fputs("</code></p>\n", f);
-    write_object(f, json_object_get(d->manifest, "settings"), "wrap");
+    write_object(f, json_object_get(d->manifest, "settings"));
     fputs("<details><summary>Model, text and files</summary>\n", f);
-    write_object(f, json_object_get(d->manifest, "model"), "wrap");
-    write_object(f, json_object_get(d->manifest, "text"), "hash");
+    write_object(f, json_object_get(d->manifest, "model"));
+    write_object(f, json_object_get(d->manifest, "text"));
     write_files(f, json_object_get(d->manifest, "files"));
     fputs("</details>\n<footer>Everything but times, hosts and ranks is the same for any number of ranks.", f);
     if (string_of(d->run, "started")) {

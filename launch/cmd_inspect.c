@@ -8,13 +8,12 @@
 #include "base/json.h"
 #include "launch/inspect_hdf5.h"
 #include "model/config.h"
+#include "model/manifest.h"
 #include "model/safetensors.h"
 
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum { MANIFEST_MOST = 256 << 20 };
 
 static const struct option_spec table[] = {OPT_END};
 
@@ -181,7 +180,7 @@ static int inspect_glowq(const char *path, int as_json)
     json_t *manifest = NULL;
     struct model_config config;
     TRY(file_join(name, sizeof name, path, "manifest.json"));
-    TRY(json_read(name, MANIFEST_MOST, &manifest));
+    TRY(manifest_read(path, &manifest));
     const json_t *groups = json_object_get(manifest, "groups");
     if (!json_is_array(groups))
         FAIL(ERR_FORMAT, "%s: \"groups\" must be an array", name);

@@ -46,7 +46,7 @@ void format_bytes(int64_t bytes, char *out, size_t size);
 
 /* Versions of this program and of everything that it is built on. */
 int print_versions(int as_json);
-/* See blas_core.c: may re-execute the program; call first in main. */
-void blas_core_fix(char **argv);
+/* See environment.c: may re-execute the program; call first in main. */
+void environment_fix(char **argv);
 
 #endif

@@ -152,7 +152,7 @@ static int agree_to_end(struct comm *comm, int err)
 int main(int argc, char **argv)
 {
     struct comm comm;
-    blas_core_fix(argv);
+    environment_fix(argv);
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write (launch/output.c), not the death of all ranks */
     if ((under_launcher() ? comm_open_mpi(&comm, NULL) : comm_open_self(&comm, NULL)) != OK)
         return err_exit_code(ERR_COMM);

@@ -130,21 +130,58 @@ static herr_t on_object(hid_t root, const char *name, const H5O_info_t *info, vo
     return status;
 }
 
-static void print_entry(const json_t *entry)
+static int is_checksum(const char *name)
+{
+    return strcmp(name, "checksums") == 0 || strncmp(name, "checksums/", 10) == 0;
+}
+
+/* A dataset: type, shape, bytes. A group: its attributes. */
+static void print_entry(const json_t *entry, int width)
 {
     const json_t *shape = json_object_get(entry, "shape");
-    char *dims = shape ? json_dumps(shape, 0) : NULL;
-    char *attributes = json_dumps(json_object_get(entry, "attributes"), JSON_REAL_PRECISION(6) | JSON_SORT_KEYS);
     const char *name = json_string_value(json_object_get(entry, "name"));
-    if (shape)
-        out_print("%-32s %-8s %-18s %12lld", name, json_string_value(json_object_get(entry, "dtype")), dims ? dims : "",
+    if (shape) {
+        /* HDF5 has no bf16: the store says in an attribute what the bits are */
+        const char *dtype = json_string_value(json_object_get(json_object_get(entry, "attributes"), "dtype"));
+        char *dims = json_dumps(shape, 0);
+        out_print("%-*s  %-5s %-18s %12lld\n", width, name,
+                  dtype ? dtype : json_string_value(json_object_get(entry, "dtype")), dims ? dims : "",
                   (long long)json_integer_value(json_object_get(entry, "bytes")));
-    else
-        out_print("%s", strcmp(name, ".") == 0 ? "/" : name);
-    out_print("%s%s\n", attributes && strcmp(attributes, "{}") != 0 ? "  " : "",
-              attributes && strcmp(attributes, "{}") != 0 ? attributes : "");
-    free(dims);
-    free(attributes);
+        free(dims);
+    } else {
+        const char *key;
+        json_t *value;
+        out_print("%-*s ", width, strcmp(name, ".") == 0 ? "/" : name);
+        json_object_foreach(json_object_get(entry, "attributes"), key, value)
+        {
+            char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(6));
+            out_print(" %s=%s", key, json_is_string(value) ? json_string_value(value) : text ? text : "");
+            free(text);
+        }
+        out_print("\n");
+    }
+}
+
+static void print_list(const json_t *list)
+{
+    size_t i, n_checksums = 0;
+    const json_t *entry;
+    int width = 4;
+    json_array_foreach(list, i, entry)
+    {
+        const char *name = json_string_value(json_object_get(entry, "name"));
+        if (is_checksum(name))
+            n_checksums++;
+        else if ((int)strlen(name) > width)
+            width = (int)strlen(name);
+    }
+    json_array_foreach(list, i, entry)
+    {
+        if (!is_checksum(json_string_value(json_object_get(entry, "name"))))
+            print_entry(entry, width);
+    }
+    if (n_checksums)
+        out_print("and checksums of %zu datasets\n", n_checksums);
 }
 
 int inspect_hdf5(const char *path, int as_json)
@@ -152,8 +189,6 @@ int inspect_hdf5(const char *path, int as_json)
     int err = OK;
     hid_t file = H5I_INVALID_HID;
     json_t *list = json_array();
-    size_t i;
-    json_t *entry;
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL); /* we say what is wrong ourselves */
     if (!file_exists(path))
         FAIL(ERR_IO, "%s: no such file", path);
@@ -166,7 +201,7 @@ int inspect_hdf5(const char *path, int as_json)
                                "objects", list)));
         goto out;
     }
-    json_array_foreach(list, i, entry) print_entry(entry);
+    print_list(list);
 out:
     if (file >= 0)
         H5Fclose(file);

@@ -8,14 +8,15 @@ HELDOUT="${HELDOUT:-examples/texts/heldout.txt}"       # what to measure on
 RANKS="${RANKS:-2}"                                    # MPI ranks
 RANK="${RANK:-32}"                                     # of the correction
 BITS="${BITS:-4 3}"                                    # widths to show
-OUT="${OUT:-build/quickstart}"                         # where the results go
-PROMPT="${PROMPT:-The old harbour}"
+BUILD="${BUILD:-build}" && export BUILD                # as for build.sh
+OUT="${OUT:-$BUILD/quickstart}"                        # where the results go
+PROMPT="${PROMPT:-The old harbour}"                    # what to continue
 
 launch/build.sh
 . launch/mpi_env.sh
 mkdir -p "$OUT"
 run() { echo "+ $*" >&2; "$@"; }
-glowq() { run mpirun -n "$RANKS" build/glowq "$@"; }
+glowq() { run mpirun -n "$RANKS" "$BUILD/glowq" "$@"; }
 field() { sed -n "s/^  \"$1\": \([-+0-9.e]*\),*\$/\1/p" "$OUT/last.json"; }
 # One row of the table: bits, title, bytes of the linears, then what eval takes.
 row() {

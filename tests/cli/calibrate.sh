@@ -9,7 +9,7 @@ for settings in "--bits 4" "--bits 3 --solver qr-rsvd" "--bits 2 --group-size 0 
     for n in 1 2 3 4; do
         LAUNCH="$GLOWQ_MPIEXEC -n $n"
         [ "$n" = 1 ] && LAUNCH=""
-        calibrate_tiny "r$n.glowq" --overwrite $settings || fail "$settings on $n ranks: $(tail -n 2 err)"
+        calibrate_tiny "r$n.glowq" --overwrite $settings || fail "$settings on $n ranks: $(why)"
         now=$(bytes_of "r$n.glowq")
         [ "$n" = 1 ] && first=$now
         same "$now" "$first" "bytes of $settings on $n ranks and on 1"

@@ -13,8 +13,8 @@ for launch in "" "$GLOWQ_MPIEXEC -n 2"; do
             "$GLOWQ" calibrate --model "$TINY" --text "$GOLDEN/text.txt" --out small/x.glowq --rank 8 --group-size 64 \
             --samples 12 --seq-len 64
         code=$(cat code)
-        case $code in 1 | 4) ;; *) fail "exit $code on a disk of $size: $(tail -n 2 err)" ;; esac
-        grep -qi "space\|does not fit\|disk" err || fail "a full disk of $size isn't named: $(tail -n 2 err)"
+        case $code in 1 | 4) ;; *) fail "exit $code on a disk of $size: $(why)" ;; esac
+        grep -qi "space\|does not fit\|disk" err || fail "a full disk of $size isn't named: $(why)"
         grep -q manifest files && fail "a manifest stands on a full disk of $size"
         for f in 0*.h5; do # what did get its final name is whole
             [ -e "$f" ] && { "$GLOWQ" inspect "$f" >/dev/null 2>&1 || fail "$f is damaged on a full disk of $size"; rm "$f"; }

@@ -14,7 +14,7 @@ check() { # LAUNCH NAME PATH WORD
         --protocol windows --device cpu >out 2>err
     code=$?
     if [ "$4" = ok ]; then
-        [ "$code" = 0 ] || fail "$2$5: the control ends with $code: $(tail -n 1 err)"
+        [ "$code" = 0 ] || fail "$2$5: the control ends with $code: $(why)"
         return
     fi
     case $code in

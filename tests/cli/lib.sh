@@ -14,6 +14,8 @@ failures=0
 work=cli_$(basename "$0" .sh)
 rm -rf "$work" && mkdir "$work" && cd "$work" || exit 1
 
+# The first error in a file of talk (default err), else its last line.
+why() { grep -a -m 1 "glowq.*: " "${1:-err}" || tail -n 1 "${1:-err}"; }
 fail() { echo "FAIL: $*"; failures=$((failures + 1)); }
 skip() { echo "skipped: $*"; exit 77; }
 need() { command -v "$1" >/dev/null || skip "$1 is not installed"; }
@@ -32,8 +34,8 @@ expect() {
     code=$1 word=$2; shift 2
     "$@"
     got=$?
-    [ "$got" = "$code" ] || fail "exit $got instead of $code: $* ($(tail -n 3 err | tr '\n' ' '))"
-    grep -qiF -e "$word" out err || fail "no \"$word\" in the output of: $* ($(tail -n 3 err | tr '\n' ' '))"
+    [ "$got" = "$code" ] || fail "exit $got instead of $code: $* ($(why))"
+    grep -qiF -e "$word" out err || fail "no \"$word\" in the output of: $* ($(why))"
     if [ "$code" != 0 ] && [ -s out ]; then fail "data on stdout in spite of an error: $*"; fi
 }
 same() { [ "$1" = "$2" ] || fail "$3: \"$1\" and \"$2\" differ"; }
@@ -42,7 +44,7 @@ same() { [ "$1" = "$2" ] || fail "$3: \"$1\" and \"$2\" differ"; }
 field() { sed -n "s/^  \"$1\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" "${2:-out}"; }
 # One hash of everything in a .glowq folder that has to be the same for any number of ranks.
 bytes_of() { (cd "$1" && sha256sum layers/*.h5 head.h5 model.h5 manifest.json | sha256sum | cut -d' ' -f1); }
-# No file that a killed or failed run would leave behind under a final name: a finished folder, or no manifest at all.
+# Calibrates the tiny model with the settings that the tests compare.
 calibrate_tiny() { # OUT, more options
     out_dir=$1; shift
     timeout -k 5 "$LIMIT_S" $LAUNCH "$GLOWQ" calibrate --model "$TINY" --text "$GOLDEN/text.txt" --out "$out_dir" --rank 8 \

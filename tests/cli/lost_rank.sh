@@ -7,7 +7,7 @@ calibrate() { # LAUNCH OUT
     timeout -k 5 "$LIMIT_S" $1 "$GLOWQ" calibrate --model "$MODEL" --text "$TEXT" --out "$2" --rank 16 --samples 32 \
         --seq-len 128 >out 2>err
 }
-calibrate "" whole.glowq || fail "calibrate: $(tail -n 2 err)"
+calibrate "" whole.glowq || fail "calibrate: $(why)"
 
 calibrate "$GLOWQ_MPIEXEC -n 2" cut.glowq &
 job=$!
@@ -29,7 +29,7 @@ code=$?
 "$GLOWQ" eval --model cut.glowq --text "$TEXT" >out 2>err && fail "an unfinished output was evaluated"
 done_before=$(find cut.glowq/layers -name '0*.h5' | wc -l)
 
-calibrate "" cut.glowq || fail "resuming: $(tail -n 2 err)"
+calibrate "" cut.glowq || fail "resuming: $(why)"
 grep -q "of which $done_before were already there" out || fail "resumed with other than $done_before layers: $(cat out)"
 same "$(bytes_of cut.glowq)" "$(bytes_of whole.glowq)" "bytes after a killed rank"
 finish

@@ -3,7 +3,7 @@
 # stored and for packed ones, on a model whose row-parallel splits cut quantization groups.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need python3
-calibrate_tiny packed.glowq || fail "calibrate: $(tail -n 1 err)"
+calibrate_tiny packed.glowq || fail "calibrate: $(why)"
 evaluated() { tr -d ' \n' <out | sed 's/"seconds":[^,]*,//; s/"ranks":[0-9]*,//'; }
 generated() { tr -d ' \n' <out | sed 's/"prefill_s":[^,]*,//; s/"decode_s":[^,]*,//; s/"tokens_per_s":[^,]*,//; s/"ranks":[0-9]*//'; }
 prompt=$(python3 -c 'import json,sys; print(json.load(open(sys.argv[1]))["prompt"])' "$TINY/generate.json")

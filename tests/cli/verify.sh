@@ -2,7 +2,7 @@
 # verify and inspect on a .glowq folder: sound as written; every kind of damage is found and named.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need python3
-calibrate_tiny good.glowq || fail "calibrate: $(tail -n 2 err)"
+calibrate_tiny good.glowq || fail "calibrate: $(why)"
 expect 0 "good.glowq: sound" alone verify good.glowq
 expect 0 '"sound": true' alone verify good.glowq --json
 expect 0 "sound" ranks 2 verify good.glowq
@@ -47,8 +47,9 @@ python3 -c 'import json; assert json.load(open("out"))["manifest"] == json.load(
     fail "inspect --json isn't the manifest"
 expect 0 "codes" alone inspect good.glowq/layers/0000.h5
 for name in q_proj k_proj v_proj o_proj gate_proj up_proj down_proj; do
-    grep -q "modules/$name/codes  *u8" out || fail "inspect doesn't list the codes of $name"
+    grep -q "^modules/$name/codes  *u8" out || fail "inspect doesn't list the codes of $name"
 done
+grep -q "^groups/qkv/B  *bf16 *\[8, 64\]" out || fail "inspect doesn't list B of qkv as bf16 [8, 64]"
 expect 0 '"kind": "hdf5"' alone inspect good.glowq/model.h5 --json
 python3 -c 'import json; assert json.load(open("out"))["objects"]' || fail "inspect of model.h5 is empty"
 cp "$GOLDEN/text.txt" text.h5

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * OpenBLAS kernels that fit the processor. OpenBLAS 0.3.21 (Debian 12) doesn't know processors younger than itself and
- * falls back to kernels of 2004 ("Prescott", SSE3), 5 to 8 times slower and silent about it. Its choice is made when
- * the library is loaded, from the environment, so the only cure for a dynamically linked program is to set
- * OPENBLAS_CORETYPE and execute itself again: 7 ms, once, before MPI_Init (whose launcher sees the same process).
+ * What libraries read from the environment when they are loaded, before main: the only cure for a dynamically linked program
+ * is to set it and execute itself again: 7 ms, once, before MPI_Init (whose launcher sees the same process).
  *
- * OPENBLAS_NUM_THREADS is 1 for the same reason: read at load, and more than one thread inside a leaf changes its bits.
+ * OPENBLAS_CORETYPE    OpenBLAS 0.3.21 (Debian 12) doesn't know processors younger than itself and falls back to kernels of
+ *                      2004 ("Prescott", SSE3), 5 to 8 times slower and silent about it.
+ * OPENBLAS_NUM_THREADS is 1: more than one thread inside a leaf changes its bits.
+ * GOMP_SPINCOUNT       threads that wait for each other spin some 40 us and then sleep. OpenMP's default, seconds of spinning,
+ *                      makes ranks that share cores with anything else 10 to 30 times slower.
  */
 #include "launch/commands.h"
 
@@ -36,19 +38,22 @@ static const char *better_core(void)
     return NULL;
 }
 
-void blas_core_fix(char **argv)
+void environment_fix(char **argv)
 {
     const char *again = getenv("GLOWQ_EXECUTED_AGAIN");
     const char *threads = getenv("OPENBLAS_NUM_THREADS");
     const char *core = getenv("OPENBLAS_CORETYPE") ? NULL : better_core(); /* the user's own choice stands */
+    const int spins = getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY");
     if (again) {
         unsetenv("GLOWQ_EXECUTED_AGAIN"); /* programs that we might start decide for themselves */
         return;
     }
-    if (!core && threads && strcmp(threads, "1") == 0)
+    if (!core && spins && threads && strcmp(threads, "1") == 0)
         return;
     if (core)
         setenv("OPENBLAS_CORETYPE", core, 1);
+    if (!spins)
+        setenv("GOMP_SPINCOUNT", "1000", 1);
     setenv("OPENBLAS_NUM_THREADS", "1", 1);
     setenv("GLOWQ_EXECUTED_AGAIN", "1", 1);
     execv("/proc/self/exe", argv); /* returns only on failure: then the program runs on, slower */
