@@ -72,21 +72,19 @@ static struct device_mat fill_cache(struct backend *be, const struct shape *shap
 {
     int64_t cols = shape->n_kv_heads * shape->head_dim;
     struct device_mat cache = device_alloc(be, DT_F32, POOL_BLOCKS * KV_BLOCK, cols, 16);
-    float *row = must(malloc((size_t)cols * sizeof *row));
-    /* What no sequence owns is NaN: nothing may come of it. */
-    for (int64_t i = 0; i < cols; i++)
-        row[i] = NAN;
-    for (int64_t i = 0; i < cache.m.rows; i++)
-        assert_ok(be->ops->put(be, (float *)cache.m.data + i * cache.m.ld, row, (size_t)cols * sizeof *row));
+    size_t n = (size_t)(cache.m.rows * cache.m.ld);
+    float *host = must(malloc(n * sizeof *host));
+    for (size_t i = 0; i < n; i++) /* what no sequence owns is NaN: nothing may come of it */
+        host[i] = NAN;
     for (int s = 0; s < scene->n_seq; s++)
         for (int64_t j = 0; j < scene->kv_len[s]; j++) {
             int64_t slot = (int64_t)table[s * max_blocks + j / KV_BLOCK] * KV_BLOCK + j % KV_BLOCK;
             for (int64_t i = 0; i < cols; i++)
-                row[i] =
+                host[slot * cache.m.ld + i] =
                     element(what, scene->stream[s], j, shape->first_kv_head + i / shape->head_dim, i % shape->head_dim);
-            assert_ok(be->ops->put(be, (float *)cache.m.data + slot * cache.m.ld, row, (size_t)cols * sizeof *row));
         }
-    free(row);
+    assert_ok(be->ops->put(be, cache.m.data, host, n * sizeof *host));
+    free(host);
     return cache;
 }
 

@@ -15,7 +15,7 @@
 
 enum {
     X_BLOCK = 128,   /* columns of x that a tile call reads at most; the floats between its rows */
-    STREAM_ROWS = 4, /* up to so many tokens weights are used as they stream in; from there on they are unpacked once */
+    STREAM_ROWS = 8, /* up to so many tokens weights are used as they stream in; from there on they are unpacked once */
     STREAM_TILES = 4, /* tiles side by side in a stream call: independent chains that hide the latency of fma */
     STREAM_COLS = STREAM_TILES * TILE,
     PAIR_COLS = 2 * TILE
@@ -70,6 +70,8 @@ struct inner {
     void (*stream)(const struct stream_call *call);
     /* Columns [begin, end) of one tile as f32 (codes as they are): out [end - begin][16]. group: the columns' group. */
     void (*unpack)(const struct packed *w, int64_t tile, int64_t group, int64_t begin, int64_t end, float *out);
+    /* The 16 scales and zeros of (tile, group) as f32. */
+    void (*scales)(const struct packed *w, int64_t tile, int64_t group, float *scale, float *zero);
     /* out[k][j] = rows[j][k], k < n_k, j < 16 (the keys of a KV block turned into columns). */
     void (*columns)(const float *const rows[TILE], int64_t n_k, float *out);
 };
@@ -79,8 +81,7 @@ extern const struct inner inner_c;
 extern const struct inner inner_avx2, inner_avx512;
 #endif
 
-/* Where the codes or weights of (tile, group) begin, and the group's 16 scales and zeros as f32. */
+/* Where the codes or weights of (tile, group) begin. */
 const uint8_t *packed_block(const struct packed *w, int64_t tile, int64_t group);
-void packed_scales(const struct packed *w, int64_t tile, int64_t group, float *scale, float *zero);
 
 #endif

@@ -38,16 +38,6 @@ const uint8_t *packed_block(const struct packed *w, int64_t tile, int64_t group)
     return w->bits ? at + (size_t)group * packed_group_bytes(w) : at;
 }
 
-void packed_scales(const struct packed *w, int64_t tile, int64_t group, float *scale, float *zero)
-{
-    const uint16_t *scales = (const uint16_t *)(const void *)(packed_block(w, tile, group) + packed_code_bytes(w));
-    const uint8_t *zeros = (const uint8_t *)(scales + TILE);
-    for (int j = 0; j < TILE; j++) {
-        scale[j] = f16_to_f32(scales[j]);
-        zero[j] = zeros[j];
-    }
-}
-
 /* ---- the plan: a product's pieces and working memory ---------------------------------------------------------------
  */
 
@@ -275,7 +265,7 @@ static void tile_step(const struct plan *plan, const struct side *side, const st
             call.w[h] = work->w[h];
         }
         if (w->bits && last)
-            packed_scales(w, n, piece->group, scale + h * TILE, zero + h * TILE);
+            plan->inner->scales(w, n, piece->group, scale + h * TILE, zero + h * TILE);
     }
     for (int64_t panel = 0; panel < n_panels(plan, rows); panel++) {
         int64_t first = panel_row(plan, rows, panel);

@@ -100,6 +100,15 @@ static void tile_avx2(const struct tile_call *call)
     }
 }
 
+static void scales_avx2(const struct packed *w, int64_t tile, int64_t group, float *scale, float *zero)
+{
+    const uint8_t *scales = packed_block(w, tile, group) + packed_code_bytes(w), *zeros = scales + 2 * TILE;
+    for (int h = 0; h < 2; h++) {
+        _mm256_storeu_ps(scale + h * HALF, half_column(scales, 0, h, F16, 0));
+        _mm256_storeu_ps(zero + h * HALF, half_column(zeros, 0, h, BYTES, 0));
+    }
+}
+
 /* ---- stream --------------------------------------------------------------------------------------------------------
  */
 
@@ -162,7 +171,7 @@ INLINE void stream_body(const struct stream_call *call, const enum format format
     for (int j = 0; j < tiles; j++) {
         float scale[TILE], zero[TILE];
         if (low_bit)
-            packed_scales(call->w, call->tile + j, call->of.group, scale, zero);
+            scales_avx2(call->w, call->tile + j, call->of.group, scale, zero);
         for (int i = 0; i < rows; i++) {
             for (int q = 0; q < 2; q++) {
                 float *to = call->acc + i * STREAM_COLS + j * TILE + q * HALF;
@@ -177,24 +186,31 @@ INLINE void stream_body(const struct stream_call *call, const enum format format
     }
 }
 
-/* As many tiles at once as the rows leave registers for. */
+/* As many tiles at once as the rows leave registers for; more than 4 rows read the weights again, from the L1 cache. */
 INLINE void stream_format(const struct stream_call *call, const enum format format)
 {
     struct stream_call at = *call;
-    for (int left = call->n_tiles, tiles; left > 0; left -= tiles, at.tile += tiles, at.acc += tiles * TILE) {
-        tiles = 1;
-        if (call->rows == 1 && left >= 4)
-            stream_body(&at, format, 1, tiles = 4);
-        else if (call->rows == 1)
-            stream_body(&at, format, 1, 1);
-        else if (call->rows == 2 && left >= 2)
-            stream_body(&at, format, 2, tiles = 2);
-        else if (call->rows == 2)
-            stream_body(&at, format, 2, 1);
-        else if (call->rows == 3)
-            stream_body(&at, format, 3, 1);
-        else if (call->rows == 4)
-            stream_body(&at, format, 4, 1);
+    for (int row = 0; row < call->rows; row += 4) {
+        at.rows = call->rows - row < 4 ? call->rows - row : 4;
+        at.tile = call->tile;
+        at.x = call->x + row * call->x_ld;
+        at.x_sum = call->x_sum + row;
+        at.acc = call->acc + row * STREAM_COLS;
+        for (int left = call->n_tiles, tiles; left > 0; left -= tiles, at.tile += tiles, at.acc += tiles * TILE) {
+            tiles = 1;
+            if (at.rows == 1 && left >= 4)
+                stream_body(&at, format, 1, tiles = 4);
+            else if (at.rows == 1)
+                stream_body(&at, format, 1, 1);
+            else if (at.rows == 2 && left >= 2)
+                stream_body(&at, format, 2, tiles = 2);
+            else if (at.rows == 2)
+                stream_body(&at, format, 2, 1);
+            else if (at.rows == 3)
+                stream_body(&at, format, 3, 1);
+            else
+                stream_body(&at, format, 4, 1);
+        }
     }
 }
 
@@ -296,4 +312,5 @@ const struct inner inner_avx2 = {.name = "avx2",
                                  .tile = tile_avx2,
                                  .stream = stream_avx2,
                                  .unpack = unpack_avx2,
+                                 .scales = scales_avx2,
                                  .columns = columns_avx2};

@@ -118,27 +118,27 @@ INLINE void stream_dense(const struct stream_call *call, const enum format forma
     __m512 acc[STREAM_ROWS][STREAM_TILES];
     const uint8_t *w[STREAM_TILES];
     const int64_t bytes = TILE * (format == F32 ? 4 : 2);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < tiles; j++)
         w[j] = packed_block(call->w, call->tile + j, 0);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int j = 0; j < tiles; j++)
             acc[i][j] = _mm512_loadu_ps(call->acc + i * STREAM_COLS + j * TILE);
     for (int64_t k = call->of.begin; k < call->of.end; k++) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int j = 0; j < tiles; j++) {
             __m512 column = dense_column(w[j], k, format);
             _mm_prefetch((const char *)w[j] + k * bytes + AHEAD, _MM_HINT_T0);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int i = 0; i < rows; i++)
                 acc[i][j] = _mm512_fmadd_ps(_mm512_set1_ps(call->x[i * call->x_ld + k]), column, acc[i][j]);
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int j = 0; j < tiles; j++)
             _mm512_storeu_ps(call->acc + i * STREAM_COLS + j * TILE, acc[i][j]);
 }
@@ -148,11 +148,11 @@ INLINE void code_step(const struct stream_call *call, __m512 acc[STREAM_ROWS][ST
                       const __m512i codes[STREAM_TILES], int64_t k, const enum format format, const int rows,
                       const int tiles, const int shift)
 {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < tiles; j++) {
         __m512i c = shift ? _mm512_srli_epi32(codes[j], 4) : codes[j];
         __m512 column = format == BYTES ? _mm512_cvtepi32_ps(c) : _mm512_permutexvar_ps(c, digits());
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < rows; i++)
             acc[i][j] = _mm512_fmadd_ps(_mm512_set1_ps(call->x[i * call->x_ld + k]), column, acc[i][j]);
     }
@@ -168,16 +168,16 @@ INLINE void stream_codes(const struct stream_call *call, const enum format forma
     const int64_t codes_end = (int64_t)packed_code_bytes(call->w);
     struct stream_call at = *call;
     at.x += first;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < tiles; j++)
         w[j] = packed_block(call->w, call->tile + j, call->of.group);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int j = 0; j < tiles; j++)
             acc[i][j] = _mm512_setzero_ps();
 #define LOAD_CODES()                                                                                                   \
-    _Pragma("GCC unroll 4") for (int j = 0; j < tiles; j++)                                                            \
+    _Pragma("GCC unroll 8") for (int j = 0; j < tiles; j++)                                                            \
     {                                                                                                                  \
         codes[j] = code_bytes(w[j] + k / per_byte * TILE);                                                             \
         _mm_prefetch((const char *)w[j] + k / per_byte * TILE + AHEAD, _MM_HINT_T0);                                   \
@@ -198,12 +198,11 @@ INLINE void stream_codes(const struct stream_call *call, const enum format forma
         code_step(&at, acc, codes, k, format, rows, tiles, 0);
     }
 #undef LOAD_CODES
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < tiles; j++) {
-        const uint8_t *scales = w[j] + codes_end;
-        __m512 s = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)scales));
-        __m512 z = _mm512_cvtepi32_ps(code_bytes(scales + TILE * 2));
-#pragma GCC unroll 4
+        __m512 s = dense_column(w[j] + codes_end, 0, F16);
+        __m512 z = _mm512_cvtepi32_ps(code_bytes(w[j] + codes_end + 2 * TILE));
+#pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
             float *to = call->acc + i * STREAM_COLS + j * TILE;
             __m512 part = _mm512_fnmadd_ps(z, _mm512_set1_ps(call->x_sum[i]), acc[i][j]);
@@ -212,59 +211,58 @@ INLINE void stream_codes(const struct stream_call *call, const enum format forma
     }
 }
 
-INLINE void stream_format(const struct stream_call *call, const enum format format, const int rows, const int tiles)
-{
-    if (format == NIBBLES || format == BYTES)
-        stream_codes(call, format, rows, tiles);
-    else
-        stream_dense(call, format, rows, tiles);
-}
-
-INLINE void stream_tiles(const struct stream_call *call, const enum format format, const int tiles)
-{
-    if (call->rows == 1)
-        stream_format(call, format, 1, tiles);
-    else if (call->rows == 2)
-        stream_format(call, format, 2, tiles);
-    else if (call->rows == 3)
-        stream_format(call, format, 3, tiles);
-    else if (call->rows == 4)
-        stream_format(call, format, 4, tiles);
-}
-
-INLINE void stream_call_tiles(const struct stream_call *call, const int tiles)
+INLINE void stream_rows(const struct stream_call *call, const int rows, const int tiles)
 {
     switch (format_of(call->w)) {
     case F32:
-        stream_tiles(call, F32, tiles);
+        stream_dense(call, F32, rows, tiles);
         break;
     case BF16:
-        stream_tiles(call, BF16, tiles);
+        stream_dense(call, BF16, rows, tiles);
         break;
     case F16:
-        stream_tiles(call, F16, tiles);
+        stream_dense(call, F16, rows, tiles);
         break;
     case NIBBLES:
-        stream_tiles(call, NIBBLES, tiles);
+        stream_codes(call, NIBBLES, rows, tiles);
         break;
     case BYTES:
-        stream_tiles(call, BYTES, tiles);
+        stream_codes(call, BYTES, rows, tiles);
         break;
     }
 }
 
+/* rows x tiles <= 16 chains: 4 tiles at once for up to 4 rows, 2 for more, single ones at a matrix's end. */
 static void stream_avx512(const struct stream_call *call)
 {
-    if (call->n_tiles == STREAM_TILES) {
-        stream_call_tiles(call, STREAM_TILES);
-        return;
-    }
-    struct stream_call one = *call;
-    one.n_tiles = 1;
-    for (int j = 0; j < call->n_tiles; j++) { /* the last tiles of a matrix */
-        stream_call_tiles(&one, 1);
-        one.tile++;
-        one.acc += TILE;
+    struct stream_call at = *call;
+    for (int left = call->n_tiles, tiles; left > 0; left -= tiles, at.tile += tiles, at.acc += tiles * TILE) {
+        tiles = call->rows <= 4 && left >= 4 ? 4 : call->rows > 4 && left >= 2 ? 2 : 1;
+        switch (call->rows * 8 + tiles) {
+#define CASE(rows, tiles)                                                                                              \
+    case (rows)*8 + (tiles):                                                                                           \
+        stream_rows(&at, rows, tiles);                                                                                 \
+        break
+            CASE(1, 4);
+            CASE(2, 4);
+            CASE(3, 4);
+            CASE(4, 4);
+            CASE(5, 2);
+            CASE(6, 2);
+            CASE(7, 2);
+            CASE(8, 2);
+            CASE(1, 1);
+            CASE(2, 1);
+            CASE(3, 1);
+            CASE(4, 1);
+            CASE(5, 1);
+            CASE(6, 1);
+            CASE(7, 1);
+            CASE(8, 1);
+#undef CASE
+        default:
+            assert(call->rows == 0);
+        }
     }
 }
 
@@ -301,6 +299,13 @@ static void unpack_avx512(const struct packed *w, int64_t tile, int64_t group, i
     }
     if (k < end)
         _mm512_storeu_ps(out, _mm512_permutexvar_ps(code_bytes(block + k / 2 * TILE), digits()));
+}
+
+static void scales_avx512(const struct packed *w, int64_t tile, int64_t group, float *scale, float *zero)
+{
+    const uint8_t *scales = packed_block(w, tile, group) + packed_code_bytes(w);
+    _mm512_storeu_ps(scale, dense_column(scales, 0, F16));
+    _mm512_storeu_ps(zero, _mm512_cvtepi32_ps(code_bytes(scales + 2 * TILE)));
 }
 
 /* ---- columns -------------------------------------------------------------------------------------------------------
@@ -341,4 +346,5 @@ const struct inner inner_avx512 = {.name = "avx512",
                                    .tile = tile_avx512,
                                    .stream = stream_avx512,
                                    .unpack = unpack_avx512,
+                                   .scales = scales_avx512,
                                    .columns = columns_avx512};

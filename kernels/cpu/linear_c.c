@@ -33,6 +33,16 @@ static void unpack_c(const struct packed *w, int64_t tile, int64_t group, int64_
             *out++ = w->bits == 8 ? block[k * TILE + j] : block[k / 2 * TILE + j] >> 4 * (k % 2) & 15;
 }
 
+static void scales_c(const struct packed *w, int64_t tile, int64_t group, float *scale, float *zero)
+{
+    const uint16_t *scales = (const uint16_t *)(const void *)(packed_block(w, tile, group) + packed_code_bytes(w));
+    const uint8_t *zeros = (const uint8_t *)(scales + TILE);
+    for (int j = 0; j < TILE; j++) {
+        scale[j] = f16_to_f32(scales[j]);
+        zero[j] = zeros[j];
+    }
+}
+
 /* The chain of a stream call is that of tile calls on unpacked columns. */
 static void stream_c(const struct stream_call *call)
 {
@@ -49,7 +59,7 @@ static void stream_c(const struct stream_call *call)
         }
         if (w->bits == 0)
             continue;
-        packed_scales(w, call->tile + n, call->of.group, scale, zero);
+        scales_c(w, call->tile + n, call->of.group, scale, zero);
         for (int i = 0; i < call->rows; i++) {
             float *acc = call->acc + i * STREAM_COLS + n * TILE;
             for (int j = 0; j < TILE; j++)
@@ -71,4 +81,5 @@ const struct inner inner_c = {.name = "plain",
                               .tile = tile_c,
                               .stream = stream_c,
                               .unpack = unpack_c,
+                              .scales = scales_c,
                               .columns = columns_c};
