@@ -27,13 +27,11 @@ row() {
 }
 
 printf '%4s  %-18s %9s    %6s  %10s\n' bits weights perplexity "" "linears MB" >"$OUT/table"
-first=1
 for b in $BITS; do
     glowq calibrate --model "$MODEL" --text "$TEXT" --out "$OUT/w$b.glowq" --bits "$b" --rank "$RANK" --seq-len 256 \
         --samples 128 --overwrite --json >"$OUT/last.json"
     plain=$(field quantized_bytes) corrected=$(($(field quantized_bytes) + $(field factor_bytes))) full=$(field weight_bytes)
-    [ "$first" = 0 ] || row 16 "as stored" "$full" --model "$MODEL"
-    first=0
+    [ "$b" != "${BITS%% *}" ] || row 16 "as stored" "$full" --model "$MODEL"
     row "$b" "rounded" "$plain" --model "$OUT/w$b.glowq" --no-correction
     row "$b" "GlowQ, rank $RANK" "$corrected" --model "$OUT/w$b.glowq"
 done
