@@ -87,6 +87,19 @@ class Expert(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
+class Permute(torch.autograd.Function):
+    """x[order], with the gradient as another gather: the one autograd derives would scatter, ten times slower on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x, order, back):
+        ctx.back = back
+        return x[order]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad[ctx.back], None, None
+
+
 class SparseMoe(nn.Module):
     """Top-k routing: softmax over all experts, the k largest renormalized. The auxiliary losses are left in self.aux."""
 
@@ -107,10 +120,13 @@ class SparseMoe(nn.Module):
         share = F.one_hot(chosen, n_experts).sum((0, 1)).float() / chosen.numel()
         self.aux = BALANCE * n_experts * (share * probs.mean(0)).sum() + ROUTER_Z * logits.logsumexp(-1).square().mean()
         self.share = share.detach()
-        out = torch.zeros_like(x, dtype=torch.float32)
-        for e, expert in enumerate(self.experts):
-            row, slot = (chosen == e).nonzero(as_tuple=True)
-            out = out.index_add(0, row, expert(x[row]).float() * top[row, slot, None])
+        # Tokens are sorted by expert, so that each expert sees one block of rows, and brought back to their places afterwards.
+        order = chosen.flatten().argsort(stable=True)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+        rows = Permute.apply(x.to(torch.bfloat16).repeat_interleave(self.k, 0), order, back)
+        parts = rows.split(torch.bincount(chosen.flatten(), minlength=n_experts).tolist())
+        done = Permute.apply(torch.cat([expert(part) for expert, part in zip(self.experts, parts)]), back, order)
+        out = (done.view(-1, self.k, shape[-1]).float() * top[..., None]).sum(1)
         return out.view(shape)
 
 
@@ -170,13 +186,12 @@ def batches(ids, batch, length, seed, first):
 
 
 @torch.no_grad()
-def validate(model, ids, length, n=32):
-    model.eval()
+def validate(model, ids, batch, length, n=32):
+    """Mean loss of n windows, in batches of the training shape (another shape would be compiled anew)."""
     rows = torch.from_numpy(ids[:n * length + 1].astype(np.int64))
+    x, y = rows[:-1].view(n, length), rows[1:].view(n, length)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model(rows[:-1].view(n, length), rows[1:].view(n, length)).item()
-    model.train()
-    return loss
+        return sum(model(x[i:i + batch], y[i:i + batch]).item() for i in range(0, n, batch)) * batch / n
 
 
 def export(model, kind, vocab, corpus, out):
@@ -208,7 +223,7 @@ def main():
     parser.add_argument("--run", required=True)
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--steps", type=int, default=10**9)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=CONTEXT)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
@@ -223,24 +238,30 @@ def main():
     model = Model(CONFIGS[args.kind], vocab)
     decay = [p for p in model.parameters() if p.dim() == 2]
     rest = [p for p in model.parameters() if p.dim() != 2]
-    forward = torch.compile(model) if args.kind == "dense" else model  # routing's data-dependent shapes would recompile for ever
+    if args.kind == "dense":
+        forward = torch.compile(model)
+    else:  # routing's shapes depend on the data: compiling them would never end
+        forward = model
+        for layer in model.layers:
+            for part in (layer.self_attn, layer.input_layernorm, layer.post_attention_layernorm):
+                part.compile()
     opt = torch.optim.AdamW([{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train):,} training tokens", flush=True)
 
     os.makedirs(args.run, exist_ok=True)
     state, log = os.path.join(args.run, "state.pt"), os.path.join(args.run, "losses.csv")
-    step, spent = 0, 0.0
+    step, tokens, spent = 0, 0, 0.0
     if os.path.exists(state):
         saved = torch.load(state)
         model.load_state_dict(saved["model"])
         opt.load_state_dict(saved["opt"])
-        step, spent = saved["step"], saved["spent"]
+        step, tokens, spent = saved["step"], saved["tokens"], saved["spent"]
     else:
         with open(log, "w", newline="") as f:
             csv.writer(f).writerow(["step", "tokens", "seconds", "lr", "train_loss", "valid_loss"])
 
     def save():
-        torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "step": step, "spent": spent}, state + ".tmp")
+        torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "step": step, "tokens": tokens, "spent": spent}, state + ".tmp")
         os.replace(state + ".tmp", state)
         export(model, args.kind, vocab, args.corpus, args.out)
 
@@ -259,13 +280,12 @@ def main():
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
         opt.zero_grad(set_to_none=True)
-        step += 1
+        step, tokens = step + 1, tokens + ids.numel()
         recent.append(loss.item())
         now = time.monotonic()
         spent, clock = spent + now - clock, now
         if step % 100 == 0:
-            loss_valid = validate(model, valid, args.length)
-            tokens = step * args.batch * args.length
+            loss_valid = validate(model, valid, args.batch, args.length)
             with open(log, "a", newline="") as f:
                 csv.writer(f).writerow([step, tokens, round(spent), f"{lr:.2e}", f"{np.mean(recent):.4f}", f"{loss_valid:.4f}"])
             shares = " ".join(f"{r.share.min():.3f}-{r.share.max():.3f}" for r in model.routers())
@@ -274,7 +294,7 @@ def main():
         if step % 500 == 0:
             save()
     save()
-    print(f"done: {step} steps, {step * args.batch * args.length:,} tokens, {spent / 60:.1f} minutes, valid {validate(model, valid, args.length):.4f}", flush=True)
+    print(f"done: {step} steps, {tokens:,} tokens, {spent / 60:.1f} minutes, valid {validate(model, valid, args.batch, args.length):.4f}", flush=True)
 
 
 if __name__ == "__main__":
