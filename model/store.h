@@ -35,7 +35,7 @@
  * n_heads  n_kv_heads  head_dim vocab_size  bits  group_size (0: one group a row)  max_rank  scheme  solver
  * factor_dtype Every dataset has an attribute dtype ("f32", "f16", "bf16", "u8"): HDF5 has no bf16, such data is stored
  * as u16. Datasets are contiguous, little-endian, unfiltered, allocated early; those of 64 KB or more begin at
- * multiples of 4096 bytes. Format bounds are HDF5 1.10's (its metadata has checksums), no times are stored: equal
+ * multiples of 4096 bytes. Format bounds are HDF5 1.8's (all its metadata has checksums), no times are stored: equal
  * content gives equal bytes.
  *
  * Versions. A reader opens its own version and older ones, and refuses newer ones by name. An added attribute or
@@ -142,8 +142,9 @@ enum store_end { STORE_EMBEDDING, STORE_NORM, STORE_HEAD, N_STORE_ENDS };
 /* Rows as for store_put_codes; the norm is given whole (row0 0, rows d_model). */
 int store_put_end(struct store_writer *writer, enum store_end end, int64_t row0, int64_t rows, const void *data);
 
-/* Everything put? checksums, H5Fclose, fsync, rename, fsync of the folder. Frees the writer, also on error; after an
- * error nothing stands under the final name that wasn't there before. */
+/* Everything put? checksums, metadata, fsync, rename, fsync of the folder. Frees the writer, also on error; after an
+ * error nothing stands under the final name that wasn't there before (but for a failed sync of the folder, when the
+ * whole new file does). */
 int store_publish(struct store_writer *writer);
 /* Gives the file up. Accepts NULL. */
 void store_discard(struct store_writer *writer);

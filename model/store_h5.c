@@ -33,12 +33,9 @@ int h5_fail(int code, const char *file, int line, const char *fmt, ...)
     return err_set((enum err)code, file, line, "%s (HDF5: %s)", ours, theirs);
 }
 
-/* HDF5 prints its error stack to stderr unless told not to; h5_fail keeps its innermost message instead. And it closes
- * what is open when the program ends, which after a failed close touches freed memory: files are closed here or not at
- * all. */
+/* HDF5 prints its error stack to stderr unless told not to; h5_fail keeps its innermost message instead. */
 static void tame(void)
 {
-    H5dont_atexit(); /* without effect once the library runs */
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
 }
 
@@ -58,11 +55,9 @@ static int access_properties(hid_t *properties)
     TRY_H5(ERR_NOMEM, *properties = H5Pcreate(H5P_FILE_ACCESS), "file properties");
     /* Datasets of a page's worth start on a page, so that they can be mapped and read without straddling. */
     TRY_H5(ERR_NOMEM, H5Pset_alignment(*properties, 65536, 4096), "alignment");
-    /* One fixed format, whatever HDF5 is linked: newer ones would otherwise write other bytes. */
-    TRY_H5(ERR_NOMEM, H5Pset_libver_bounds(*properties, H5F_LIBVER_V110, H5F_LIBVER_V110), "format bounds");
-    /* Data goes to the disk when it is written, not when its dataset is closed: an error belongs to the call it
-     * befalls. */
-    TRY_H5(ERR_NOMEM, H5Pset_sieve_buf_size(*properties, 0), "sieve buffer");
+    /* One fixed format, whatever HDF5 is linked (newer ones would otherwise write other bytes): the oldest one whose
+     * metadata all has checksums, so that the most programs can read it. */
+    TRY_H5(ERR_NOMEM, H5Pset_libver_bounds(*properties, H5F_LIBVER_V18, H5F_LIBVER_V18), "format bounds");
     TRY_H5(ERR_NOMEM, H5Pset_fclose_degree(*properties, H5F_CLOSE_STRONG), "close degree");
     /* Published files never change and unpublished ones are guarded by store_lock; many cluster file systems refuse
      * locks. */
@@ -91,16 +86,24 @@ out:
     return err;
 }
 
-int h5_create(const char *path, hid_t *file)
+int h5_create(const char *path, hid_t *file, int *memory)
 {
     int err = OK;
+    void *handle = NULL;
     hid_t access = -1, creation = -1;
     *file = -1;
+    if ((*memory = memfd_create("glowq_store", MFD_CLOEXEC)) < 0)
+        FAIL(ERR_NOMEM, "cannot create a file in memory: %s", strerror(errno));
     TRY(access_properties(&access));
     TRY_H5(ERR_NOMEM, creation = H5Pcreate(H5P_FILE_CREATE), "file creation properties");
     TRY(object_properties(creation));
     TRY_H5(ERR_NOMEM, H5Pset_link_phase_change(creation, 4096, 0), "link storage");
     TRY_H5(ERR_IO, *file = H5Fcreate(path, H5F_ACC_TRUNC, creation, access), "cannot create %s", path);
+    /* The default driver's handle is its descriptor. What it has written so far, a first superblock, it writes again.
+     */
+    TRY_H5(ERR_IO, H5Fget_vfd_handle(*file, H5P_DEFAULT, &handle), "%s: no descriptor", path);
+    if (dup3(*memory, *(int *)handle, O_CLOEXEC) < 0)
+        FAIL(ERR_IO, "cannot move %s to memory: %s", path, strerror(errno));
 out:
     h5_drop(creation);
     h5_drop(access);
@@ -124,16 +127,19 @@ out:
     return err;
 }
 
-void h5_abandon(hid_t file)
+int disk_write(int disk, const char *path, const void *data, size_t n, int64_t offset)
 {
-    void *handle = NULL;
-    if (file < 0 || H5Fget_vfd_handle(file, H5P_DEFAULT, &handle) < 0)
-        return;
-    int nowhere = memfd_create("abandoned", MFD_CLOEXEC);
-    if (nowhere < 0)
-        return;
-    dup2(nowhere, *(int *)handle); /* the default driver's handle is its descriptor */
-    close(nowhere);
+    int err = OK;
+    for (size_t done = 0; done < n;) {
+        ssize_t k = pwrite(disk, (const char *)data + done, n - done, (off_t)(offset + (int64_t)done));
+        if (k < 0 && errno == EINTR)
+            continue;
+        if (k <= 0)
+            FAIL(ERR_IO, "cannot write %s: %s", path, k < 0 ? strerror(errno) : "no progress");
+        done += (size_t)k;
+    }
+out:
+    return err;
 }
 
 int h5_make_group(hid_t file, const char *path, const char *name)

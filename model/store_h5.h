@@ -19,17 +19,18 @@
     } while (0)
 int h5_fail(int code, const char *file, int line, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 
-/* A new empty file; *file from H5Fclose. */
-int h5_create(const char *path, hid_t *file);
+/* A new empty file; *file from H5Fclose, *memory from close. The name stands on disk, but from here on HDF5 reads and
+ * writes *memory instead: when a write fails, HDF5 1.10 can neither flush nor close any more and touches freed memory
+ * later. So it lays out the file and keeps the metadata where nothing fails; data goes to its place on disk by our own
+ * disk_write, and store_publish adds the metadata at the end. */
+int h5_create(const char *path, hid_t *file, int *memory);
 /* Read only. ERR_IO if it can't be opened by the system, ERR_FORMAT if it isn't a whole HDF5 file. */
 int h5_open(const char *path, hid_t *file);
 /* Closes a handle of any kind whose closing can't lose anything; accepts negative ones. Files that were written are
  * closed by H5Fclose, checked. */
 void h5_drop(hid_t id);
-/* A file that is given up: what HDF5 still wants to write when it closes goes nowhere, and so can't fail. Closing a
- * file whose writes fail leaves HDF5 1.10 with handles to freed memory. Call it before the file's objects are closed.
- */
-void h5_abandon(hid_t file);
+/* All n bytes at offset of the file on disk. */
+int disk_write(int disk, const char *path, const void *data, size_t n, int64_t offset);
 /* A group at /a/b/c with its parents. */
 int h5_make_group(hid_t file, const char *path, const char *name);
 
@@ -49,6 +50,8 @@ struct table {
     char name[48];    /* "/modules/q_proj/codes" */
     const char *path; /* of the file; borrowed */
     hid_t data, sums, type;
+    int disk;       /* writing: where the data goes, */
+    int64_t offset; /* and from where on */
     enum dtype dtype;
     int64_t rows, cols;
     size_t row_bytes;
@@ -57,8 +60,8 @@ struct table {
     uint8_t *done;    /* [n_blocks] writing: the block has been put */
     uint8_t *scratch; /* one block; reading */
 };
-/* Creates dataset and checksums, allocated on disk, the groups above them too. */
-int table_create(hid_t file, const char *path, const char *name, enum dtype dtype, int64_t rows, int64_t cols,
+/* Creates dataset and checksums, allocated in the file's layout, the groups above them too; data will go to disk. */
+int table_create(hid_t file, const char *path, const char *name, enum dtype dtype, int64_t rows, int64_t cols, int disk,
                  struct table *table);
 /* ERR_FORMAT naming file, dataset, expected and found when it is missing or of another shape or type. */
 int table_open(hid_t file, const char *path, const char *name, enum dtype dtype, int64_t rows, int64_t cols,

@@ -49,7 +49,9 @@ void head_specs(const struct model_config *config, const enum dtype dtype[N_STOR
  * them). */
 int head_specs_read(hid_t file, const char *path, const struct model_config *config, struct table_spec specs[N_TABLES]);
 
-int tables_create(hid_t file, const char *path, const struct table_spec specs[N_TABLES], struct table tables[N_TABLES]);
+/* disk: see table_create. */
+int tables_create(hid_t file, const char *path, int disk, const struct table_spec specs[N_TABLES],
+                  struct table tables[N_TABLES]);
 int tables_open(hid_t file, const char *path, const struct table_spec specs[N_TABLES], struct table tables[N_TABLES]);
 int tables_finish(struct table tables[N_TABLES]);
 int tables_verify(struct table tables[N_TABLES], int64_t *n_bad);

@@ -200,7 +200,6 @@ int store_layer_read_facts(const char *dir, int64_t l, struct store_layer_facts 
     char path[PATH_MAX];
     TRY(store_layer_path(dir, l, path, sizeof path));
     TRY(h5_open(path, &file));
-    TRY(header_read(file, path, "glowq-layer", facts->fingerprint));
     TRY(layer_facts_read(file, path, facts));
 out:
     h5_drop(file);

@@ -97,7 +97,7 @@ static void sums_name(const struct table *t, char *out, size_t size)
     snprintf(out, size, "/checksums%s", t->name);
 }
 
-/* A contiguous dataset, on disk from now on. */
+/* A contiguous dataset, with its place in the file from now on. */
 static int dataset_create(hid_t file, const char *path, const char *name, hid_t type, int64_t rows, int64_t cols,
                           hid_t *dataset)
 {
@@ -123,7 +123,7 @@ out:
     return err;
 }
 
-int table_create(hid_t file, const char *path, const char *name, enum dtype dtype, int64_t rows, int64_t cols,
+int table_create(hid_t file, const char *path, const char *name, enum dtype dtype, int64_t rows, int64_t cols, int disk,
                  struct table *t)
 {
     int err = OK;
@@ -132,6 +132,11 @@ int table_create(hid_t file, const char *path, const char *name, enum dtype dtyp
     TRY(table_rooms(t));
     TRY(dataset_create(file, path, name, t->type, rows, cols, &t->data));
     TRY(h5_put_string(file, path, name, "dtype", dtype_name(dtype)));
+    haddr_t offset = H5Dget_offset(t->data); /* known at once: allocated early */
+    if (offset == HADDR_UNDEF)
+        TRY_H5(ERR_IO, -1, "%s: %s has no place in the file", path, name);
+    t->disk = disk;
+    t->offset = (int64_t)offset;
     sums_name(t, sums, sizeof sums);
     TRY(dataset_create(file, path, sums, H5T_STD_U8LE, t->n_blocks, SUM_BYTES, &t->sums));
     TRY(h5_put_string(file, path, sums, "dtype", "u8"));
@@ -187,8 +192,7 @@ out:
     return err;
 }
 
-/* Rows [row0, row0 + rows) between file and memory. */
-static int move_rows(struct table *t, int64_t row0, int64_t rows, void *read, const void *write)
+static int read_rows(struct table *t, int64_t row0, int64_t rows, void *dst)
 {
     int err = OK;
     hid_t there = -1, here = -1;
@@ -197,12 +201,8 @@ static int move_rows(struct table *t, int64_t row0, int64_t rows, void *read, co
     TRY_H5(ERR_NOMEM, H5Sselect_hyperslab(there, H5S_SELECT_SET, start, NULL, count, NULL), "%s: rows of %s", t->path,
            t->name);
     TRY_H5(ERR_NOMEM, here = H5Screate_simple(t->cols > 0 ? 2 : 1, count, NULL), "%s: rows of %s", t->path, t->name);
-    if (read)
-        TRY_H5(ERR_IO, H5Dread(t->data, t->type, here, there, H5P_DEFAULT, read),
-               "%s: cannot read rows %lld to %lld of %s", t->path, (long long)row0, (long long)(row0 + rows), t->name);
-    else
-        TRY_H5(ERR_IO, H5Dwrite(t->data, t->type, here, there, H5P_DEFAULT, write),
-               "%s: cannot write rows %lld to %lld of %s", t->path, (long long)row0, (long long)(row0 + rows), t->name);
+    TRY_H5(ERR_IO, H5Dread(t->data, t->type, here, there, H5P_DEFAULT, dst), "%s: cannot read rows %lld to %lld of %s",
+           t->path, (long long)row0, (long long)(row0 + rows), t->name);
 out:
     h5_drop(here);
     h5_drop(there);
@@ -222,7 +222,7 @@ int table_put(struct table *t, int64_t row0, int64_t rows, const void *data)
         (rows % t->block_rows != 0 && row0 + rows != t->rows))
         FAIL(ERR_ARG, "%s: %s: rows %lld to %lld of %lld are not whole blocks of %lld", t->path, t->name,
              (long long)row0, (long long)(row0 + rows), (long long)t->rows, (long long)t->block_rows);
-    TRY(move_rows(t, row0, rows, NULL, data));
+    TRY(disk_write(t->disk, t->path, data, (size_t)rows * t->row_bytes, t->offset + row0 * (int64_t)t->row_bytes));
     const uint8_t *p = data;
     for (int64_t at = row0; at < row0 + rows; at += t->block_rows) {
         int64_t block = at / t->block_rows;
@@ -254,7 +254,7 @@ static int read_block(struct table *t, int64_t block, void *dst, int *good)
 {
     int err = OK;
     uint8_t sum[SUM_BYTES];
-    TRY(move_rows(t, block * t->block_rows, rows_of_block(t, block), dst, NULL));
+    TRY(read_rows(t, block * t->block_rows, rows_of_block(t, block), dst));
     xxh3_128(dst, (size_t)rows_of_block(t, block) * t->row_bytes, sum);
     *good = memcmp(sum, t->sum + block * SUM_BYTES, SUM_BYTES) == 0;
 out:

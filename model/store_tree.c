@@ -352,13 +352,15 @@ out:
 /* ---- sets of tables
  * --------------------------------------------------------------------------------------------------- */
 
-int tables_create(hid_t file, const char *path, const struct table_spec specs[N_TABLES], struct table tables[N_TABLES])
+int tables_create(hid_t file, const char *path, int disk, const struct table_spec specs[N_TABLES],
+                  struct table tables[N_TABLES])
 {
     int err = OK;
     memset(tables, 0, N_TABLES * sizeof *tables);
     for (int i = 0; i < N_TABLES; i++)
         if (specs[i].rows > 0)
-            TRY(table_create(file, path, specs[i].name, specs[i].dtype, specs[i].rows, specs[i].cols, &tables[i]));
+            TRY(table_create(file, path, specs[i].name, specs[i].dtype, specs[i].rows, specs[i].cols, disk,
+                             &tables[i]));
 out:
     return err;
 }

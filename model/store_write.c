@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Writing the store: see store.h. A file is written under a temporary name, takes all its room on disk when it is
- * created, and gets its own name only when every row has been put, HDF5 has closed it without error and the disk has
- * it. */
+ * created, and gets its own name only when every row has been put and the disk has it. HDF5 lays the file out in memory
+ * (h5_create says why); rows go straight to their place on disk, the rest follows at the end. */
 #include "model/store_private.h"
 
 #include "base/err.h"
@@ -20,7 +20,9 @@
 
 struct store_writer {
     char path[PATH_MAX], temporary[PATH_MAX];
-    hid_t file;
+    int disk;                       /* the temporary */
+    int memory;                     /* the same file without its rows */
+    hid_t file;                     /* HDF5's handle of memory */
     struct store_layer_facts facts; /* of a layer */
     struct table tables[N_TABLES];
 };
@@ -132,32 +134,30 @@ static int writer_open(const char *path, struct store_writer **out)
     if (!w)
         FAIL(ERR_NOMEM, "store writer");
     w->file = -1;
+    w->disk = w->memory = -1;
     snprintf(w->path, sizeof w->path, "%s", path);
     TRY(file_temporary(path, w->temporary, sizeof w->temporary));
-    TRY(h5_create(w->temporary, &w->file));
+    TRY(h5_create(w->temporary, &w->file, &w->memory));
+    if ((w->disk = open(w->temporary, O_WRONLY | O_CLOEXEC)) < 0)
+        FAIL(ERR_IO, "cannot open %s: %s", w->temporary, strerror(errno));
     *out = w;
     w = NULL;
 out:
-    if (w)
-        store_discard(w);
+    store_discard(w);
     return err;
 }
 
-/* The file has its final size now: taking the room on disk at once finds a full disk here, in plain words, instead of
- * in the middle of a layer inside HDF5. File systems that can't do it are left to find out later. */
+/* The layout is final now: taking the room on disk at once finds a full disk here instead of in the middle of a layer.
+ * File systems that can't do it are left to find out later. */
 static int take_room(struct store_writer *w)
 {
-    int err = OK, fd = -1;
+    int err = OK;
     hsize_t bytes = 0;
-    TRY_H5(ERR_IO, H5Fflush(w->file, H5F_SCOPE_GLOBAL), "cannot write %s", w->temporary);
-    TRY_H5(ERR_IO, H5Fget_filesize(w->file, &bytes), "size of %s", w->temporary);
-    if ((fd = open(w->temporary, O_WRONLY | O_CLOEXEC)) < 0)
-        FAIL(ERR_IO, "cannot open %s: %s", w->temporary, strerror(errno));
-    if (fallocate(fd, 0, 0, (off_t)bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS)
+    TRY_H5(ERR_IO, H5Fflush(w->file, H5F_SCOPE_GLOBAL), "layout of %s", w->path);
+    TRY_H5(ERR_IO, H5Fget_filesize(w->file, &bytes), "size of %s", w->path);
+    if (fallocate(w->disk, 0, 0, (off_t)bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS)
         FAIL(ERR_IO, "cannot take %llu bytes for %s: %s", (unsigned long long)bytes, w->path, strerror(errno));
 out:
-    if (fd >= 0)
-        close(fd);
     return err;
 }
 
@@ -165,25 +165,81 @@ void store_discard(struct store_writer *w)
 {
     if (!w)
         return;
-    h5_abandon(w->file);
     tables_close(w->tables);
     h5_drop(w->file);
+    if (w->memory >= 0)
+        close(w->memory);
+    if (w->disk >= 0)
+        close(w->disk);
     if (w->temporary[0])
         unlink(w->temporary);
     free(w);
+}
+
+/* [begin, end) of the file in memory to the same place on disk. */
+static int copy_bytes(const struct store_writer *w, int64_t begin, int64_t end)
+{
+    int err = OK;
+    char bytes[1 << 14];
+    while (begin < end) {
+        size_t n = end - begin < (int64_t)sizeof bytes ? (size_t)(end - begin) : sizeof bytes;
+        TRY(file_pread(w->memory, "file in memory", bytes, n, (uint64_t)begin));
+        TRY(disk_write(w->disk, w->temporary, bytes, n, begin));
+        begin += (int64_t)n;
+    }
+out:
+    return err;
+}
+
+struct extent {
+    int64_t begin, end;
+};
+
+static int by_begin(const void *a, const void *b)
+{
+    const struct extent *x = a, *y = b;
+    return (x->begin > y->begin) - (x->begin < y->begin);
+}
+
+/* Everything that isn't a table's rows: metadata, checksums, the gaps that align. Closes the file in memory. */
+static int write_rest(struct store_writer *w)
+{
+    int err = OK, n = 0;
+    struct extent rows[N_TABLES];
+    struct stat st;
+    for (int i = 0; i < N_TABLES; i++) {
+        const struct table *t = &w->tables[i];
+        if (t->rows > 0)
+            rows[n++] = (struct extent){t->offset, t->offset + t->rows * (int64_t)t->row_bytes};
+    }
+    qsort(rows, (size_t)n, sizeof *rows, by_begin);
+    tables_close(w->tables);
+    hid_t file = w->file;
+    w->file = -1;
+    TRY_H5(ERR_IO, H5Fclose(file), "cannot close %s in memory", w->path);
+    if (fstat(w->memory, &st) != 0)
+        FAIL(ERR_IO, "size of %s in memory: %s", w->path, strerror(errno));
+    int64_t at = 0;
+    for (int i = 0; i < n; i++) {
+        TRY(copy_bytes(w, at, rows[i].begin));
+        at = rows[i].end;
+    }
+    TRY(copy_bytes(w, at, st.st_size));
+    if (ftruncate(w->disk, st.st_size) != 0) /* what was taken for the layout and isn't needed */
+        FAIL(ERR_IO, "cannot set the size of %s: %s", w->temporary, strerror(errno));
+out:
+    return err;
 }
 
 int store_publish(struct store_writer *w)
 {
     int err = OK;
     TRY(tables_finish(w->tables));
-    /* Everything that can fail fails here, where the file can still be abandoned; closing then only rewrites the
-     * superblock. */
-    TRY_H5(ERR_IO, H5Fflush(w->file, H5F_SCOPE_GLOBAL), "cannot write %s", w->temporary);
-    tables_close(w->tables);
-    hid_t file = w->file;
-    w->file = -1;
-    TRY_H5(ERR_IO, H5Fclose(file), "cannot close %s", w->temporary);
+    TRY(write_rest(w));
+    int disk = w->disk;
+    w->disk = -1;
+    if (close(disk) != 0)
+        FAIL(ERR_IO, "cannot close %s: %s", w->temporary, strerror(errno));
     TRY(file_publish_rename(w->temporary, w->path));
     w->temporary[0] = 0;
 out:
@@ -205,7 +261,7 @@ int store_layer_create(const char *dir, const struct store_layer_facts *facts, s
     w->facts = own;
     layer_specs(&w->facts, specs);
     TRY(layer_facts_write(w->file, w->temporary, &w->facts));
-    TRY(tables_create(w->file, w->temporary, specs, w->tables));
+    TRY(tables_create(w->file, w->temporary, w->disk, specs, w->tables));
     TRY(take_room(w));
     *out = w;
     w = NULL;
@@ -227,7 +283,7 @@ int store_head_create(const char *dir, const struct model_config *config, const 
     TRY(writer_open(path, &w));
     TRY(header_write(w->file, w->temporary, "glowq-head", fingerprint));
     head_specs(config, dtype, has_head, specs);
-    TRY(tables_create(w->file, w->temporary, specs, w->tables));
+    TRY(tables_create(w->file, w->temporary, w->disk, specs, w->tables));
     TRY(take_room(w));
     *out = w;
     w = NULL;
