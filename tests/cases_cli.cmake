@@ -3,7 +3,7 @@ add_case(NAME report PROGRAM test_report LABELS unit)
 
 # add_cli(NAME LABEL TIMEOUT [ARGS...])
 function(add_cli name label timeout)
-  string(REGEX REPLACE "_published$" "" script ${name})
+  string(REGEX REPLACE "^eval_.*" "eval" script ${name})
   add_test(NAME cli_${name} COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/cli/${script}.sh ${ARGN}
     WORKING_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
   set_tests_properties(cli_${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT ${timeout} LABELS ${label} PROCESSORS 2
@@ -13,7 +13,8 @@ if(TARGET glowq)
   add_cli(usage unit 120)
   add_cli(tokenize unit 120)
   add_cli(eval unit 300)
-  add_cli(eval_published slow 1200 data)
+  add_cli(eval_published slow 600 data)
+  add_cli(published slow 900)
   add_cli(hostile mpi 300)
   add_cli(parallel mpi 600)
   add_cli(calibrate mpi 900)

@@ -32,7 +32,8 @@ for name, key in (("tokens", "tokens"), ("windows", "windows"), ("text_sha256", 
                   ("ids_sha256", "ids_sha256_i32le")):
     if got[name] != want[key]:
         bad.append("%s %s, reference %s" % (name, got[name], want[key]))
-print("; ".join(bad))
+if bad:
+    print("; ".join(bad))
 sys.exit(bool(bad))
 END
 done <cases
