@@ -106,7 +106,7 @@ out:
 int trsm_right_cpu(struct backend *be, int trans_l, const struct mat *l, struct mat *b)
 {
     assert(l->dtype == DT_F64 && b->dtype == DT_F64 && l->rows == l->cols && b->cols == l->rows);
-    int64_t n_tiles = (b->rows + TRSM_ROWS - 1) / TRSM_ROWS;
+    int64_t n_tiles = b->cols > 0 ? (b->rows + TRSM_ROWS - 1) / TRSM_ROWS : 0;
 #pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) if (n_tiles > 1)
     for (int64_t t = 0; t < n_tiles; t++) {
         int64_t i = t * TRSM_ROWS;
