@@ -20,7 +20,7 @@ int file_read(const char *path, size_t max_bytes, char **data, size_t *n)
     char *p = NULL;
     struct stat st;
     *data = NULL;
-    if ((fd = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+    if ((fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)) < 0) /* a FIFO without a writer would block here */
         FAIL(ERR_IO, "cannot open %s: %s", path, strerror(errno));
     if (fstat(fd, &st) != 0)
         FAIL(ERR_IO, "cannot stat %s: %s", path, strerror(errno));
@@ -157,6 +157,8 @@ int file_make_dirs(const char *path)
     char p[PATH_MAX];
     if (strlen(path) >= sizeof p)
         FAIL(ERR_ARG, "path too long: %s", path);
+    if (!path[0])
+        FAIL(ERR_ARG, "the name of a folder is empty");
     strcpy(p, path);
     for (char *s = p + 1;; s++) {
         if (*s != '/' && *s != 0)

@@ -9,6 +9,7 @@
 #include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -77,8 +78,11 @@ int sha256_file(const char *path, char hex[65])
     struct sha256 *h = NULL;
     unsigned char *block = NULL;
     const size_t block_bytes = 1 << 20;
-    if ((fd = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+    struct stat st;
+    if ((fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)) < 0) /* a FIFO without a writer would block here */
         FAIL(ERR_IO, "cannot open %s: %s", path, strerror(errno));
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+        FAIL(ERR_IO, "%s is not a regular file", path);
     if (!(block = malloc(block_bytes)))
         FAIL(ERR_NOMEM, "%zu bytes", block_bytes);
     TRY(sha256_open(&h));

@@ -77,7 +77,7 @@ void progress_update(struct progress *p, int64_t done, const char *note)
     format_left(left, sizeof left, done > 0 ? (t - p->start_s) / (double)done * (double)(p->n_units - done) : 0);
     if (isatty(STDERR_FILENO)) {
         char bar[31];
-        int64_t filled = done * 30 / p->n_units;
+        int64_t filled = done < p->n_units ? done * 30 / p->n_units : 30;
         memset(bar, ' ', 30);
         memset(bar, '=', (size_t)filled);
         bar[30] = 0;

@@ -102,6 +102,18 @@ uint16_t f32_to_f16(float v)
     return sign | (uint16_t)((u - 0x38000000u + 0xfffu + (u >> 13 & 1u)) >> 13);
 }
 
+/* To odd: what f64 holds beyond f32 stays visible as a set last bit, so that rounding on to 16 bits gives what rounding once
+ * would (24 bits are at least 2 more than either format keeps). */
+static float f64_to_f32_odd(double v)
+{
+    float f = (float)v;
+    if (v != v || (double)f == v)
+        return f;
+    uint32_t u = bits_of(f);
+    int away = (u & 0x7fffffffu) > 0 && (v > 0 ? (double)f > v : (double)f < v);
+    return float_of((u - (uint32_t)away) | 1u);
+}
+
 static double load_f64(const void *src, enum dtype dtype, int64_t i)
 {
     switch (dtype) {
@@ -139,9 +151,9 @@ void convert(void *dst, enum dtype dst_dtype, const void *src, enum dtype src_dt
             else if (dst_dtype == DT_F32)
                 ((float *)dst)[i] = (float)v;
             else if (dst_dtype == DT_BF16)
-                ((uint16_t *)dst)[i] = f32_to_bf16((float)v);
+                ((uint16_t *)dst)[i] = f32_to_bf16(f64_to_f32_odd(v));
             else
-                ((uint16_t *)dst)[i] = f32_to_f16((float)v);
+                ((uint16_t *)dst)[i] = f32_to_f16(f64_to_f32_odd(v));
         }
     }
 }

@@ -41,7 +41,7 @@ float bf16_to_f32(uint16_t v);
 uint16_t f32_to_bf16(float v);
 float f16_to_f32(uint16_t v);
 uint16_t f32_to_f16(float v);
-/* n elements, any of F32 F64 BF16 F16 to any of them, on the host; buffers may not overlap. */
+/* n elements, any of F32 F64 BF16 F16 to any of them, rounded once, on the host; buffers may not overlap. */
 void convert(void *dst, enum dtype dst_dtype, const void *src, enum dtype src_dtype, int64_t n);
 
 #endif
