@@ -293,32 +293,6 @@ out:
     return err;
 }
 
-/* +1 or -1 for each u_j, so that its largest |entry| is positive: from the largest and the smallest entry of all ranks. */
-static int find_signs(struct krylov *s, const struct mat *u, double *sign)
-{
-    int err = OK;
-    int64_t r = u->cols;
-    void *host = NULL;
-    double *low = sign + r;
-    for (int64_t j = 0; j < 2 * r; j++)
-        sign[j] = -INFINITY;
-    if (u->rows > 0) {
-        TRY(s->be->ops->host_begin(s->be, u->data, mat_bytes(u), &host));
-        for (int64_t i = 0; i < u->rows; i++)
-            for (int64_t j = 0; j < r; j++) {
-                double v = u->dtype == DT_F32 ? ((float *)host)[i * r + j] : ((double *)host)[i * r + j];
-                sign[j] = fmax(sign[j], v);
-                low[j] = fmax(low[j], -v);
-            }
-        TRY(s->be->ops->host_end(s->be, u->data, mat_bytes(u), host));
-    }
-    TRY(comm_max_f64(s->p->comm, sign, 2 * r));
-    for (int64_t j = 0; j < r; j++)
-        sign[j] = sign[j] >= low[j] ? 1 : -1;
-out:
-    return err;
-}
-
 /* B = U^T E = F^T Z^T, rows signed. */
 static int finish(struct krylov *s, struct right_factor *right)
 {
@@ -330,7 +304,7 @@ static int finish(struct krylov *s, struct right_factor *right)
     TRY(comm_bcast_mat(p->comm, &f64, 0));
     TRY(s->be->ops->convert(s->be, &f64, &f));
     TRY(exact_rows(&s->x, 1, &k, &f, 0, &u));
-    TRY(find_signs(s, &u, s->host));
+    TRY(column_signs(p, &u, s->host));
     if (p->comm->rank == 0) {
         struct mat z = mat_cols(&s->z_all, 0, s->cols);
         failed = s->be->ops->gemm(s->be, 1, 1, 1, &f64, &z, 0, &right->b);

@@ -40,6 +40,9 @@ struct right_factor {
 int krylov_solve(struct problem *p, struct right_factor *right);
 int qr_rsvd_solve(struct problem *p, struct right_factor *right);
 
+/* sign[j] = +1 or -1 so that the largest |entry| of column j of U (local, dense) is positive; sign has room for 2 cols.
+ * Collective. */
+int column_signs(struct problem *p, const struct mat *u, double *sign);
 /* b_buf, b and energy for rank r. */
 int right_factor_alloc(struct problem *p, struct right_factor *right);
 void right_factor_free(struct right_factor *right);

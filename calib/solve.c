@@ -37,6 +37,31 @@ void right_factor_free(struct right_factor *right)
     right->energy = NULL;
 }
 
+int column_signs(struct problem *p, const struct mat *u, double *sign)
+{
+    int err = OK;
+    int64_t r = u->cols;
+    double *low = sign + r; /* the largest of the negated entries */
+    void *host = NULL;
+    for (int64_t j = 0; j < 2 * r; j++)
+        sign[j] = -INFINITY;
+    if (u->rows > 0) {
+        TRY(p->be->ops->host_begin(p->be, u->data, mat_bytes(u), &host));
+        for (int64_t i = 0; i < u->rows; i++)
+            for (int64_t j = 0; j < r; j++) {
+                double v = u->dtype == DT_F32 ? ((const float *)host)[i * r + j] : ((const double *)host)[i * r + j];
+                sign[j] = fmax(sign[j], v);
+                low[j] = fmax(low[j], -v);
+            }
+        TRY(p->be->ops->host_end(p->be, u->data, mat_bytes(u), host));
+    }
+    TRY(comm_max_f64(p->comm, sign, 2 * r));
+    for (int64_t j = 0; j < r; j++)
+        sign[j] = sign[j] >= low[j] ? 1 : -1;
+out:
+    return err;
+}
+
 /* Norms of E's columns within panels (one pass over E): exponents for every sum over E, and ||E||_F^2. A NaN or infinity is
  * agreed on by way of the maximum. */
 static int measure_error(struct problem *p)

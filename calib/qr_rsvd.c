@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The published solver (GlowQ, arXiv 2603.25385): reduce E by QR, whiten with a factor of S, randomized SVD of the core
+ * M = R_e L (Halko, Martinsson, Tropp, "Finding structure with randomness", 2011), lift. With two repairs: L is the Cholesky
+ * factor of S (any L L^T = S has the same optimum, at 1/27 of the symmetric root's flops; V sqrt(w) where Cholesky fails), and
+ * the sketch is orthonormalized after every half step (without, one massive channel swamps it).
+ *
+ * M's rows lie spread over ranks in row panels whether they are R_e L (m > d) or E L (m <= d, no QR). The lift is
+ * B = Sigma^-1/2 U^T R_e and, by the refit that both solvers end in, A = E S B^T (B S B^T)^+ = E L V Sigma^-1/2. */
+#include "calib/problem.h"
+
+#include "base/err.h"
+#include "calib/orth.h"
+#include "calib/reduce.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_POWER = 8, N_BUFS = 12 };
+
+/* Power iteration closes in slowly: behind its last step lie several more of that size together, so the stop rule asks for a
+ * step this much smaller than Krylov's. */
+static const double power_patience = 5;
+
+struct core {
+    struct problem *p;
+    struct backend *be;
+    struct panels panels; /* of M's rows */
+    int own_panels;       /* panels are ours (d rows of R_e), not the problem's (rows of E) */
+    struct mat x;         /* local rows of R_e (f64) or of E (f32) */
+    struct mat x_exp;     /* i32 [1, d] */
+    struct mat m;         /* local rows of M = x L, f64 */
+    struct mat m_exp;     /* i32 [1, d] */
+    double norm2;         /* ||M||_F^2 */
+    struct buf bufs[N_BUFS];
+    int n_bufs;
+};
+
+struct sketch {
+    struct exact sums;
+    struct orth o;
+    struct mat q, qu;           /* local f64 [rows, width]: orth(M V), then Q times the core's vectors [rows, r] */
+    struct mat z, v;            /* f64 [d, width]: M^T Q, orthonormal columns */
+    struct mat unit_exp;        /* i32 [1, width] */
+    struct mat zt, u, s, vt, r; /* rank 0: SVD of Z^T [width, d] */
+    struct buf bufs[N_BUFS];
+    int n_bufs;
+    double *sigma;              /* [width] */
+};
+
+static int take(struct core *c, enum dtype dtype, int64_t rows, int64_t cols, struct mat *m)
+{
+    return mat_alloc(c->be, dtype, rows, cols, &c->bufs[c->n_bufs++], m);
+}
+
+static void core_close(struct core *c)
+{
+    for (int i = 0; i < c->n_bufs; i++)
+        buf_free(&c->bufs[i]);
+    if (c->own_panels)
+        panels_free(&c->panels);
+}
+
+/* ---- L with L L^T = damped S ---------------------------------------------------------------------------------------- */
+
+/* Rank 0: the damped S, f64 [d, d]. */
+static int damped_metric(struct problem *p, struct mat *s)
+{
+    int err = OK;
+    struct metric *metric = &p->metric;
+    double *row = malloc((size_t)p->d * sizeof *row);
+    if (!row)
+        FAIL(ERR_NOMEM, "a row of %lld values", (long long)p->d);
+    TRY(p->be->ops->moment_get(p->be, &metric->moment->acc, &metric->moment->exp, metric->moment->shift,
+                               metric->factor * metric->keep, 0, s));
+    for (int64_t i = 0; i < p->d; i++) {
+        double v = metric->diag[i] * metric->keep + metric->add[i];
+        TRY(p->be->ops->put(p->be, (double *)s->data + i * s->ld + i, &v, sizeof v));
+    }
+out:
+    free(row);
+    return err;
+}
+
+/* Rank 0: L in place of S. Cholesky; eigenvectors times root eigenvalues where S is not positive definite (fewer tokens than
+ * channels and no damping). */
+static int factor_metric(struct problem *p, struct mat *l)
+{
+    int err = OK;
+    struct buf w_buf = {0};
+    struct mat w;
+    double *host = NULL;
+    TRY(damped_metric(p, l));
+    err = p->be->ops->cholesky(p->be, l);
+    if (err != ERR_NUMERIC)
+        goto out;
+    err = OK;
+    if (!(host = malloc((size_t)p->d * sizeof *host)))
+        FAIL(ERR_NOMEM, "%lld eigenvalues", (long long)p->d);
+    TRY(mat_alloc(p->be, DT_F64, 1, p->d, &w_buf, &w));
+    TRY(damped_metric(p, l));
+    TRY(p->be->ops->eigh(p->be, l, &w));
+    TRY(p->be->ops->get(p->be, host, w.data, mat_bytes(&w)));
+    for (int64_t i = 0; i < p->d; i++)
+        host[i] = sqrt(fmax(host[i], 0));
+    TRY(p->be->ops->put(p->be, w.data, host, mat_bytes(&w)));
+    TRY(p->be->ops->scale(p->be, l, NULL, &w));
+out:
+    buf_free(&w_buf);
+    free(host);
+    return err;
+}
+
+/* ---- M ---------------------------------------------------------------------------------------------------------------- */
+
+/* R_e from rank 0 to the ranks as row panels. */
+static int spread_rows(struct core *c, struct mat *whole)
+{
+    int err = OK, n_ranks = c->p->comm->size;
+    void *all = NULL, *mine = NULL;
+    size_t *bytes = malloc((size_t)n_ranks * sizeof *bytes);
+    if (!bytes)
+        FAIL(ERR_NOMEM, "%d counts", n_ranks);
+    for (int rank = 0; rank < n_ranks; rank++) {
+        struct range rows = panels_rows(&c->panels, rank);
+        bytes[rank] = (size_t)((rows.end - rows.begin) * c->p->d) * sizeof(double);
+    }
+    if (c->p->comm->rank == 0)
+        TRY(c->be->ops->host_begin(c->be, whole->data, mat_bytes(whole), &all));
+    if (c->x.rows > 0)
+        TRY(c->be->ops->host_begin(c->be, c->x.data, mat_bytes(&c->x), &mine));
+    TRY(comm_scatter(c->p->comm, all, bytes, mine, 0));
+    if (c->x.rows > 0)
+        TRY(c->be->ops->host_end(c->be, c->x.data, mat_bytes(&c->x), mine));
+    if (c->p->comm->rank == 0)
+        TRY(c->be->ops->host_end(c->be, whole->data, mat_bytes(whole), all));
+out:
+    free(bytes);
+    return err;
+}
+
+/* x: this rank's rows of R_e, or of E where that has no more rows than columns. */
+static int reduce(struct core *c)
+{
+    int err = OK;
+    struct problem *p = c->p;
+    struct buf whole_buf = {0};
+    struct mat whole = {0};
+    enum qr_kind used;
+    c->panels = *p->panels;
+    c->x = *p->e;
+    c->x_exp = p->e_exp;
+    if (p->m <= p->d)
+        goto out;
+    TRY(panels_create(&p->d, 1, p->comm->rank, p->comm->size, &c->panels));
+    c->own_panels = 1;
+    struct range own = panels_rows(&c->panels, p->comm->rank);
+    TRY(take(c, DT_F64, own.end - own.begin, p->d, &c->x));
+    TRY(take(c, DT_I32, 1, p->d, &c->x_exp));
+    if (p->comm->rank == 0)
+        TRY(mat_alloc(p->be, DT_F64, p->d, p->d, &whole_buf, &whole));
+    TRY(reduce_rows(p, &whole, &used));
+    TRY(spread_rows(c, &whole));
+out:
+    buf_free(&whole_buf);
+    return err;
+}
+
+static int refuse(struct core *c, int err, const char *what)
+{
+    if (err == ERR_NUMERIC && c->p->comm->rank == 0)
+        return err_set(ERR_NUMERIC, __FILE__, __LINE__, "%s isn't finite", what);
+    return err;
+}
+
+/* ||M||_F^2, a leaf a panel. */
+static int norm_of(struct core *c)
+{
+    int err = OK;
+    int64_t n = local_panels(&c->panels), d = c->p->d;
+    double *leaf = calloc((size_t)n + 1, sizeof *leaf), *host = malloc((size_t)d * sizeof *host);
+    int *slot = calloc((size_t)n + 1, sizeof *slot);
+    struct buf buf = {0};
+    struct mat sums;
+    if (!leaf || !host || !slot)
+        FAIL(ERR_NOMEM, "%lld column norms", (long long)d);
+    TRY(mat_alloc(c->be, DT_F64, 1, d, &buf, &sums));
+    for (int64_t i = 0; i < n; i++) {
+        struct range rows = local_panel(&c->panels, i);
+        struct mat panel = mat_rows(&c->m, rows.begin, rows.end - rows.begin);
+        TRY(c->be->ops->col_sumsq(c->be, &panel, &sums));
+        TRY(c->be->ops->get(c->be, host, sums.data, mat_bytes(&sums)));
+        for (int64_t j = 0; j < d; j++)
+            leaf[i] += host[j];
+    }
+    err = exact_scalars(c->p->comm, &c->panels, leaf, slot, 1, &c->norm2);
+    TRY(refuse(c, err, "the whitened error"));
+out:
+    buf_free(&buf);
+    free(leaf);
+    free(host);
+    free(slot);
+    return err;
+}
+
+static int core_open(struct core *c, struct problem *p)
+{
+    int err = OK, failed = OK;
+    struct exact x = {0};
+    struct buf l_buf = {0}, max_buf = {0};
+    struct mat l, max;
+    double *host = NULL;
+    *c = (struct core){.p = p, .be = p->be};
+    TRY(reduce(c));
+    TRY(take(c, DT_F64, c->x.rows, p->d, &c->m));
+    TRY(take(c, DT_I32, 1, p->d, &c->m_exp));
+    TRY(mat_alloc(p->be, DT_F64, p->d, p->d, &l_buf, &l));
+    TRY(mat_alloc(p->be, DT_F64, 1, p->d, &max_buf, &max));
+    if (!(host = malloc((size_t)p->d * sizeof *host)))
+        FAIL(ERR_NOMEM, "%lld column maxima", (long long)p->d);
+    if (p->comm->rank == 0)
+        failed = factor_metric(p, &l);
+    TRY(comm_agree(p->comm, failed));
+    TRY(comm_bcast_mat(p->comm, &l, 0));
+    TRY(exact_open(&x, p->comm, &c->panels, DT_F64, 1, c->x.dtype == DT_F64 ? 0 : p->d));
+    TRY(exact_rows(&x, 1, &c->x, &l, 0, &c->m));
+    TRY(refuse(c, exponents_of(&x, &c->m, &max, host, &c->m_exp), "the whitened error"));
+    if (c->own_panels)
+        TRY(refuse(c, exponents_of(&x, &c->x, &max, host, &c->x_exp), "R of the quantization error"));
+    TRY(norm_of(c));
+out:
+    exact_close(&x);
+    buf_free(&l_buf);
+    buf_free(&max_buf);
+    free(host);
+    return err;
+}
+
+/* ---- randomized SVD ---------------------------------------------------------------------------------------------------- */
+
+static int take_sketch(struct sketch *s, struct backend *be, enum dtype dtype, int64_t rows, int64_t cols, struct mat *m)
+{
+    return mat_alloc(be, dtype, rows, cols, &s->bufs[s->n_bufs++], m);
+}
+
+static void sketch_close(struct sketch *s)
+{
+    exact_close(&s->sums);
+    orth_close(&s->o);
+    for (int i = 0; i < s->n_bufs; i++)
+        buf_free(&s->bufs[i]);
+    free(s->sigma);
+}
+
+static int sketch_open(struct sketch *s, struct core *c)
+{
+    int err = OK;
+    struct problem *p = c->p;
+    int64_t d = p->d, b = p->width, rows = c->m.rows;
+    double *bounds = NULL;
+    TRY(exact_open(&s->sums, p->comm, &c->panels, DT_F64, d * b, c->x.dtype == DT_F64 ? 0 : d));
+    TRY(orth_open(&s->o, p->comm, &c->panels, b));
+    TRY(take_sketch(s, p->be, DT_F64, rows, b, &s->q));
+    TRY(take_sketch(s, p->be, DT_F64, rows, p->r, &s->qu));
+    TRY(take_sketch(s, p->be, DT_F64, d, b, &s->z));
+    TRY(take_sketch(s, p->be, DT_F64, d, b, &s->v));
+    TRY(take_sketch(s, p->be, DT_I32, 1, b, &s->unit_exp));
+    TRY(take_sketch(s, p->be, DT_F64, b, b, &s->u));
+    TRY(take_sketch(s, p->be, DT_F64, b, b, &s->r));
+    if (p->comm->rank == 0) {
+        TRY(take_sketch(s, p->be, DT_F64, b, d, &s->zt));
+        TRY(take_sketch(s, p->be, DT_F64, 1, b, &s->s));
+        TRY(take_sketch(s, p->be, DT_F64, b, d, &s->vt));
+    }
+    bounds = malloc((size_t)b * sizeof *bounds);
+    s->sigma = calloc((size_t)b, sizeof *s->sigma);
+    if (!bounds || !s->sigma)
+        FAIL(ERR_NOMEM, "%lld values", (long long)b);
+    for (int64_t j = 0; j < b; j++)
+        bounds[j] = 1.5; /* columns have norm 1; the room is for rounding */
+    TRY(exponents_put(p->be, bounds, &s->unit_exp));
+out:
+    free(bounds);
+    return err;
+}
+
+/* Half steps: Q = orth(M V), then Z = M^T Q. */
+static int half_steps(struct core *c, struct sketch *s)
+{
+    int err = OK;
+    TRY(exact_rows(&s->sums, 1, &c->m, &s->v, 0, &s->q));
+    TRY(orth_columns(&s->o, &s->q));
+    TRY(exact_product(&s->sums, &(struct operand){&c->m, &c->m_exp}, &(struct operand){&s->q, &s->unit_exp}, &s->z));
+out:
+    return err;
+}
+
+/* Rank 0: SVD of Z^T = Q^T M: u holds Q's combinations, sigma the singular values. */
+static int core_svd(struct core *c, struct sketch *s)
+{
+    int err = OK;
+    TRY(c->be->ops->transpose(c->be, &s->z, &s->zt));
+    TRY(c->be->ops->svd(c->be, &s->zt, &s->u, &s->s, &s->vt));
+    TRY(c->be->ops->get(c->be, s->sigma, s->s.data, mat_bytes(&s->s)));
+out:
+    return err;
+}
+
+static int iterate(struct core *c, struct sketch *s, int *steps)
+{
+    int err = OK, failed = OK, stop = 0;
+    struct problem *p = c->p;
+    const struct solve_params *params = p->params;
+    double sum = 0, before = 0;
+    TRY(c->be->ops->randn(c->be, params->seed, STREAM_SKETCH, params->sub, 0, &s->v));
+    for (int step = 0; !stop; step++) {
+        if (step > 0) { /* V = orth(Z), small and whole: rank 0 */
+            if (p->comm->rank == 0) {
+                failed = c->be->ops->copy(c->be, &s->z, &s->v);
+                failed = failed ? failed : c->be->ops->qr(c->be, &s->v, &s->r);
+            }
+            TRY(comm_agree(p->comm, failed));
+            TRY(comm_bcast_mat(p->comm, &s->v, 0));
+        }
+        TRY(half_steps(c, s));
+        if (p->comm->rank == 0) {
+            failed = core_svd(c, s);
+            before = sum;
+            sum = 0;
+            for (int64_t j = 0; j < p->r; j++)
+                sum += s->sigma[j] * s->sigma[j];
+            if (params->power >= 0)
+                stop = step == params->power;
+            else
+                stop = step == MAX_POWER ||
+                       (step > 0 && power_patience * (sum - before) <= params->stop * fmax(c->norm2 - sum, 0) + 1e-12 * sum);
+        }
+        TRY(comm_agree(p->comm, failed));
+        TRY(comm_bcast(p->comm, &stop, sizeof stop, 0));
+        *steps = step;
+    }
+out:
+    return err;
+}
+
+/* U^T X with U = Q u: the rows of the balanced B before balancing; each u_j's largest |entry| made positive. */
+static int lift(struct core *c, struct sketch *s, struct right_factor *right)
+{
+    int err = OK;
+    struct problem *p = c->p;
+    int64_t r = p->r;
+    struct buf bufs[3] = {0};
+    struct mat ur, t, sign, unit = mat_view(s->unit_exp.data, DT_I32, 1, r), view;
+    double *signs = calloc((size_t)(2 * r), sizeof *signs);
+    if (!signs)
+        FAIL(ERR_NOMEM, "%lld signs", (long long)r);
+    TRY(mat_alloc(p->be, DT_F64, p->width, r, &bufs[0], &ur));
+    TRY(mat_alloc(p->be, DT_F64, p->d, r, &bufs[1], &t));
+    TRY(mat_alloc(p->be, DT_F64, 1, r, &bufs[2], &sign));
+    view = mat_cols(&s->u, 0, r);
+    TRY(comm_bcast_mat(p->comm, &s->u, 0));
+    TRY(comm_bcast(p->comm, s->sigma, (size_t)p->width * sizeof *s->sigma, 0));
+    TRY(p->be->ops->copy(p->be, &view, &ur));
+    TRY(exact_rows(&s->sums, 1, &s->q, &ur, 0, &s->qu));
+    TRY(column_signs(p, &s->qu, signs));
+    for (int64_t j = 0; j < r; j++)
+        right->energy[j] = s->sigma[j] * s->sigma[j];
+    TRY(p->be->ops->put(p->be, sign.data, signs, mat_bytes(&sign)));
+    TRY(exact_product(&s->sums, &(struct operand){&c->x, &c->x_exp}, &(struct operand){&s->qu, &unit}, &t));
+    TRY(p->be->ops->transpose(p->be, &t, &right->b));
+    TRY(p->be->ops->scale(p->be, &right->b, &sign, NULL));
+out:
+    for (int i = 0; i < 3; i++)
+        buf_free(&bufs[i]);
+    free(signs);
+    return err;
+}
+
+int qr_rsvd_solve(struct problem *p, struct right_factor *right)
+{
+    int err = OK;
+    struct core core = {0};
+    struct sketch sketch = {0};
+    TRY(core_open(&core, p));
+    TRY(sketch_open(&sketch, &core));
+    TRY(right_factor_alloc(p, right));
+    TRY(iterate(&core, &sketch, &right->steps));
+    TRY(lift(&core, &sketch, right));
+out:
+    sketch_close(&sketch);
+    core_close(&core);
+    return err;
+}
