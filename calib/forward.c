@@ -86,6 +86,7 @@ void forward_free(struct forward *f)
     kv_free(&f->kv);
     buf_free(&f->hidden_buf);
     free(f->block_ids);
+    comm_close(&f->self);
     memset(f, 0, sizeof *f);
 }
 
