@@ -1,0 +1,12 @@
+# Solvers against the dense oracle and against themselves on other numbers of ranks; see test_solve.c.
+foreach(solver krylov qr-rsvd)
+  foreach(np 1 2 3 4)
+    add_case(NAME solve_${solver}_np${np} PROGRAM test_solve NP ${np} ARGS ${solver} LABELS unit mpi)
+  endforeach()
+  add_case(NAME solve_${solver}_check PROGRAM test_solve ARGS ${solver} cpu:check LABELS unit)
+endforeach()
+foreach(np 1 3)
+  add_case(NAME solve_householder_np${np} PROGRAM test_solve NP ${np} ARGS qr-rsvd:householder LABELS unit mpi)
+endforeach()
+add_case(NAME quantize PROGRAM test_quantize LABELS unit)
+add_case(NAME dense PROGRAM test_dense LABELS unit)

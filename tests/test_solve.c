@@ -1,0 +1,545 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Both solvers against a dense LAPACK oracle in f64, and their bytes against a run on one rank. Run under mpirun with any number
+ * of ranks: each rank solves with the others, rank 0 once more alone with all rows; what each holds must be the same, to the bit.
+ *
+ * usage: test_solve [krylov|qr-rsvd|qr-rsvd:householder [DEVICE]]
+ */
+#include "base/err.h"
+#include "calib/solve.h"
+
+#include <lapacke.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+/* For the run alone, the oracle and what is measured; for the run shared by all ranks: another device may be named, and one
+ * thread where the other has two. */
+static struct backend backend, shared;
+static struct comm world;
+static enum solver solver = SOLVER_KRYLOV;
+static enum qr_kind qr_kind = QR_GRAM;
+
+enum spectrum { FLAT, DECAYING, LOW_RANK, ZERO };
+
+/* One problem: E from a spectrum, X = tokens with channels of given variance. */
+struct scene {
+    const char *name;
+    int64_t modules[4];
+    int n_modules;
+    int64_t d, n_tokens, r;
+    enum spectrum e;
+    double anisotropy; /* standard deviations of X's hidden factors fall from 1 to 1 / anisotropy */
+    double massive;    /* variance of channel 3 times this; 0: ordinary */
+    int gap;           /* the spectrum of E S^(1/2) has a gap: captured energy beyond sigma_1 is compared */
+};
+
+struct made {
+    const struct scene *scene;
+    int64_t m;
+    float *e; /* [m, d] */
+    struct moment moment;
+    double *s; /* [d, d], as the solver is given it */
+};
+
+struct truth {
+    double trace, optimum, first; /* tr C, sum of the eigenvalues past r, the first one */
+};
+
+static double normal(uint32_t sub, int64_t i)
+{
+    return philox_normal(7, STREAM_WEIGHTS, sub, (uint64_t)i);
+}
+
+/* E = sum_k c_k u_k v_k^T + noise, Gaussian u and v. */
+static void make_error(struct made *made)
+{
+    const struct scene *s = made->scene;
+    int64_t n_terms = s->e == LOW_RANK ? 5 : s->e == DECAYING ? s->r : 0;
+    double noise = s->e == FLAT ? 1 : s->e == DECAYING ? 1 : 0;
+    for (int64_t i = 0; i < made->m; i++)
+        for (int64_t j = 0; j < s->d; j++)
+            made->e[i * s->d + j] = noise > 0 ? (float)(1e-3 * noise * normal(1, i * s->d + j)) : 0;
+    for (int64_t k = 0; k < n_terms; k++)
+        for (int64_t i = 0; i < made->m; i++) {
+            double u = 1e-3 * (s->e == DECAYING ? 0.3 + 1.0 / (double)(k + 1) : 1) * normal(2, i * n_terms + k);
+            for (int64_t j = 0; j < s->d; j++)
+                made->e[i * s->d + j] += (float)(u * normal(3, k * s->d + j));
+        }
+}
+
+/* X = G diag(f) H + small, H fixed and Gaussian: correlated channels. Then the moment as calibration makes it, in one leaf. */
+static void make_moment(struct made *made)
+{
+    const struct scene *s = made->scene;
+    int64_t t = s->n_tokens, d = s->d;
+    struct mat g, h, x, e;
+    struct buf bufs[4];
+    int overflow = 0;
+    assert_int_equal(mat_alloc(&backend, DT_F32, t, d, &bufs[0], &g), OK);
+    assert_int_equal(mat_alloc(&backend, DT_F32, d, d, &bufs[1], &h), OK);
+    assert_int_equal(mat_alloc(&backend, DT_F32, t, d, &bufs[2], &x), OK);
+    float *pg = g.data, *ph = h.data, *px = x.data;
+    for (int64_t i = 0; i < t * d; i++)
+        pg[i] = (float)(normal(4, i) * pow(s->anisotropy, -(double)(i % d) / (double)d));
+    for (int64_t i = 0; i < d * d; i++)
+        ph[i] = (float)(s->anisotropy > 1 ? normal(5, i) / sqrt((double)d) : i / d == i % d);
+    assert_int_equal(backend.ops->gemm(&backend, 0, 0, 1, &g, &h, 0, &x), OK);
+    if (s->massive > 0)
+        for (int64_t i = 0; i < t; i++)
+            px[i * d + 3] *= (float)sqrt(s->massive);
+    made->moment = (struct moment){.d = d, .shift = 62, .n_tokens = t};
+    assert_int_equal(mat_alloc(&backend, DT_I64, 1, d * (d + 1) / 2, &made->moment.acc_buf, &made->moment.acc), OK);
+    assert_int_equal(mat_alloc(&backend, DT_I32, 1, d, &made->moment.exp_buf, &made->moment.exp), OK);
+    assert_int_equal(backend.ops->zero(&backend, made->moment.acc.data, mat_bytes(&made->moment.acc)), OK);
+    assert_int_equal(mat_alloc(&backend, DT_F64, 1, d, &bufs[3], &e), OK);
+    assert_int_equal(backend.ops->col_sumsq(&backend, &x, &e), OK);
+    for (int64_t j = 0; j < d; j++)
+        ((int32_t *)made->moment.exp.data)[j] = (int32_t)ceil(log2(sqrt(((double *)e.data)[j]) * 1.001 + 1e-30));
+    assert_int_equal(backend.ops->moment_add(&backend, &x, &made->moment.exp, 62, &made->moment.acc, &overflow), OK);
+    assert_int_equal(overflow, 0);
+    struct mat sm = mat_view(made->s, DT_F64, d, d);
+    assert_int_equal(backend.ops->moment_get(&backend, &made->moment.acc, &made->moment.exp, 62, 1.0 / (double)t, 0, &sm), OK);
+    for (int i = 0; i < 4; i++)
+        buf_free(&bufs[i]);
+}
+
+static void make(const struct scene *scene, struct made *made)
+{
+    *made = (struct made){.scene = scene};
+    for (int i = 0; i < scene->n_modules; i++)
+        made->m += scene->modules[i];
+    made->e = malloc((size_t)(made->m * scene->d) * sizeof *made->e);
+    made->s = malloc((size_t)(scene->d * scene->d) * sizeof *made->s);
+    assert_non_null(made->e);
+    assert_non_null(made->s);
+    make_error(made);
+    make_moment(made);
+}
+
+static void unmake(struct made *made)
+{
+    free(made->e);
+    free(made->s);
+    buf_free(&made->moment.acc_buf);
+    buf_free(&made->moment.exp_buf);
+}
+
+static void multiply(int ta, int tb, const struct mat *a, const struct mat *b, struct mat *c)
+{
+    assert_int_equal(backend.ops->gemm(&backend, ta, tb, 1, a, b, 0, c), OK);
+}
+
+/* Eigenvalues of S^(1/2) E^T E S^(1/2) by two dense eigendecompositions in f64. */
+static struct truth find_truth(const struct made *made)
+{
+    int64_t d = made->scene->d, m = made->m;
+    struct buf bufs[5];
+    struct mat v, e, ev, g, t;
+    double *w = malloc((size_t)d * sizeof *w), *dv, *de, *dg, sum = 0;
+    struct truth truth = {0};
+    assert_non_null(w);
+    mat_alloc(&backend, DT_F64, d, d, &bufs[0], &v);
+    mat_alloc(&backend, DT_F64, m, d, &bufs[1], &e);
+    mat_alloc(&backend, DT_F64, m, d, &bufs[2], &ev);
+    mat_alloc(&backend, DT_F64, d, d, &bufs[3], &g);
+    mat_alloc(&backend, DT_F64, d, d, &bufs[4], &t);
+    dv = v.data, de = e.data, dg = g.data;
+    memcpy(dv, made->s, (size_t)(d * d) * sizeof *dv);
+    for (int64_t i = 0; i < m * d; i++)
+        de[i] = made->e[i];
+    assert_int_equal(LAPACKE_dsyevd(LAPACK_ROW_MAJOR, 'V', 'L', (int)d, dv, (int)d, w), 0);
+    for (int64_t i = 0; i < d; i++)
+        for (int64_t j = 0; j < d; j++)
+            dv[i * d + j] *= sqrt(fmax(w[j], 0));
+    multiply(0, 0, &e, &v, &ev);
+    multiply(1, 0, &ev, &ev, &g);
+    assert_int_equal(LAPACKE_dsyevd(LAPACK_ROW_MAJOR, 'N', 'L', (int)d, dg, (int)d, w), 0);
+    for (int64_t j = 0; j < d; j++) {
+        truth.trace += fmax(w[j], 0);
+        if (j < d - made->scene->r)
+            sum += fmax(w[j], 0);
+    }
+    truth.optimum = sum;
+    truth.first = w[d - 1];
+    for (int i = 0; i < 5; i++)
+        buf_free(&bufs[i]);
+    free(w);
+    return truth;
+}
+
+/* ||(E - A B) S^(1/2)||^2 of the stored factors. */
+static double objective(const struct made *made, const struct solution *s)
+{
+    int64_t d = made->scene->d, m = made->m;
+    struct buf bufs[5];
+    struct mat a, b, e, es, sm = mat_view(made->s, DT_F64, d, d);
+    double sum = 0;
+    mat_alloc(&backend, DT_F64, m, s->rank, &bufs[0], &a);
+    mat_alloc(&backend, DT_F64, s->rank, d, &bufs[1], &b);
+    mat_alloc(&backend, DT_F64, m, d, &bufs[2], &e);
+    mat_alloc(&backend, DT_F64, m, d, &bufs[3], &es);
+    convert(a.data, DT_F64, s->a.data, s->a.dtype, m * s->rank);
+    convert(b.data, DT_F64, s->b.data, s->b.dtype, s->rank * d);
+    for (int64_t i = 0; i < m * d; i++)
+        ((double *)e.data)[i] = made->e[i];
+    assert_int_equal(backend.ops->gemm(&backend, 0, 0, -1, &a, &b, 1, &e), OK);
+    multiply(0, 0, &e, &sm, &es);
+    for (int64_t i = 0; i < m * d; i++)
+        sum += ((double *)e.data)[i] * ((double *)es.data)[i];
+    for (int i = 0; i < 4; i++)
+        buf_free(&bufs[i]);
+    return sum;
+}
+
+static struct solve_params defaults(int64_t r)
+{
+    return (struct solve_params){.solver = solver, .qr = qr_kind, .rank = r, .oversample = 10, .power = -1, .stop = 0.005,
+                                 .max_steps = 6, .damp = DAMP_DIAG, .alpha = 0, .factor_dtype = DT_F16, .exact_energy = 0,
+                                 .seed = 1, .sub = 3};
+}
+
+/* What a run leaves behind, on the host. */
+struct result {
+    int err;
+    struct solution s; /* buffers freed; a and b point to the next two */
+    void *a, *b;
+};
+
+static void forget(struct result *r)
+{
+    free(r->a);
+    free(r->b);
+}
+
+static void *fetch(struct backend *be, const struct mat *m)
+{
+    void *host = malloc(mat_bytes(m) + 1);
+    assert_non_null(host);
+    if (mat_bytes(m) > 0)
+        assert_int_equal(be->ops->get(be, host, m->data, mat_bytes(m)), OK);
+    return host;
+}
+
+/* This rank's rows of the problem in the memory of comm's backend, solved there. */
+static void solve_on(struct comm *comm, const struct made *made, const struct solve_params *params, struct result *r)
+{
+    struct backend *be = comm->be;
+    struct panels panels;
+    struct moment moment = made->moment;
+    struct buf e_buf;
+    struct mat e;
+    assert_int_equal(panels_create(made->scene->modules, made->scene->n_modules, comm->rank, comm->size, &panels), OK);
+    struct range own = panels_rows(&panels, comm->rank);
+    assert_int_equal(mat_alloc(be, DT_F32, own.end - own.begin, made->scene->d, &e_buf, &e), OK);
+    assert_int_equal(mat_alloc(be, DT_I64, 1, moment.acc.cols, &moment.acc_buf, &moment.acc), OK);
+    assert_int_equal(mat_alloc(be, DT_I32, 1, moment.exp.cols, &moment.exp_buf, &moment.exp), OK);
+    if (e.rows > 0)
+        assert_int_equal(be->ops->put(be, e.data, made->e + own.begin * made->scene->d, mat_bytes(&e)), OK);
+    assert_int_equal(be->ops->put(be, moment.acc.data, made->moment.acc.data, mat_bytes(&moment.acc)), OK);
+    assert_int_equal(be->ops->put(be, moment.exp.data, made->moment.exp.data, mat_bytes(&moment.exp)), OK);
+    *r = (struct result){0};
+    r->err = solve_group(comm, params, &panels, &e, &moment, &r->s);
+    if (!r->err) {
+        r->a = fetch(be, &r->s.a);
+        r->b = fetch(be, &r->s.b);
+    }
+    solution_free(&r->s);
+    r->s.a.data = r->a;
+    r->s.b.data = r->b;
+    buf_free(&e_buf);
+    buf_free(&moment.acc_buf);
+    buf_free(&moment.exp_buf);
+    panels_free(&panels);
+}
+
+/* Solved by all ranks, and by rank 0 alone with all rows (and other threads); every rank compares all that it holds. `alone`
+ * is filled on rank 0. */
+static void solve_both(const struct made *made, const struct solve_params *params, struct result *alone)
+{
+    struct comm self;
+    struct panels panels;
+    struct result part;
+    size_t a_bytes, b_bytes, row_bytes;
+    char *a = NULL, *b = NULL;
+    solve_on(&world, made, params, &part);
+    assert_int_equal(part.err, OK);
+    *alone = (struct result){0};
+    if (world.rank == 0) {
+        assert_int_equal(comm_open_self(&self, &backend), OK);
+        solve_on(&self, made, params, alone);
+        assert_int_equal(alone->err, OK);
+        comm_close(&self);
+    }
+    row_bytes = (size_t)part.s.rank * 2;
+    a_bytes = (size_t)made->m * row_bytes;
+    b_bytes = (size_t)made->scene->d * row_bytes;
+    a = malloc(a_bytes + 1);
+    b = malloc(b_bytes + 1);
+    assert_non_null(a);
+    assert_non_null(b);
+    struct solution same = alone->s;
+    if (world.rank == 0) {
+        memcpy(a, alone->a, a_bytes);
+        memcpy(b, alone->b, b_bytes);
+    }
+    assert_int_equal(comm_bcast(&world, a, a_bytes, 0), OK);
+    assert_int_equal(comm_bcast(&world, b, b_bytes, 0), OK);
+    assert_int_equal(comm_bcast(&world, &same, sizeof same, 0), OK);
+    assert_int_equal(panels_create(made->scene->modules, made->scene->n_modules, world.rank, world.size, &panels), OK);
+    struct range own = panels_rows(&panels, world.rank);
+    assert_int_equal(part.s.rank, same.rank);
+    assert_memory_equal(part.a, a + (size_t)own.begin * row_bytes, (size_t)(own.end - own.begin) * row_bytes);
+    assert_memory_equal(part.b, b, b_bytes);
+    assert_int_equal(part.s.steps, same.steps);
+    assert_memory_equal(&part.s.trace, &same.trace, sizeof same.trace);
+    assert_memory_equal(&part.s.trace_error, &same.trace_error, sizeof same.trace_error);
+    assert_memory_equal(&part.s.captured, &same.captured, sizeof same.captured);
+    assert_memory_equal(&part.s.error_norm2, &same.error_norm2, sizeof same.error_norm2);
+    assert_memory_equal(part.s.module_captured, same.module_captured, sizeof same.module_captured);
+    panels_free(&panels);
+    free(a);
+    free(b);
+    forget(&part);
+}
+
+static const struct scene scenes[] = {
+    {"random", {384, 128, 128}, 3, 256, 2048, 32, FLAT, 1, 0, 0},
+    {"decaying", {700, 300}, 2, 320, 2048, 24, DECAYING, 1, 0, 1},
+    {"anisotropic", {768, 768}, 2, 384, 2048, 32, FLAT, 100, 0, 0},
+    {"massive x1e4", {640, 257}, 2, 256, 2048, 16, DECAYING, 10, 1e4, 1},
+    {"massive x1e6", {640, 257}, 2, 256, 2048, 16, DECAYING, 10, 1e6, 1},
+    {"singular S", {512, 512}, 2, 384, 200, 32, DECAYING, 10, 0, 1},
+    {"low-rank E", {600}, 1, 300, 1024, 16, LOW_RANK, 10, 0, 0},
+    {"low-rank E, singular S", {600}, 1, 300, 100, 16, LOW_RANK, 10, 1e4, 0},
+    {"fewer rows than columns", {130}, 1, 512, 2048, 16, DECAYING, 10, 0, 1},
+    {"rank above the rows", {40}, 1, 256, 1024, 64, FLAT, 10, 0, 0},
+    {"rank above the columns", {512}, 1, 24, 1024, 64, FLAT, 10, 0, 0},
+    {"one row", {1}, 1, 64, 256, 8, FLAT, 10, 0, 0},
+    {"wide", {1024, 512, 512}, 3, 1024, 3072, 48, FLAT, 30, 0, 0},
+};
+
+/* 1.005 x the optimum, and what storing the factors in 16 bits costs: a relative rounding of u (uniform, so u^2 / 3) in A and in
+ * B, u = 2^-11 for f16 and 2^-8 for bf16. For f16 that is below the 1e-6 tr C allowed anyway. */
+static double allowed(const struct truth *truth, enum dtype dtype)
+{
+    return 1.005 * truth->optimum + (dtype == DT_F16 ? 1e-6 : 2 * 0x1p-16 / 3) * truth->trace;
+}
+
+static void check_scene(const struct scene *scene, enum dtype dtype)
+{
+    struct made made;
+    struct result r;
+    struct solve_params params = defaults(scene->r);
+    params.factor_dtype = dtype;
+    make(scene, &made);
+    solve_both(&made, &params, &r);
+    if (world.rank == 0) {
+        struct truth truth = find_truth(&made);
+        double left = objective(&made, &r.s), beyond = truth.trace - truth.optimum - truth.first;
+        double got = truth.trace - left - truth.first, modules = 0;
+        print_message("  %-24s %-4s %d steps: %.6g left, optimum %.6g, tr C %.6g; eta %.5f; trace off by %+.2f sd\n",
+                      scene->name, dtype_name(dtype), r.s.steps, left, truth.optimum, truth.trace, r.s.energy,
+                      (r.s.trace - truth.trace) / fmax(r.s.trace_error, 1e-6 * truth.trace));
+        assert_true(left <= allowed(&truth, dtype));
+        if (scene->gap) /* of what lies beyond the first direction; a massive channel's own rounding doesn't count against it */
+            assert_true(got >= 0.99 * beyond - (allowed(&truth, dtype) - 1.005 * truth.optimum));
+        /* Reported energies: captured is exact but for S in f32 (2^-24), the trace within 4 standard errors. */
+        assert_true(fabs(r.s.captured - (truth.trace - left)) <= 1e-6 * truth.trace);
+        assert_true(fabs(r.s.trace - truth.trace) <= 4 * r.s.trace_error + 1e-6 * truth.trace);
+        for (int i = 0; i < scene->n_modules; i++)
+            modules += r.s.module_captured[i];
+        assert_true(fabs(modules - r.s.captured) <= 1e-12 * truth.trace);
+    }
+    forget(&r);
+    unmake(&made);
+}
+
+static void test_objective(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof scenes / sizeof *scenes; i++)
+        check_scene(&scenes[i], DT_F16);
+    check_scene(&scenes[1], DT_BF16);
+    check_scene(&scenes[4], DT_BF16);
+}
+
+static void test_exact_energy(void **state)
+{
+    struct made made;
+    struct result r;
+    struct solve_params params = defaults(scenes[1].r);
+    (void)state;
+    params.exact_energy = 1;
+    make(&scenes[1], &made);
+    solve_both(&made, &params, &r);
+    if (world.rank == 0) {
+        struct truth truth = find_truth(&made);
+        assert_true(fabs(r.s.trace - truth.trace) <= 1e-11 * truth.trace);
+        assert_true(r.s.trace_error == 0);
+        assert_true(fabs(r.s.energy - (1 - objective(&made, &r.s) / truth.trace)) <= 1e-6);
+    }
+    forget(&r);
+    unmake(&made);
+}
+
+/* Damping moves the answer off the optimum of S itself, but the kind that is blind to a massive channel keeps what lies beyond
+ * it, and the one that pulls towards the mean variance doesn't. */
+static void test_damping(void **state)
+{
+    double got[3] = {0}, beyond = 0;
+    struct made made;
+    (void)state;
+    make(&scenes[4], &made);
+    for (int damp = DAMP_DIAG; damp <= DAMP_TRACE; damp++) {
+        struct result r;
+        struct solve_params params = defaults(scenes[4].r);
+        params.damp = (enum damp)damp;
+        params.alpha = 0.05;
+        solve_both(&made, &params, &r);
+        if (world.rank == 0) {
+            struct truth truth = find_truth(&made);
+            beyond = truth.trace - truth.optimum - truth.first;
+            got[damp] = truth.trace - objective(&made, &r.s) - truth.first;
+        }
+        forget(&r);
+    }
+    if (world.rank == 0) {
+        print_message("  kept beyond sigma_1: diag %.4f median %.4f trace %.4f\n", got[0] / beyond, got[1] / beyond,
+                      got[2] / beyond);
+        assert_true(got[DAMP_DIAG] >= 0.99 * beyond && got[DAMP_MEDIAN] >= 0.95 * beyond);
+        assert_true(got[DAMP_TRACE] < got[DAMP_DIAG]);
+    }
+    unmake(&made);
+}
+
+/* E = 0: nothing to correct, nothing divided by it. */
+static void test_zero_error(void **state)
+{
+    static const struct scene zero = {"zero", {300, 20}, 2, 128, 512, 8, ZERO, 1, 0, 0};
+    struct solve_params params = defaults(zero.r);
+    struct made made;
+    struct result r;
+    (void)state;
+    make(&zero, &made);
+    solve_both(&made, &params, &r);
+    if (world.rank == 0) {
+        assert_int_equal(r.s.rank, 8);
+        assert_true(r.s.energy == 1 && r.s.trace == 0 && r.s.captured == 0 && r.s.error_norm2 == 0);
+        for (int64_t i = 0; i < made.m * 8; i++)
+            assert_int_equal(((uint16_t *)r.a)[i], 0);
+        for (int64_t i = 0; i < zero.d * 8; i++)
+            assert_int_equal(((uint16_t *)r.b)[i], 0);
+    }
+    forget(&r);
+    unmake(&made);
+}
+
+/* Rank 0 asks for the plain quantization's objective alone. */
+static void test_rank_zero(void **state)
+{
+    struct solve_params params = defaults(0);
+    struct made made;
+    struct result r;
+    (void)state;
+    params.exact_energy = 1;
+    make(&scenes[0], &made);
+    solve_both(&made, &params, &r);
+    if (world.rank == 0) {
+        double sum = 0;
+        struct truth truth = find_truth(&made);
+        for (int64_t i = 0; i < made.m * made.scene->d; i++)
+            sum += (double)made.e[i] * made.e[i];
+        assert_int_equal(r.s.rank, 0);
+        assert_true(r.s.captured == 0 && r.s.energy == 0);
+        assert_true(fabs(r.s.trace - truth.trace) <= 1e-11 * truth.trace);
+        assert_true(fabs(r.s.error_norm2 - sum) <= 1e-12 * sum);
+    }
+    forget(&r);
+    unmake(&made);
+}
+
+/* One NaN, or infinity, on whichever rank holds its row: all ranks return the same code. */
+static void test_not_finite(void **state)
+{
+    static const float poison[] = {NAN, INFINITY};
+    struct solve_params params = defaults(8);
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct made made;
+        struct result r;
+        make(&scenes[1], &made);
+        made.e[(made.m - 5) * made.scene->d + 17] = poison[i];
+        err_quiet(1);
+        solve_on(&world, &made, &params, &r);
+        err_quiet(0);
+        assert_int_equal(r.err, ERR_NUMERIC);
+        forget(&r);
+        unmake(&made);
+    }
+}
+
+static void test_no_tokens(void **state)
+{
+    struct solve_params params = defaults(8);
+    struct made made;
+    struct result r;
+    (void)state;
+    make(&scenes[1], &made);
+    made.moment.n_tokens = 0;
+    err_quiet(1);
+    solve_on(&world, &made, &params, &r);
+    err_quiet(0);
+    assert_int_equal(r.err, ERR_ARG);
+    forget(&r);
+    unmake(&made);
+}
+
+/* Factors of E scaled down to 1e-9 (f16 without balance would lose them) and up to 1e5 (would overflow). */
+static void test_factor_range(void **state)
+{
+    static const float sizes[] = {1e-6f, 1e8f};
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct solve_params params = defaults(scenes[1].r);
+        struct made made;
+        struct result r;
+        make(&scenes[1], &made);
+        for (int64_t k = 0; k < made.m * made.scene->d; k++)
+            made.e[k] *= sizes[i];
+        solve_both(&made, &params, &r);
+        if (world.rank == 0) {
+            struct truth truth = find_truth(&made);
+            assert_true(objective(&made, &r.s) <= allowed(&truth, DT_F16));
+        }
+        forget(&r);
+        unmake(&made);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_objective),  cmocka_unit_test(test_exact_energy), cmocka_unit_test(test_damping),
+        cmocka_unit_test(test_zero_error), cmocka_unit_test(test_rank_zero),    cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_no_tokens),  cmocka_unit_test(test_factor_range),
+    };
+    const char *device = argc > 2 ? argv[2] : "cpu";
+    int failed;
+    if (argc > 1 && strncmp(argv[1], "qr-rsvd", 7) == 0)
+        solver = SOLVER_QR_RSVD;
+    if (argc > 1 && strcmp(argv[1], "qr-rsvd:householder") == 0)
+        qr_kind = QR_HOUSEHOLDER;
+    if (backend_open(&backend, "cpu", 2) || backend_open(&shared, device, 1) || comm_open_mpi(&world, &shared))
+        return 1;
+    failed = cmocka_run_group_tests_name(argc > 1 ? argv[1] : "krylov", tests, NULL, NULL);
+    comm_close(&world);
+    backend_close(&shared);
+    backend_close(&backend);
+    return failed != 0;
+}
