@@ -23,9 +23,11 @@ int err_set(enum err code, const char *file, int line, const char *fmt, ...)
 #endif
     {
         memcpy(last, message, sizeof last);
-        if (!quiet_on && world > 1)
+        if (quiet_on || (code == ERR_ARG && my_rank > 0))
+            ; /* what the user asked for is the same on every rank: one message is enough */
+        else if (world > 1)
             fprintf(stderr, "glowq: error: %s [rank %d, %s:%d]\n", message, my_rank, file, line);
-        else if (!quiet_on)
+        else
             fprintf(stderr, "glowq: error: %s [%s:%d]\n", message, file, line);
     }
     return code;
