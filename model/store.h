@@ -102,8 +102,7 @@ struct store_facts {
     char scheme[16], solver[16];
 };
 
-/* ---- writing
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
 
 /* Makes DIR and DIR/layers, takes the folder for this job (flock on DIR/.lock) and removes temporaries that a killed
  * one left. ERR_ARG when another job holds it. *lock goes to store_unlock, which also removes DIR/.lock; negative:
@@ -162,8 +161,7 @@ int store_head_state(const char *dir, const char *fingerprint, enum store_state 
 /* What a published layer's file says of itself, without a manifest: a resumed job reports it. */
 int store_layer_read_facts(const char *dir, int64_t l, struct store_layer_facts *facts);
 
-/* ---- reading
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- reading ---------------------------------------------------------------------------------------------------- */
 
 struct store;
 struct store_layer;

@@ -12,8 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* ---- errors
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- errors ----------------------------------------------------------------------------------------------------- */
 
 static herr_t keep_innermost(unsigned n, const H5E_error2_t *e, void *text)
 {
@@ -45,8 +44,7 @@ void h5_drop(hid_t id)
         H5Idec_ref(id);
 }
 
-/* ---- files
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- files ------------------------------------------------------------------------------------------------------ */
 
 static int access_properties(hid_t *properties)
 {
@@ -171,8 +169,7 @@ int h5_has(hid_t file, const char *name)
     return H5Lexists(file, name, H5P_DEFAULT) > 0;
 }
 
-/* ---- attributes
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- attributes ------------------------------------------------------------------------------------------------- */
 
 /* Creates the attribute, or writes an existing one again: files get all attributes when they are created, so that they
  * have their final size from then on. The object is opened first: HDF5 1.10.8 can't write an attribute that

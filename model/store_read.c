@@ -34,8 +34,7 @@ struct store_head {
     struct table tables[N_TABLES];
 };
 
-/* ---- the model
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- the model -------------------------------------------------------------------------------------------------- */
 
 int model_facts_read(const char *dir, struct store_facts *facts)
 {
@@ -131,8 +130,7 @@ const struct model_config *store_config(const struct store *store)
     return &store->config;
 }
 
-/* ---- a layer
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- a layer ---------------------------------------------------------------------------------------------------- */
 
 /* File and datasets of a layer, whatever model it belongs to. */
 static int layer_open(const char *path, struct store_layer **out)
@@ -289,8 +287,7 @@ int store_read_vector(struct store_layer *layer, enum vector vector, int64_t row
     return read_rows(layer->path, &layer->tables[TABLE_VECTOR + vector], row0, rows, data);
 }
 
-/* ---- the head
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- the head --------------------------------------------------------------------------------------------------- */
 
 static int head_open(const char *path, const struct model_config *config, char fingerprint[65], struct store_head **out)
 {
@@ -350,8 +347,7 @@ int store_read_end(struct store_head *head, enum store_end end, int64_t row0, in
     return read_rows(head->path, &head->tables[end], row0, rows, data);
 }
 
-/* ---- verification
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- verification ----------------------------------------------------------------------------------------------- */
 
 int layer_file_verify(const char *path, int64_t l, char fingerprint[65], int64_t *n_bad)
 {

@@ -43,8 +43,7 @@ out:
     return err;
 }
 
-/* ---- a layer's facts
- * -------------------------------------------------------------------------------------------------- */
+/* ---- a layer's facts -------------------------------------------------------------------------------------------- */
 
 void layer_derive(struct store_layer_facts *facts)
 {
@@ -142,8 +141,7 @@ void layer_specs(const struct store_layer_facts *facts, struct table_spec specs[
         spec(&specs[TABLE_VECTOR + v], facts->vector[v].dtype, facts->vector[v].n, 0, "vectors", vector_names[v], "");
 }
 
-/* ---- attributes
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- attributes ------------------------------------------------------------------------------------------------- */
 
 int header_write(hid_t file, const char *path, const char *format, const char *fingerprint)
 {
@@ -312,8 +310,7 @@ out:
     return err;
 }
 
-/* ---- the head
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- the head --------------------------------------------------------------------------------------------------- */
 
 void head_specs(const struct model_config *config, const enum dtype dtype[N_STORE_ENDS], int has_head,
                 struct table_spec specs[N_TABLES])
@@ -349,8 +346,7 @@ out:
     return err;
 }
 
-/* ---- sets of tables
- * --------------------------------------------------------------------------------------------------- */
+/* ---- sets of tables --------------------------------------------------------------------------------------------- */
 
 int tables_create(hid_t file, const char *path, int disk, const struct table_spec specs[N_TABLES],
                   struct table tables[N_TABLES])

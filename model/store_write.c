@@ -27,8 +27,7 @@ struct store_writer {
     struct table tables[N_TABLES];
 };
 
-/* ---- the folder
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- the folder ------------------------------------------------------------------------------------------------- */
 
 /* Files like ".0003.h5.tmp": unfinished, nobody else can be writing them while we hold the lock. */
 static int remove_temporaries(const char *folder)
@@ -124,8 +123,7 @@ out:
     return err;
 }
 
-/* ---- one file
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- one file --------------------------------------------------------------------------------------------------- */
 
 static int writer_open(const char *path, struct store_writer **out)
 {
@@ -292,8 +290,7 @@ out:
     return err;
 }
 
-/* ---- its content
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- its content ------------------------------------------------------------------------------------------------ */
 
 static int put(struct store_writer *w, int table, int64_t row0, int64_t rows, const void *data)
 {
@@ -358,8 +355,7 @@ int store_put_end(struct store_writer *w, enum store_end end, int64_t row0, int6
     return put(w, (int)end, row0, rows, data);
 }
 
-/* ---- the model's file
- * ------------------------------------------------------------------------------------------------- */
+/* ---- the model's file ------------------------------------------------------------------------------------------- */
 
 static int model_attributes(hid_t file, const char *path, const struct store_facts *facts,
                             const struct model_config *config)

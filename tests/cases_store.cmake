@@ -1,2 +1,3 @@
-# The store's files: round trips, equal bytes, damage.
+# The store's files: round trips, equal bytes, what must be refused; damage of every kind.
 add_case(NAME store PROGRAM test_store LABELS unit)
+add_case(NAME store_damage PROGRAM test_store_damage LABELS unit fault)

@@ -27,8 +27,7 @@ static int n_failed, n_checked, my_rank;
         }                                                                                                              \
     } while (0)
 
-/* ---- a backend that stages
- * -------------------------------------------------------------------------------------------- */
+/* ---- a backend that stages -------------------------------------------------------------------------------------- */
 
 /* "Device" memory is the true content with every byte inverted. */
 static void invert(unsigned char *to, const unsigned char *from, size_t n)
@@ -79,8 +78,7 @@ static int device_equals(const void *device, const void *host, size_t bytes)
     return 1;
 }
 
-/* ---- known numbers
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- known numbers ---------------------------------------------------------------------------------------------- */
 
 static uint64_t mix(uint64_t a, uint64_t b)
 {
@@ -111,8 +109,7 @@ static void *must(void *p)
     return p;
 }
 
-/* ---- host memory
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- host memory ------------------------------------------------------------------------------------------------ */
 
 static void test_bcast(struct comm *c)
 {
@@ -280,8 +277,7 @@ static void test_errors(struct comm *c)
     CHECK(comm_barrier(c) == OK); /* and the communicator still works */
 }
 
-/* ---- mats
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- mats ------------------------------------------------------------------------------------------------------- */
 
 static void test_sum_exact(struct comm *c)
 {
@@ -400,8 +396,7 @@ static void test_tree_sum(struct comm *c)
     err_quiet(0);
 }
 
-/* ---- starting
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- starting --------------------------------------------------------------------------------------------------- */
 
 static void test_srun_without_mpi(void)
 {
