@@ -31,7 +31,11 @@ static inline float exp_f32(float x)
     memcpy(&bits, &shifted, sizeof bits);
     bits = (int32_t)((uint32_t)(bits - 0x4b400000 + 127) << 23);
     memcpy(&scale, &bits, sizeof scale);
-    return x < -87.33f ? 0.0f : q * scale;
+    scale *= q;
+    memcpy(&bits, &scale, sizeof bits);
+    bits &= (x < -87.33f) - 1; /* a mask, not a branch: the loops around must stay vectors */
+    memcpy(&scale, &bits, sizeof scale);
+    return scale;
 }
 
 static inline float add_lanes(float lanes[LANES])
@@ -77,9 +81,13 @@ static void max_exp_sum_row(const float *s, int64_t n, float *largest, float *su
         top[l] = s[i + l] > top[l] ? s[i + l] : top[l];
     for (int l = 0; l < LANES; l++)
         m = top[l] > m ? top[l] : m;
-    for (i = 0; i + LANES <= n; i += LANES)
+    for (i = 0; i + LANES <= n; i += LANES) {
+        float e[LANES];
         for (int l = 0; l < LANES; l++)
-            lanes[l] += (double)exp_f32(s[i + l] - m);
+            e[l] = exp_f32(s[i + l] - m);
+        for (int l = 0; l < LANES; l++)
+            lanes[l] += e[l];
+    }
     for (int l = 0; i + l < n; l++)
         lanes[l] += (double)exp_f32(s[i + l] - m);
     for (int l = 0; l < LANES; l++)
