@@ -88,42 +88,80 @@ out:
     return err;
 }
 
-/* Bytes at the end of text that begin a UTF-8 character but don't finish it. */
-static size_t incomplete_tail(const char *text, size_t n)
+/* Whether a decoder with byte fallback takes this piece for one byte. */
+static int is_byte_piece(const char *piece)
 {
-    for (size_t back = 1; back <= 3 && back <= n; back++) {
-        unsigned char c = (unsigned char)text[n - back];
-        if ((c & 0xC0) == 0x80)
-            continue;
-        size_t length = c >= 0xF0 ? 4 : c >= 0xE0 ? 3 : c >= 0xC0 ? 2 : 1;
-        return length > back ? back : 0;
-    }
-    return 0;
+    return piece && strlen(piece) == 6 && strncmp(piece, "<0x", 3) == 0 && piece[5] == '>';
 }
 
-/* Text of the new ids: what follows the prompt's text, so that a leading space isn't swallowed by the decoder. */
+/* How many of ids[0, n) have text that later ids can't change. Byte fallback judges a run of byte pieces as a whole (all of it is
+ * text or none), so a run at the end waits for the piece that ends it; ids without text of their own don't end it. */
+static int settled(const struct tokenizer *t, const int32_t *ids, int64_t first, int64_t n, int64_t *out)
+{
+    int err = OK;
+    for (; n > first; n--) {
+        char *text = NULL;
+        size_t n_text = 0;
+        if (is_byte_piece(tokenizer_piece(t, ids[n - 1])))
+            continue;
+        TRY(tokenizer_decode(t, ids + n - 1, 1, 0, &text, &n_text));
+        free(text);
+        if (n_text > 0)
+            break;
+    }
+    *out = n;
+out:
+    return err;
+}
+
+/* The decoder writes U+FFFD for a character whose last bytes haven't come yet. */
+static size_t unfinished_tail(const char *text, size_t n)
+{
+    return n >= 3 && memcmp(text + n - 3, "\xEF\xBF\xBD", 3) == 0 ? 3 : 0;
+}
+
+/* Bytes that two texts begin with in common, whole characters only. */
+static size_t common_head(const char *a, size_t n_a, const char *b, size_t n_b)
+{
+    size_t n = 0;
+    while (n < n_a && n < n_b && a[n] == b[n])
+        n++;
+    while (n > 0 && n < n_b && ((unsigned char)b[n] & 0xC0) == 0x80)
+        n--;
+    return n;
+}
+
+/* Text of the new ids: what follows the prompt's text, so that a leading space isn't swallowed by the decoder. Hands out what no
+ * later id can change, so that the pieces add up to the text returned at the end. */
 static int emit(struct state *s, struct generation *g, int last)
 {
     int err = OK;
+    const struct tokenizer *t = s->model->tokenizer;
+    const int listens = s->options->on_text && s->model->dec.tp->rank == 0;
     char *whole = NULL, *head = NULL;
     size_t n_whole = 0, n_head = 0;
-    const int64_t n = g->prompt.n + g->out.n;
-    int32_t *ids = malloc((size_t)(n + 1) * sizeof *ids);
-    if (!ids)
+    int32_t *ids = NULL;
+    int64_t n = g->prompt.n + g->out.n;
+    if (!last && !listens)
+        goto out;
+    if (!(ids = malloc((size_t)(n + 1) * sizeof *ids)))
         FAIL(ERR_NOMEM, "%lld ids", (long long)n);
     memcpy(ids, g->prompt.ids, (size_t)g->prompt.n * sizeof *ids);
     memcpy(ids + g->prompt.n, g->out.ids, (size_t)g->out.n * sizeof *ids);
-    TRY(tokenizer_decode(s->model->tokenizer, ids, g->prompt.n, 0, &head, &n_head));
-    TRY(tokenizer_decode(s->model->tokenizer, ids, n, 0, &whole, &n_whole));
-    size_t from = n_head < n_whole && memcmp(head, whole, n_head) == 0 ? n_head : 0;
-    size_t ready = n_whole - from - (last ? 0 : incomplete_tail(whole + from, n_whole - from));
-    if (s->options->on_text && s->model->dec.tp->rank == 0 && ready > s->printed)
+    if (!last)
+        TRY(settled(t, ids, g->prompt.n, n, &n));
+    TRY(tokenizer_decode(t, ids, g->prompt.n, 0, &head, &n_head));
+    TRY(tokenizer_decode(t, ids, n, 0, &whole, &n_whole));
+    size_t from = common_head(head, n_head, whole, n_whole);
+    size_t ready = n_whole - from - (last ? 0 : unfinished_tail(whole + from, n_whole - from));
+    if (listens && ready > s->printed)
         s->options->on_text(s->options->ctx, whole + from + s->printed, ready - s->printed);
     if (ready > s->printed)
         s->printed = ready;
     if (last) {
         memmove(whole, whole + from, n_whole - from + 1);
         g->text = whole;
+        g->n_text = n_whole - from;
         whole = NULL;
     }
 out:
@@ -162,10 +200,12 @@ int generate(struct model *model, const char *prompt, const struct generate_opti
     int32_t *ids = NULL;
     memset(out, 0, sizeof *out);
     out->finish = "length";
+    if (options->max_tokens < 0)
+        FAIL(ERR_ARG, "%lld new tokens", (long long)options->max_tokens);
     TRY(comm_agree(model->dec.tp, prompt_ids(model, prompt, options->parse_special, out)));
-    int64_t length = out->prompt.n + options->max_tokens;
-    if (length > model->config.max_position)
-        length = model->config.max_position;
+    int64_t length = model->config.max_position;
+    if (options->max_tokens < length - out->prompt.n)
+        length = out->prompt.n + options->max_tokens;
     const int64_t n_prompt = out->prompt.n;
     ids = malloc((size_t)length * sizeof *ids);
     out->out.ids = malloc((size_t)(length - n_prompt + 1) * sizeof *ids);

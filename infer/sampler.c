@@ -34,6 +34,8 @@ int sampler_draw(const struct sampler *sampler, const float *logits, int64_t n, 
         c[i] = (struct candidate){logits[i], (int32_t)i};
     }
     qsort(c, (size_t)n, sizeof *c, by_logit);
+    if (n > 0 && !isfinite(c[0].logit))
+        FAIL(ERR_NUMERIC, "the largest logit at position %lld is %g", (long long)position, (double)c[0].logit);
     int64_t kept = sampler->top_k > 0 && sampler->top_k < n ? sampler->top_k : n;
     double total = 0;
     for (int64_t i = 0; i < kept; i++)

@@ -16,7 +16,7 @@ struct sampler {
 };
 
 /* logits f32 [n], host. Candidates are ordered by logit, the lower id first on ties; top-k, then the smallest set of at least
- * top_p probability, then one draw. ERR_NUMERIC when a logit is NaN. */
+ * top_p probability, then one draw. ERR_NUMERIC when a logit is NaN or the largest is infinite. */
 int sampler_draw(const struct sampler *sampler, const float *logits, int64_t n, int64_t position, int32_t *id);
 
 #endif

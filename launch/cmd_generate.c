@@ -45,7 +45,7 @@ static int print_json(const struct options *o, int n_ranks, const struct generat
 {
     double per_s = g->decode_s > 0 ? (double)g->out.n / g->decode_s : 0;
     /* a byte-level model can be stopped inside a character: what isn't UTF-8 can't be JSON text, the ids stay exact */
-    json_t *text = json_string(g->text);
+    json_t *text = json_stringn(g->text, g->n_text);
     return out_json(json_pack("{s:i,s:s,s:s,s:o,s:s,s:o,s:o,s:o,s:o,s:o,s:i}", "schema_version", JSON_SCHEMA_VERSION,
                               "model", options_string(o, "model"), "prompt", options_string(o, "prompt"), "text",
                               text ? text : json_null(), "finish", g->finish, "prompt_ids", ids_of(&g->prompt), "ids",

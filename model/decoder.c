@@ -392,7 +392,7 @@ static double nll_of_lanes(const float *lanes, int64_t row, int64_t n)
     }
     for (int lane = 0; lane < TREE_LEAVES; lane++) {
         const float *s = lanes + ((int64_t)lane * n + row) * 3;
-        if (s[1] > 0)
+        if (s[1] != 0) /* an empty lane's maximum is -inf; a NaN has to reach the sum */
             sum += (double)s[1] * exp((double)s[0] - max);
     }
     return max + log(sum) - target;
@@ -464,6 +464,9 @@ int decoder_argmax(struct decoder *dec, const struct batch *batch, const struct 
         TRY(be->ops->get(be, mine.id, id.data, (size_t)n * sizeof(int32_t)));
         TRY(comm_allgather(dec->tp, &mine, bytes, all));
         for (int64_t i = 0; i < n; i++) {
+            for (int p = 0; p < dec->tp->size; p++)
+                if (!(all[p].value[i] < INFINITY)) /* NaN too */
+                    FAIL(ERR_NUMERIC, "logit of id %d is %g", (int)all[p].id[i], (double)all[p].value[i]);
             int best = 0; /* ranks hold ascending ids, so the first of equals is the lowest */
             for (int p = 1; p < dec->tp->size; p++)
                 if (all[p].id[i] >= 0 && (all[best].id[i] < 0 || all[p].value[i] > all[best].value[i]))

@@ -171,7 +171,7 @@ int argmax_cpu(struct backend *be, const struct mat *logits, int64_t first_id, s
         const float *l = row_of(logits, t);
         int64_t best = -1;
         for (int64_t i = 0; i < logits->cols; i++)
-            if (best < 0 || l[i] > l[best])
+            if (best < 0 || l[i] > l[best] || isnan(l[i])) /* a NaN is shown, not passed over */
                 best = i;
         *row_of(value, t) = best < 0 ? -INFINITY : l[best];
         ((int32_t *)id->data)[t * id->ld] = best < 0 ? -1 : (int32_t)(first_id + best);

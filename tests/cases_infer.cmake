@@ -1,0 +1,10 @@
+# infer/: evaluation and generation. "data": published models beside the source tree; "examples": the bundled models' references.
+foreach(np 1 2 4)
+  add_case(NAME evaluate_np${np} PROGRAM test_evaluate NP ${np} LABELS mpi)
+  add_case(NAME generate_np${np} PROGRAM test_generate NP ${np} LABELS mpi)
+endforeach()
+foreach(np 1 2)
+  add_case(NAME evaluate_data_np${np} PROGRAM test_evaluate NP ${np} ARGS data LABELS slow TIMEOUT 1200)
+endforeach()
+add_case(NAME evaluate_examples PROGRAM test_evaluate ARGS examples LABELS slow TIMEOUT 1200)
+add_case(NAME generate_examples PROGRAM test_generate ARGS examples LABELS slow TIMEOUT 600)
