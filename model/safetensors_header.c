@@ -161,6 +161,8 @@ static int check_tiling(const struct shard *file, struct tensor *tensors, int64_
         qsort(tensors, (size_t)n, sizeof *tensors, by_offset);
     for (int64_t i = 0; i < n; i++) {
         const struct tensor *t = &tensors[i];
+        if (t->offset < end && strcmp(t->name, tensors[i - 1].name) == 0)
+            FAIL(ERR_FORMAT, "%s: duplicate tensor %.200s", file->path, t->name);
         if (t->offset < end)
             FAIL(ERR_FORMAT,
                  "%s: tensor %.200s overlaps %.200s: starts at byte %" PRIu64 ", the other ends at %" PRIu64,

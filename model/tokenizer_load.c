@@ -74,7 +74,7 @@ static int template_bos(const json_t *post, const char *where, int64_t *bos)
         TRY(json_opt_string(special, "id", "", where, &name));
         const json_t *token = json_object_get(json_object_get(post, "special_tokens"), name);
         const json_t *ids = json_object_get(token, "ids");
-        if (i > 0 || json_array_size(ids) != 1)
+        if (i > 0 || json_array_size(ids) > 1)
             FAIL(ERR_UNSUPPORTED, "%s: post-processor TemplateProcessing with several tokens before the text", where);
         if (!json_is_integer(json_array_get(ids, 0)))
             FAIL(ERR_FORMAT, "%s: post-processor TemplateProcessing: \"%s\" has no id", where, name);

@@ -48,7 +48,7 @@ raw("header_is_zeros", "begin", lambda c: c.safetensors(text=bytes(64)))
 raw("header_json_unfinished", "JSON", lambda c: c.safetensors(text=c.header_text().encode()[:-1]))
 raw("header_json_followed_by_more", "JSON", lambda c: c.safetensors(text=c.header_text().encode() + b" {}"))
 raw("header_nested_arrays", "depth", lambda c: c.safetensors(text=b'{"a":' + b"[" * DEEP + b"]" * DEEP + b"}"))
-raw("header_nested_objects", "depth", lambda c: c.safetensors(text=b'{"a":' * DEEP + b"1" + b"}" * DEEP))
+raw("header_nested_objects", "JSON", lambda c: c.safetensors(text=b'{"a":' * DEEP + b"1" + b"}" * DEEP))
 raw("header_not_utf8", "JSON", lambda c: c.safetensors(text=c.header_text().encode().replace(b"model.norm", b"model\xff.norm")))
 raw("header_utf8_overlong", "JSON", lambda c: c.safetensors(
     text=c.header_text().encode().replace(b"model.norm", b"model\xc0\xae.norm")))
