@@ -1,0 +1,337 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Both solvers and the published procedure side by side on one group: seconds, and the share of the objective they take away.
+ * E is the round-to-nearest error of Gaussian weights (4 bits, group 128), S comes from correlated tokens with a falling spectrum.
+ *
+ * The published procedure (GlowQ, arXiv 2603.25385), written here with LAPACK: QR of E (geqrf, f32), symmetric square root of S
+ * and its inverse by eigenvectors in f64, randomized SVD of R S^(1/2) (10 extra columns, 2 power iterations, f32), lift. It may
+ * use all cores through OpenBLAS's own threads; ours use as many.
+ *
+ * usage: bench_solve [m d r [threads [repeats]]]        defaults: 22016 4096 64, all cores, 3
+ */
+#include "base/err.h"
+#include "base/log.h"
+#include "calib/solve.h"
+
+#include <cblas.h>
+#include <lapacke.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct bench {
+    struct backend be;
+    struct comm comm;
+    struct panels panels;
+    int64_t m, d, r;
+    struct buf e_buf;
+    struct mat e; /* f32 [m, d] */
+    struct moment moment;
+    double trace; /* tr(E S E^T), exact */
+};
+
+static void *take(size_t bytes)
+{
+    void *p = malloc(bytes);
+    if (!p) {
+        fprintf(stderr, "bench_solve: no memory for %zu bytes\n", bytes);
+        exit(1);
+    }
+    return p;
+}
+
+static int make_error(struct bench *b)
+{
+    int err = OK;
+    int64_t bad, groups = (b->d + 127) / 128;
+    struct buf bufs[3] = {0};
+    struct mat codes, scales, zeros;
+    TRY(mat_alloc(&b->be, DT_F32, b->m, b->d, &b->e_buf, &b->e));
+    TRY(mat_alloc(&b->be, DT_U8, b->m, b->d, &bufs[0], &codes));
+    TRY(mat_alloc(&b->be, DT_F16, b->m, groups, &bufs[1], &scales));
+    TRY(mat_alloc(&b->be, DT_U8, b->m, groups, &bufs[2], &zeros));
+    TRY(b->be.ops->randn(&b->be, 1, STREAM_WEIGHTS, 0, 0, &b->e));
+    TRY(b->be.ops->quantize(&b->be, &b->e, 4, 128, &codes, &scales, &zeros, &bad));
+out:
+    for (int i = 0; i < 3; i++)
+        buf_free(&bufs[i]);
+    return err;
+}
+
+/* X = G diag(f) H, f falling from 1 to 1/30: two superblocks of 2 d tokens in all. */
+static int make_moment(struct bench *b)
+{
+    int err = OK, overflow = 0;
+    struct buf bufs[5] = {0};
+    struct mat g, h, x, max, fall;
+    struct moment *moment = &b->moment;
+    double *host = take((size_t)b->d * sizeof *host);
+    int32_t *exp = take((size_t)b->d * sizeof *exp);
+    *moment = (struct moment){.d = b->d, .shift = 60, .n_tokens = 2 * b->d};
+    TRY(mat_alloc(&b->be, DT_F32, b->d, b->d, &bufs[0], &g));
+    TRY(mat_alloc(&b->be, DT_F32, b->d, b->d, &bufs[1], &h));
+    TRY(mat_alloc(&b->be, DT_F32, b->d, b->d, &bufs[2], &x));
+    TRY(mat_alloc(&b->be, DT_F64, 1, b->d, &bufs[3], &max));
+    TRY(mat_alloc(&b->be, DT_F64, 1, b->d, &bufs[4], &fall));
+    TRY(mat_alloc(&b->be, DT_I64, 1, b->d * (b->d + 1) / 2, &moment->acc_buf, &moment->acc));
+    TRY(mat_alloc(&b->be, DT_I32, 1, b->d, &moment->exp_buf, &moment->exp));
+    TRY(b->be.ops->zero(&b->be, moment->acc.data, mat_bytes(&moment->acc)));
+    for (int64_t j = 0; j < b->d; j++)
+        host[j] = pow(30, -(double)j / (double)b->d);
+    TRY(b->be.ops->put(&b->be, fall.data, host, mat_bytes(&fall)));
+    TRY(b->be.ops->randn(&b->be, 1, STREAM_WEIGHTS, 1, 0, &h));
+    for (int part = 0; part < 2; part++) {
+        TRY(b->be.ops->randn(&b->be, 1, STREAM_WEIGHTS, 2, part * b->d, &g));
+        TRY(b->be.ops->scale(&b->be, &g, NULL, &fall));
+        TRY(b->be.ops->gemm(&b->be, 0, 0, 1 / sqrt((double)b->d), &g, &h, 0, &x));
+        TRY(b->be.ops->col_sumsq(&b->be, &x, &max));
+        TRY(b->be.ops->get(&b->be, host, max.data, mat_bytes(&max)));
+        for (int64_t j = 0; part == 0 && j < b->d; j++)
+            exp[j] = (int32_t)ceil(log2(host[j]) / 2) + 1; /* one bit for the second block */
+        TRY(b->be.ops->put(&b->be, moment->exp.data, exp, (size_t)b->d * sizeof *exp));
+        TRY(b->be.ops->moment_add(&b->be, &x, &moment->exp, moment->shift, &moment->acc, &overflow));
+    }
+    if (overflow)
+        FAIL(ERR_NUMERIC, "the moment's exponents are too small");
+out:
+    for (int i = 0; i < 5; i++)
+        buf_free(&bufs[i]);
+    free(host);
+    free(exp);
+    return err;
+}
+
+static struct solve_params defaults(const struct bench *b, enum solver solver)
+{
+    return (struct solve_params){.solver = solver, .qr = QR_GRAM, .rank = b->r, .oversample = 10, .power = -1, .stop = 0.005,
+                                 .max_steps = 6, .damp = DAMP_DIAG, .alpha = 0, .factor_dtype = DT_BF16, .seed = 1};
+}
+
+/* Share of tr(E S E^T) that A B takes away: (2 <A, E S B^T> - <A, A B S B^T>) / tr, f64 throughout; a [m, r], b [r, d]. */
+static int captured_share(struct bench *b, const double *pa, const double *pb, double *share)
+{
+    int err = OK;
+    struct buf bufs[6] = {0};
+    struct mat a = mat_view((void *)pa, DT_F64, b->m, b->r), right = mat_view((void *)pb, DT_F64, b->r, b->d);
+    struct mat s, sb, e, g, n, an;
+    double sum = 0;
+    TRY(mat_alloc(&b->be, DT_F64, b->d, b->d, &bufs[0], &s));
+    TRY(mat_alloc(&b->be, DT_F64, b->d, b->r, &bufs[1], &sb));
+    TRY(mat_alloc(&b->be, DT_F64, b->m, b->d, &bufs[2], &e));
+    TRY(mat_alloc(&b->be, DT_F64, b->m, b->r, &bufs[3], &g));
+    TRY(mat_alloc(&b->be, DT_F64, b->r, b->r, &bufs[4], &n));
+    TRY(mat_alloc(&b->be, DT_F64, b->m, b->r, &bufs[5], &an));
+    TRY(b->be.ops->moment_get(&b->be, &b->moment.acc, &b->moment.exp, b->moment.shift, 1.0 / (double)b->moment.n_tokens, 0, &s));
+    TRY(b->be.ops->convert(&b->be, &b->e, &e));
+    TRY(b->be.ops->gemm(&b->be, 0, 1, 1, &s, &right, 0, &sb));
+    TRY(b->be.ops->gemm(&b->be, 0, 0, 1, &e, &sb, 0, &g));
+    TRY(b->be.ops->gemm(&b->be, 0, 0, 1, &right, &sb, 0, &n));
+    TRY(b->be.ops->gemm(&b->be, 0, 0, 1, &a, &n, 0, &an));
+    for (int64_t i = 0; i < b->m * b->r; i++)
+        sum += pa[i] * (2 * ((double *)g.data)[i] - ((double *)an.data)[i]);
+    *share = sum / b->trace;
+out:
+    for (int i = 0; i < 6; i++)
+        buf_free(&bufs[i]);
+    return err;
+}
+
+static int run_ours(struct bench *b, enum solver solver, double *seconds, double *share, struct solution *out)
+{
+    int err = OK;
+    struct solve_params params = defaults(b, solver);
+    double *a = NULL, *right = NULL, start = now_s();
+    TRY(solve_group(&b->comm, &params, &b->panels, &b->e, &b->moment, out));
+    *seconds = now_s() - start;
+    a = take((size_t)(b->m * b->r) * sizeof *a);
+    right = take((size_t)(b->r * b->d) * sizeof *right);
+    convert(a, DT_F64, out->a.data, out->a.dtype, b->m * b->r);
+    convert(right, DT_F64, out->b.data, out->b.dtype, b->r * b->d);
+    TRY(captured_share(b, a, right, share));
+out:
+    free(a);
+    free(right);
+    solution_free(out);
+    return err;
+}
+
+/* ---- the published procedure; all matrices row-major unless said otherwise -------------------------------------------- */
+
+static void sgemm(int ta, int tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                  float *c)
+{
+    cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, (int)m, (int)n, (int)k, 1, a,
+                (int)lda, b, (int)ldb, 0, c, (int)n);
+}
+
+/* root = V w^(1/2) V^T and inverse = V w^(-1/2) V^T of S f64 [d, d] (destroyed), in f32. */
+static void square_roots(double *s, int64_t d, float *root, float *inverse)
+{
+    double *w = take((size_t)d * sizeof *w), *scaled = take((size_t)(d * d) * sizeof *scaled);
+    double *product = take((size_t)(d * d) * sizeof *product);
+    if (LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'L', (int)d, s, (int)d, w) != 0)
+        exit(1);
+    for (int inverted = 0; inverted < 2; inverted++) { /* row i of s is eigenvector i */
+        for (int64_t i = 0; i < d; i++) {
+            double v = sqrt(fmax(w[i], 1e-12 * w[d - 1]));
+            for (int64_t j = 0; j < d; j++)
+                scaled[i * d + j] = s[i * d + j] * (inverted ? 1 / v : v);
+        }
+        cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)d, (int)d, (int)d, 1, s, (int)d, scaled, (int)d, 0, product,
+                    (int)d);
+        convert(inverted ? inverse : root, DT_F32, product, DT_F64, d * d);
+    }
+    free(w);
+    free(scaled);
+    free(product);
+}
+
+/* Orthonormal columns of Y [d, b] in place. */
+static void orthonormalize(float *y, int64_t d, int64_t b)
+{
+    float *tau = take((size_t)b * sizeof *tau);
+    if (LAPACKE_sgeqrf(LAPACK_ROW_MAJOR, (int)d, (int)b, y, (int)b, tau) != 0 ||
+        LAPACKE_sorgqr(LAPACK_ROW_MAJOR, (int)d, (int)b, (int)b, y, (int)b, tau) != 0)
+        exit(1);
+    free(tau);
+}
+
+/* e_columns f32, column-major [m, d] (destroyed); e the same row-major; s f64 [d, d] (destroyed); a [m, r], right [r, d]. */
+static void published(float *e_columns, const float *e, double *s, int64_t m, int64_t d, int64_t r, const float *omega,
+                      float *a, float *right)
+{
+    int64_t b = r + 10;
+    size_t square = (size_t)(d * d) * sizeof(float), tall = (size_t)(d * b) * sizeof(float);
+    float *tau = take((size_t)d * sizeof *tau), *re = take(square), *root = take(square), *inverse = take(square);
+    float *core = take(square), *y = take(tall), *z = take(tall), *small = take(tall), *sigma = take((size_t)b * sizeof *sigma);
+    float *u = take((size_t)(b * b) * sizeof *u), *vt = take(tall), *lift = take(tall), *superb = take((size_t)b * sizeof *superb);
+    if (LAPACKE_sgeqrf(LAPACK_COL_MAJOR, (int)m, (int)d, e_columns, (int)m, tau) != 0)
+        exit(1);
+    for (int64_t i = 0; i < d; i++)
+        for (int64_t j = 0; j < d; j++)
+            re[i * d + j] = j < i ? 0 : e_columns[j * m + i];
+    square_roots(s, d, root, inverse);
+    sgemm(0, 0, d, d, d, re, d, root, d, core);
+    sgemm(0, 0, d, b, d, core, d, omega, b, y);
+    for (int power = 0; power < 2; power++) {
+        sgemm(1, 0, d, b, d, core, d, y, b, z);
+        sgemm(0, 0, d, b, d, core, d, z, b, y);
+    }
+    orthonormalize(y, d, b);
+    sgemm(1, 0, b, d, d, y, b, core, d, small);
+    if (LAPACKE_sgesdd(LAPACK_ROW_MAJOR, 'S', (int)b, (int)d, small, (int)d, sigma, u, (int)b, vt, (int)d) != 0)
+        exit(1);
+    for (int64_t j = 0; j < r; j++)
+        for (int64_t k = 0; k < d; k++)
+            vt[j * d + k] *= sqrtf(sigma[j]);
+    sgemm(0, 0, r, d, d, vt, d, inverse, d, right); /* B = Sigma^(1/2) V^T S^(-1/2) */
+    for (int64_t j = 0; j < r; j++)
+        for (int64_t k = 0; k < d; k++)
+            vt[j * d + k] /= sigma[j];
+    sgemm(0, 1, d, r, d, root, d, vt, d, lift); /* A = E S^(1/2) V Sigma^(-1/2) */
+    sgemm(0, 0, m, r, d, e, d, lift, r, a);
+    float *all[] = {tau, re, root, inverse, core, y, z, small, sigma, u, vt, lift, superb};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+}
+
+static int run_published(struct bench *b, double *seconds, double *share)
+{
+    int err = OK;
+    int64_t m = b->m, d = b->d, width = b->r + 10;
+    float *columns = take((size_t)(m * d) * sizeof(float)), *omega = take((size_t)(d * width) * sizeof(float));
+    float *a = take((size_t)(m * b->r) * sizeof *a), *right = take((size_t)(b->r * d) * sizeof *right);
+    double *s = take((size_t)(d * d) * sizeof *s), *a64 = take((size_t)(m * b->r) * sizeof *a64);
+    double *right64 = take((size_t)(b->r * d) * sizeof *right64), start;
+    struct mat sm = mat_view(s, DT_F64, d, d), om = mat_view(omega, DT_F32, d, width);
+    struct mat transposed = mat_view(columns, DT_F32, d, m);
+    TRY(b->be.ops->moment_get(&b->be, &b->moment.acc, &b->moment.exp, b->moment.shift, 1.0 / (double)b->moment.n_tokens, 0, &sm));
+    TRY(b->be.ops->transpose(&b->be, &b->e, &transposed));
+    TRY(b->be.ops->randn(&b->be, 1, STREAM_SKETCH, 0, 0, &om));
+    openblas_set_num_threads(b->be.n_threads);
+    start = now_s();
+    published(columns, b->e.data, s, m, d, b->r, omega, a, right);
+    *seconds = now_s() - start;
+    openblas_set_num_threads(1);
+    convert(a64, DT_F64, a, DT_F32, m * b->r);
+    convert(right64, DT_F64, right, DT_F32, b->r * d);
+    TRY(captured_share(b, a64, right64, share));
+out:
+    free(columns);
+    free(omega);
+    free(a);
+    free(right);
+    free(s);
+    free(a64);
+    free(right64);
+    return err;
+}
+
+static double least(const double *v, int n)
+{
+    double min = v[0];
+    for (int i = 1; i < n; i++)
+        min = fmin(min, v[i]);
+    return min;
+}
+
+static int bench_open(struct bench *b, int threads)
+{
+    int err = OK;
+    struct solve_params exact;
+    struct solution none;
+    TRY(backend_open(&b->be, "cpu", threads));
+    TRY(comm_open_self(&b->comm, &b->be));
+    int64_t modules[] = {b->m / 2, b->m - b->m / 2};
+    TRY(panels_create(modules, 2, 0, 1, &b->panels));
+    TRY(make_error(b));
+    TRY(make_moment(b));
+    exact = defaults(b, SOLVER_KRYLOV);
+    exact.rank = 0;
+    exact.exact_energy = 1;
+    TRY(solve_group(&b->comm, &exact, &b->panels, &b->e, &b->moment, &none));
+    b->trace = none.trace;
+    solution_free(&none);
+out:
+    return err;
+}
+
+int main(int argc, char **argv)
+{
+    int err = OK, threads = argc > 4 ? atoi(argv[4]) : 0, repeats = argc > 5 ? atoi(argv[5]) : 3;
+    struct bench b = {.m = 22016, .d = 4096, .r = 64};
+    double krylov_s[16], rsvd_s[16], published_s[16], share[3] = {0};
+    struct solution krylov, rsvd;
+    if (argc > 3) {
+        b.m = atoll(argv[1]);
+        b.d = atoll(argv[2]);
+        b.r = atoll(argv[3]);
+    }
+    if (repeats < 1 || repeats > 16 || b.m < b.d || b.d < b.r + 10 || b.r < 1)
+        FAIL(ERR_ARG, "usage: bench_solve [m d r [threads [repeats]]] with m >= d >= r + 10 and 1 to 16 repeats");
+    TRY(bench_open(&b, threads));
+    printf("%lld x %lld, r %lld; %s\n", (long long)b.m, (long long)b.d, (long long)b.r, b.be.description);
+    printf("run,published_s,qr_rsvd_s,krylov_s\n");
+    for (int i = 0; i < repeats; i++) { /* interleaved: other load falls on all alike */
+        TRY(run_ours(&b, SOLVER_KRYLOV, &krylov_s[i], &share[2], &krylov));
+        TRY(run_published(&b, &published_s[i], &share[0]));
+        TRY(run_ours(&b, SOLVER_QR_RSVD, &rsvd_s[i], &share[1], &rsvd));
+        printf("%d,%.2f,%.2f,%.3f\n", i + 1, published_s[i], rsvd_s[i], krylov_s[i]);
+        fflush(stdout);
+    }
+    double best[3] = {least(published_s, repeats), least(rsvd_s, repeats), least(krylov_s, repeats)};
+    printf("method,best_s,times_faster,captured_percent,steps\n");
+    printf("published,%.2f,1.0,%.4f,2\n", best[0], 100 * share[0]);
+    printf("qr-rsvd,%.2f,%.1f,%.4f,%d\n", best[1], best[0] / best[1], 100 * share[1], rsvd.steps);
+    printf("krylov,%.3f,%.1f,%.4f,%d\n", best[2], best[0] / best[2], 100 * share[2], krylov.steps);
+    printf("krylov's own figure for its captured energy: %.4f%%, trace estimated to +-%.2f%% (exact one: %+.2f%%)\n",
+           100 * krylov.energy, 100 * krylov.trace_error / krylov.trace, 100 * (b.trace / krylov.trace - 1));
+out:
+    panels_free(&b.panels);
+    buf_free(&b.e_buf);
+    buf_free(&b.moment.acc_buf);
+    buf_free(&b.moment.exp_buf);
+    comm_close(&b.comm);
+    backend_close(&b.be);
+    return err != 0;
+}
