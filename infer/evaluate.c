@@ -36,7 +36,8 @@ static int windows_of(enum protocol protocol, int64_t ctx, int32_t bos, const st
         FAIL(ERR_NOMEM, "%lld ids", (long long)w->n_stream);
     if (stream_bos)
         w->stream[0] = bos;
-    memcpy(w->stream + stream_bos, ids->ids, (size_t)ids->n * sizeof *ids->ids);
+    if (ids->n > 0)
+        memcpy(w->stream + stream_bos, ids->ids, (size_t)ids->n * sizeof *ids->ids);
     switch (protocol) {
     case PROTOCOL_GPTQ:
         w->n_windows = w->n_stream / ctx;
@@ -232,7 +233,7 @@ int evaluate(struct model *model, const char *text, int64_t n_bytes, const struc
     TRY(comm_agree(model->dec.tp, encode(model, text, n_bytes, options->max_tokens, &ids)));
     TRY(sha256_hex(text, (size_t)n_bytes, out->text_sha256));
     TRY(sha256_hex(ids.ids, (size_t)ids.n * sizeof *ids.ids, out->ids_sha256));
-    TRY(windows_of(options->protocol, ctx, (int32_t)tokenizer_bos(model->tokenizer), &ids, &w));
+    TRY(comm_agree(model->dec.tp, windows_of(options->protocol, ctx, (int32_t)tokenizer_bos(model->tokenizer), &ids, &w)));
     TRY(run_all(model, &w, options->print_nll, out));
     TRY(summarize(out));
     out->seconds = now_s() - start;
