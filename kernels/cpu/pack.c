@@ -121,6 +121,8 @@ int weight_put_codes_cpu(struct backend *be, struct packed *w, int64_t row0, int
 {
     assert(w->bits > 0 && row0 % TILE == 0 && row0 + rows <= w->d_out);
     assert(rows % TILE == 0 || row0 + rows == w->d_out);
+    if (w->d_in == 0)
+        return OK;
 #pragma omp parallel for num_threads(be->n_threads)
     for (int64_t i = 0; i < rows; i += TILE) {
         uint8_t *tile = (uint8_t *)w->data.p + (size_t)((row0 + i) / TILE) * packed_tile_bytes(w);
