@@ -17,9 +17,11 @@
 #include <string.h>
 
 enum {
-    CHUNK_ROWS = 224, /* rows of x a pass: their block of 128 columns is 112 KiB */
-    BLOCK_TILES = 16, /* most tiles a thread takes at once: sums of 224 x 256 f32 are 224 KiB */
-    TREE_DEPTH = 4    /* 8 leaves: at most 3 partial sums wait while the fourth is made */
+    CHUNK_ROWS = 224,    /* rows of x a pass: their block of 128 columns is 112 KiB */
+    MIN_CHUNK_ROWS = 56, /* fewer would spend a tenth of the time unpacking */
+    PASS_ROWS = 1024,    /* rows of x laid out at once, at most: 112 MiB for 28672 columns */
+    BLOCK_TILES = 16,    /* most tiles a thread takes at once: sums of 224 x 256 f32 are 224 KiB */
+    TREE_DEPTH = 4       /* 8 leaves: at most 3 partial sums wait while the fourth is made */
 };
 
 static int64_t min64(int64_t a, int64_t b)
@@ -370,9 +372,12 @@ static void size_pass(struct plan *plan, int n_threads)
     int64_t want = 4 * (int64_t)n_threads, pairs = (plan->n_tiles + 1) / 2;
     plan->block_tiles = 2 * min64(BLOCK_TILES / 2, (pairs + want - 1) / want);
     int64_t n_blocks = (plan->n_tiles + plan->block_tiles - 1) / plan->block_tiles;
-    int64_t n_chunks = (plan->total + CHUNK_ROWS - 1) / CHUNK_ROWS; /* of even size: none is nearly empty */
+    int64_t at_once = (want + n_blocks - 1) / n_blocks, largest = min64(CHUNK_ROWS, PASS_ROWS / at_once);
+    if (largest < MIN_CHUNK_ROWS)
+        largest = MIN_CHUNK_ROWS;
+    int64_t n_chunks = (plan->total + largest - 1) / largest; /* of even size: none is nearly empty */
     plan->chunk_rows = (plan->total + n_chunks - 1) / n_chunks;
-    plan->rows = min64(plan->total, plan->chunk_rows * ((want + n_blocks - 1) / n_blocks));
+    plan->rows = min64(plan->total, plan->chunk_rows * min64(at_once, PASS_ROWS / MIN_CHUNK_ROWS));
 }
 
 static size_t side_bytes(const struct plan *plan, const struct side *side, int n_split, int parts)
