@@ -33,6 +33,7 @@ struct backend {
     int n_threads;
     void *state;          /* the backend's own */
     char description[96]; /* "cpu avx512, 2 threads, OpenBLAS SkylakeX" */
+    char numerics[64];    /* what calibration's bits depend on, never threads: "cpu, OpenBLAS SkylakeX" */
     size_t bytes_now, bytes_peak; /* allocated through buf_alloc */
 };
 
