@@ -7,8 +7,6 @@
 #include "kernels/cpu/cpu.h"
 
 #include "base/err.h"
-#include "kernels/cpu/inner.h"
-#include "kernels/cpu/narrow.h"
 
 #include <assert.h>
 #include <cblas.h>
@@ -61,50 +59,12 @@ static void gemm_tile(int trans_a, int trans_b, double alpha, const struct mat *
                     blas_int(b->ld), beta, (double *)c->data + i * c->ld + j, blas_int(c->ld));
 }
 
-#ifdef __x86_64__
-/* Few columns, and a processor for which there is a loop that wastes nothing on packing. */
-static int is_narrow(const struct backend *be, int trans_b, const struct mat *c, int64_t k)
-{
-    const struct cpu_state *state = be->state;
-    return state->inner == &inner_avx512 && c->dtype == DT_F32 && !trans_b && c->cols > 0 && c->cols <= NARROW_COLS && k > 0;
-}
-
-static void narrow_tiles(struct backend *be, int trans_a, double alpha, const struct mat *a, const struct mat *b, double beta,
-                         struct mat *c)
-{
-    int64_t down = tiles(c->rows, NARROW_ROWS);
-#pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) if (down > 1)
-    for (int64_t t = 0; t < down; t++) {
-        int64_t i = t * NARROW_ROWS;
-        struct narrow_call call = {.trans_a = trans_a,
-                                   .rows = min_i64(NARROW_ROWS, c->rows - i),
-                                   .cols = c->cols,
-                                   .k = trans_a ? a->rows : a->cols,
-                                   .alpha = (float)alpha,
-                                   .beta = (float)beta,
-                                   .a = trans_a ? element(a, 0, i) : element(a, i, 0),
-                                   .b = b->data,
-                                   .c = (float *)c->data + i * c->ld,
-                                   .lda = a->ld,
-                                   .ldb = b->ld,
-                                   .ldc = c->ld};
-        narrow_gemm_avx512(&call);
-    }
-}
-#endif
-
 int gemm_cpu(struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b, double beta,
              struct mat *c)
 {
     assert(a->dtype == c->dtype && b->dtype == c->dtype && (c->dtype == DT_F32 || c->dtype == DT_F64));
     assert((trans_a ? a->cols : a->rows) == c->rows && (trans_b ? b->rows : b->cols) == c->cols);
     assert((trans_a ? a->rows : a->cols) == (trans_b ? b->cols : b->rows));
-#ifdef __x86_64__
-    if (is_narrow(be, trans_b, c, trans_a ? a->rows : a->cols)) {
-        narrow_tiles(be, trans_a, alpha, a, b, beta, c);
-        return OK;
-    }
-#endif
     int64_t down = tiles(c->rows, GEMM_ROWS), across = tiles(c->cols, GEMM_COLS);
 #pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) if (down * across > 1)
     for (int64_t t = 0; t < down * across; t++) {
