@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <math.h>
+#include <stdlib.h>
 
 enum { WIDE_ELEMENTS = 1 << 22 }; /* converted at once: 32 MB of f64, but at least one panel */
 
@@ -44,9 +45,14 @@ int exact_open(struct exact *x, struct comm *comm, const struct panels *panels, 
 {
     int err = OK;
     *x = (struct exact){.comm = comm, .be = comm->be, .panels = panels, .dtype = dtype, .shift = 62, .capacity = capacity};
-    for (int64_t n = 1; n < panels->n_panels; n *= 2)
+    for (int64_t all = 1; all < panels->n_panels; all *= 2)
         x->shift--;
-    TRY(buf_alloc(x->be, (size_t)capacity * dtype_bytes(dtype), &x->leaf));
+    int64_t n = local_panels(panels);
+    if (!(x->row0 = malloc((size_t)(n + 1) * sizeof *x->row0)))
+        FAIL(ERR_NOMEM, "%lld panels", (long long)n);
+    x->row0[0] = 0;
+    for (int64_t i = 0; i < n; i++)
+        x->row0[i + 1] = local_panel(panels, i).end;
     TRY(buf_alloc(x->be, (size_t)capacity * sizeof(int64_t), &x->acc));
     if (wide_cols > 0) {
         TRY(buf_alloc(x->be, (size_t)(wide_rows(wide_cols) * wide_cols) * dtype_bytes(dtype), &x->wide[0]));
@@ -60,7 +66,8 @@ out:
 
 void exact_close(struct exact *x)
 {
-    buf_free(&x->leaf);
+    free(x->row0);
+    x->row0 = NULL;
     buf_free(&x->acc);
     buf_free(&x->wide[0]);
     buf_free(&x->wide[1]);
@@ -86,15 +93,19 @@ int exact_product(struct exact *x, const struct operand *a, const struct operand
 {
     int err = OK, overflow = 0;
     int64_t rows = a->m->cols, cols = b->m->cols, flag = 0;
-    struct mat leaf = mat_view(x->leaf.p, x->dtype, rows, cols), acc = mat_view(x->acc.p, DT_I64, rows, cols), pa, pb;
+    struct mat acc = mat_view(x->acc.p, DT_I64, rows, cols), pa, pb;
     assert(rows * cols <= x->capacity && out->rows == rows && out->cols == cols && out->dtype == DT_F64);
     TRY(x->be->ops->zero(x->be, acc.data, mat_bytes(&acc)));
-    for (int64_t i = 0; i < local_panels(x->panels); i++) {
-        struct range panel = local_panel(x->panels, i);
-        TRY(rows_as(x, 0, a->m, panel, &pa));
-        TRY(rows_as(x, 1, b->m, panel, &pb));
-        TRY(x->be->ops->gemm(x->be, 1, 0, 1, &pa, &pb, 0, &leaf));
-        TRY(x->be->ops->fixed_add(x->be, &leaf, a->exp, b->exp, x->shift, &acc, &overflow));
+    if (a->m->dtype == x->dtype && b->m->dtype == x->dtype) {
+        TRY(x->be->ops->gemm_fixed(x->be, a->m, b->m, x->row0, local_panels(x->panels), a->exp, b->exp, x->shift, &acc,
+                                   &overflow));
+    } else {
+        for (int64_t i = 0; i < local_panels(x->panels); i++) {
+            struct range panel = local_panel(x->panels, i);
+            TRY(rows_as(x, 0, a->m, panel, &pa));
+            TRY(rows_as(x, 1, b->m, panel, &pb));
+            TRY(x->be->ops->gemm_fixed(x->be, &pa, &pb, (int64_t[2]){0, pa.rows}, 1, a->exp, b->exp, x->shift, &acc, &overflow));
+        }
     }
     flag = overflow;
     TRY(comm_max_i64(x->comm, &flag, 1));

@@ -19,8 +19,9 @@ struct exact {
     const struct panels *panels;
     enum dtype dtype; /* of the products: F32 or F64; operands of the other type are converted a panel at a time */
     int shift;        /* 62 - ceil(log2(number of panels)): the sum of that many leaves fits 63 bits */
-    int64_t capacity; /* elements of a leaf */
-    struct buf leaf, acc, wide[2];
+    int64_t capacity; /* elements of a sum */
+    int64_t *row0;    /* [local panels + 1] rows of this rank's panels */
+    struct buf acc, wide[2];
 };
 
 /* A local matrix and i32 [1, cols] exponents: every panel's column j has Euclidean norm <= 2^exp[j]. */

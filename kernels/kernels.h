@@ -187,6 +187,10 @@ struct backend_ops {
      * *host_overflow |= 1 if any |leaf| > 2^(row_exp + col_exp) or is not finite. */
     int (*fixed_add)(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp,
                      int shift, struct mat *acc, int *host_overflow);
+    /* fixed_add of A_p^T B_p for each panel p, rows [host_row0[p], host_row0[p + 1]) of A [m, rows] and B [m, cols], both f32 or
+     * both f64; A_p^T B_p has the bits that gemm gives it. */
+    int (*gemm_fixed)(struct backend *be, const struct mat *a, const struct mat *b, const int64_t *host_row0, int64_t n_panels,
+                      const struct mat *row_exp, const struct mat *col_exp, int shift, struct mat *acc, int *host_overflow);
     /* out f64 = acc * 2^(row_exp + col_exp - shift). */
     int (*fixed_get)(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp,
                      int shift, struct mat *out);

@@ -321,6 +321,14 @@ static int fixed_add_check(struct backend *be, const struct mat *leaf, const str
     return leave(be, enter(be)->wrapped->fixed_add(be, leaf, row_exp, col_exp, shift, acc, host_overflow));
 }
 
+static int gemm_fixed_check(struct backend *be, const struct mat *a, const struct mat *b, const int64_t *host_row0,
+                            int64_t n_panels, const struct mat *row_exp, const struct mat *col_exp, int shift,
+                            struct mat *acc, int *host_overflow)
+{
+    return leave(be, enter(be)->wrapped->gemm_fixed(be, a, b, host_row0, n_panels, row_exp, col_exp, shift, acc,
+                                                    host_overflow));
+}
+
 static int fixed_get_check(struct backend *be, const struct mat *acc, const struct mat *row_exp,
                            const struct mat *col_exp, int shift, struct mat *out)
 {
@@ -386,6 +394,7 @@ static const struct backend_ops check_table = {
     .eigh = eigh_check,
     .svd = svd_check,
     .fixed_add = fixed_add_check,
+    .gemm_fixed = gemm_fixed_check,
     .fixed_get = fixed_get_check,
     .moment_add = moment_add_check,
     .moment_get = moment_get_check,

@@ -7,6 +7,9 @@
 #include "kernels/cpu/cpu.h"
 
 #include "base/err.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/inner.h"
+#include "kernels/cpu/narrow.h"
 
 #include <assert.h>
 #include <cblas.h>
@@ -42,35 +45,68 @@ static const void *element(const struct mat *m, int64_t row, int64_t col)
     return (const char *)m->data + (size_t)(row * m->ld + col) * dtype_bytes(m->dtype);
 }
 
-/* One tile of C: rows [i, i + rows), columns [j, j + cols), all of K. */
-static void gemm_tile(int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b, double beta,
-                      const struct mat *c, const int64_t at[4])
+void gemm_plan(const struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b,
+               double beta, struct gemm_plan *plan)
 {
-    int64_t i = at[0], rows = at[1], j = at[2], cols = at[3];
-    int64_t k = trans_a ? a->rows : a->cols;
-    const void *pa = trans_a ? element(a, 0, i) : element(a, i, 0);
-    const void *pb = trans_b ? element(b, j, 0) : element(b, 0, j);
-    CBLAS_TRANSPOSE ta = trans_a ? CblasTrans : CblasNoTrans, tb = trans_b ? CblasTrans : CblasNoTrans;
-    if (c->dtype == DT_F32)
-        cblas_sgemm(CblasRowMajor, ta, tb, blas_int(rows), blas_int(cols), blas_int(k), (float)alpha, pa, blas_int(a->ld), pb,
-                    blas_int(b->ld), (float)beta, (float *)c->data + i * c->ld + j, blas_int(c->ld));
+    *plan = (struct gemm_plan){.trans_a = trans_a, .trans_b = trans_b, .alpha = alpha, .beta = beta, .dtype = a->dtype};
+    plan->rows = trans_a ? a->cols : a->rows;
+    plan->cols = trans_b ? b->rows : b->cols;
+    assert(a->dtype == b->dtype && (a->dtype == DT_F32 || a->dtype == DT_F64));
+    assert((trans_a ? a->rows : a->cols) == (trans_b ? b->cols : b->rows));
+#ifdef __x86_64__
+    const struct cpu_state *state = be->state;
+    plan->narrow = state->inner == &inner_avx512 && a->dtype == DT_F32 && !trans_b && plan->cols <= NARROW_COLS;
+#else
+    (void)be;
+#endif
+    plan->tile_rows = plan->narrow ? NARROW_ROWS : GEMM_ROWS;
+    plan->tile_cols = plan->narrow ? NARROW_COLS : GEMM_COLS;
+    plan->down = tiles(plan->rows, plan->tile_rows);
+    plan->across = tiles(plan->cols, plan->tile_cols);
+    plan->n_tiles = plan->down * plan->across;
+}
+
+struct gemm_tile gemm_tile(const struct gemm_plan *plan, int64_t t)
+{
+    struct gemm_tile at = {.row = t / plan->across * plan->tile_rows, .col = t % plan->across * plan->tile_cols};
+    at.rows = min_i64(plan->tile_rows, plan->rows - at.row);
+    at.cols = min_i64(plan->tile_cols, plan->cols - at.col);
+    return at;
+}
+
+void gemm_make_tile(const struct gemm_plan *plan, const struct mat *a, const struct mat *b, int64_t t, void *c, int64_t ldc)
+{
+    struct gemm_tile at = gemm_tile(plan, t);
+    int64_t k = plan->trans_a ? a->rows : a->cols;
+    const void *pa = plan->trans_a ? element(a, 0, at.row) : element(a, at.row, 0);
+    const void *pb = plan->trans_b ? element(b, at.col, 0) : element(b, 0, at.col);
+    CBLAS_TRANSPOSE ta = plan->trans_a ? CblasTrans : CblasNoTrans, tb = plan->trans_b ? CblasTrans : CblasNoTrans;
+#ifdef __x86_64__
+    if (plan->narrow && k > 0) {
+        narrow_gemm_avx512(&(struct narrow_call){.trans_a = plan->trans_a, .rows = at.rows, .cols = at.cols, .k = k,
+                                                 .alpha = (float)plan->alpha, .beta = (float)plan->beta, .a = pa, .b = pb,
+                                                 .c = c, .lda = a->ld, .ldb = b->ld, .ldc = ldc});
+        return;
+    }
+#endif
+    if (plan->dtype == DT_F32)
+        cblas_sgemm(CblasRowMajor, ta, tb, blas_int(at.rows), blas_int(at.cols), blas_int(k), (float)plan->alpha, pa,
+                    blas_int(a->ld), pb, blas_int(b->ld), (float)plan->beta, c, blas_int(ldc));
     else
-        cblas_dgemm(CblasRowMajor, ta, tb, blas_int(rows), blas_int(cols), blas_int(k), alpha, pa, blas_int(a->ld), pb,
-                    blas_int(b->ld), beta, (double *)c->data + i * c->ld + j, blas_int(c->ld));
+        cblas_dgemm(CblasRowMajor, ta, tb, blas_int(at.rows), blas_int(at.cols), blas_int(k), plan->alpha, pa,
+                    blas_int(a->ld), pb, blas_int(b->ld), plan->beta, c, blas_int(ldc));
 }
 
 int gemm_cpu(struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b, double beta,
              struct mat *c)
 {
-    assert(a->dtype == c->dtype && b->dtype == c->dtype && (c->dtype == DT_F32 || c->dtype == DT_F64));
-    assert((trans_a ? a->cols : a->rows) == c->rows && (trans_b ? b->rows : b->cols) == c->cols);
-    assert((trans_a ? a->rows : a->cols) == (trans_b ? b->cols : b->rows));
-    int64_t down = tiles(c->rows, GEMM_ROWS), across = tiles(c->cols, GEMM_COLS);
-#pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) if (down * across > 1)
-    for (int64_t t = 0; t < down * across; t++) {
-        int64_t i = t / across * GEMM_ROWS, j = t % across * GEMM_COLS;
-        gemm_tile(trans_a, trans_b, alpha, a, b, beta, c,
-                  (int64_t[4]){i, min_i64(GEMM_ROWS, c->rows - i), j, min_i64(GEMM_COLS, c->cols - j)});
+    struct gemm_plan plan;
+    gemm_plan(be, trans_a, trans_b, alpha, a, b, beta, &plan);
+    assert(a->dtype == c->dtype && plan.rows == c->rows && plan.cols == c->cols);
+#pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) if (plan.n_tiles > 1)
+    for (int64_t t = 0; t < plan.n_tiles; t++) {
+        struct gemm_tile at = gemm_tile(&plan, t);
+        gemm_make_tile(&plan, a, b, t, (char *)c->data + (size_t)(at.row * c->ld + at.col) * dtype_bytes(c->dtype), c->ld);
     }
     return OK;
 }

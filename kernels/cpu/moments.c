@@ -6,12 +6,14 @@
 #include "kernels/cpu/cpu.h"
 
 #include "base/err.h"
+#include "kernels/cpu/gemm.h"
 
 #include <assert.h>
 #include <cblas.h>
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum {
     MOMENT_TILE = 256, /* packing costs 2/256 of the multiply-adds, the f32 tile (256 KB) stays in L2 */
@@ -26,6 +28,15 @@ enum {
 #else
 #define VECTOR_CLONES
 #endif
+
+/* What gemm_fixed sums. */
+struct fixed_product {
+    const struct mat *a, *b;
+    const int64_t *row0;
+    const int32_t *row_exp, *col_exp;
+    int shift;
+    struct mat *acc;
+};
 
 static int64_t min_i64(int64_t a, int64_t b)
 {
@@ -76,6 +87,27 @@ static void powers(const int32_t *exp, int sign, double *out, int64_t n)
         out[j] = ldexp(1, sign * exp[j]);
 }
 
+/* Rows of a leaf (element [0][0] at v) into rows of acc. Exponents are those of these rows and columns. */
+static int add_rows(const void *leaf, enum dtype dtype, int64_t ld, int64_t rows, int64_t cols, const int32_t *row_exp,
+                    const int32_t *col_exp, int shift, int64_t *acc, int64_t acc_ld)
+{
+    int bad = 0;
+    for (int64_t j = 0; j < cols; j += CHUNK) {
+        double col[CHUNK], v[CHUNK];
+        int64_t n = min_i64(CHUNK, cols - j);
+        powers(col_exp + j, -1, col, n);
+        for (int64_t i = 0; i < rows; i++) {
+            double row = ldexp(1, -row_exp[i]);
+            if (dtype == DT_F32)
+                scale_f32((const float *)leaf + i * ld + j, row, col, v, n);
+            else
+                scale_f64((const double *)leaf + i * ld + j, row, col, v, n);
+            bad |= add_fixed(v, ldexp(1, shift), acc + i * acc_ld + j, n);
+        }
+    }
+    return bad;
+}
+
 int fixed_add_cpu(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp, int shift,
                   struct mat *acc, int *host_overflow)
 {
@@ -84,22 +116,72 @@ int fixed_add_cpu(struct backend *be, const struct mat *leaf, const struct mat *
     assert(acc->dtype == DT_I64 && acc->rows == leaf->rows && acc->cols == leaf->cols && shift <= 62);
     assert(row_exp->cols == leaf->rows && col_exp->cols == leaf->cols && (leaf->dtype == DT_F32 || leaf->dtype == DT_F64));
 #pragma omp parallel for schedule(static) num_threads(be->n_threads) reduction(| : bad) if (leaf->rows > 64)
-    for (int64_t i0 = 0; i0 < leaf->rows; i0 += 32) /* 32 rows share the columns' powers */
-        for (int64_t j = 0; j < leaf->cols; j += CHUNK) {
-            double col[CHUNK], v[CHUNK];
-            int64_t n = min_i64(CHUNK, leaf->cols - j);
-            powers(ce + j, -1, col, n);
-            for (int64_t i = i0; i < min_i64(i0 + 32, leaf->rows); i++) {
-                double row = ldexp(1, -re[i]);
-                if (leaf->dtype == DT_F32)
-                    scale_f32((const float *)leaf->data + i * leaf->ld + j, row, col, v, n);
-                else
-                    scale_f64((const double *)leaf->data + i * leaf->ld + j, row, col, v, n);
-                bad |= add_fixed(v, ldexp(1, shift), (int64_t *)acc->data + i * acc->ld + j, n);
-            }
-        }
+    for (int64_t i = 0; i < leaf->rows; i += 32) /* 32 rows share the columns' powers */
+        bad |= add_rows((const char *)leaf->data + (size_t)(i * leaf->ld) * dtype_bytes(leaf->dtype), leaf->dtype, leaf->ld,
+                        min_i64(32, leaf->rows - i), leaf->cols, re + i, ce, shift, (int64_t *)acc->data + i * acc->ld, acc->ld);
     *host_overflow |= bad;
     return OK;
+}
+
+/* One tile of the sum over panels [first, last): into acc itself, or where others work on the same tile, into this thread's
+ * own sum first. */
+static int sum_panels(const struct gemm_plan *plan, const struct fixed_product *p, int64_t t, int64_t first, int64_t last,
+                      void *leaf, int64_t *own)
+{
+    struct gemm_tile at = gemm_tile(plan, t);
+    int64_t *acc = (int64_t *)p->acc->data + at.row * p->acc->ld + at.col, ld = p->acc->ld;
+    int bad = 0;
+    if (own) {
+        memset(own, 0, (size_t)(at.rows * at.cols) * sizeof *own);
+        ld = at.cols;
+    }
+    for (int64_t i = first; i < last; i++) {
+        struct mat a = mat_rows(p->a, p->row0[i], p->row0[i + 1] - p->row0[i]);
+        struct mat b = mat_rows(p->b, p->row0[i], p->row0[i + 1] - p->row0[i]);
+        gemm_make_tile(plan, &a, &b, t, leaf, at.cols);
+        bad |= add_rows(leaf, plan->dtype, at.cols, at.rows, at.cols, p->row_exp + at.row, p->col_exp + at.col, p->shift,
+                        own ? own : acc, ld);
+    }
+    if (own) {
+#pragma omp critical(fixed_product)
+        for (int64_t i = 0; i < at.rows; i++)
+            for (int64_t j = 0; j < at.cols; j++)
+                acc[i * p->acc->ld + j] += own[i * at.cols + j];
+    }
+    return bad;
+}
+
+int gemm_fixed_cpu(struct backend *be, const struct mat *a, const struct mat *b, const int64_t *host_row0, int64_t n_panels,
+                   const struct mat *row_exp, const struct mat *col_exp, int shift, struct mat *acc, int *host_overflow)
+{
+    int err = OK, bad = 0;
+    struct gemm_plan plan;
+    struct fixed_product p = {a, b, host_row0, row_exp->data, col_exp->data, shift, acc};
+    struct mat view = mat_rows(a, 0, n_panels > 0 ? host_row0[1] - host_row0[0] : 0), view_b = mat_rows(b, 0, view.rows);
+    gemm_plan(be, 1, 0, 1, &view, &view_b, 0, &plan);
+    assert(acc->dtype == DT_I64 && acc->rows == plan.rows && acc->cols == plan.cols && shift <= 62);
+    assert(row_exp->cols == plan.rows && col_exp->cols == plan.cols);
+    if (n_panels == 0 || plan.n_tiles == 0)
+        goto out;
+    /* Integers add in any order, so how panels are shared out among threads doesn't show. */
+    int64_t parts = plan.n_tiles >= 2 * be->n_threads ? 1 : min_i64(n_panels, 2 * be->n_threads);
+    size_t elements = (size_t)(min_i64(plan.tile_rows, plan.rows) * min_i64(plan.tile_cols, plan.cols));
+    size_t each = elements * (dtype_bytes(plan.dtype) + (parts > 1 ? sizeof(int64_t) : 0)) + 64;
+    char *scratch = cpu_scratch(be, each * (size_t)be->n_threads);
+    if (!scratch) {
+        err = ERR_NOMEM;
+        goto out;
+    }
+#pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) reduction(| : bad)
+    for (int64_t task = 0; task < plan.n_tiles * parts; task++) {
+        int64_t part = task % parts, first = part * n_panels / parts, last = (part + 1) * n_panels / parts;
+        char *mine = scratch + each / 64 * 64 * (size_t)omp_get_thread_num();
+        bad |= sum_panels(&plan, &p, task / parts, first, last, parts > 1 ? mine + elements * sizeof(int64_t) : mine,
+                          parts > 1 ? (int64_t *)mine : NULL);
+    }
+    *host_overflow |= bad;
+out:
+    return err;
 }
 
 int fixed_get_cpu(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp, int shift,

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Products with few columns (the solver's blocks: E Z, E^T U, S Z). BLAS spends up to half of its time packing an A that is
+ * used for only 74 columns; this loop copies A once into cache and keeps C in registers. */
+#ifndef GLOWQ_KERNELS_CPU_NARROW_H
+#define GLOWQ_KERNELS_CPU_NARROW_H
+
+#include <stdint.h>
+
+enum {
+    NARROW_COLS = 96, /* six vectors of accumulators a row leave room for four rows */
+    NARROW_ROWS = 240 /* rows of C a tile: four slabs of 60, a multiple of 4, 5 and 6, the rows made at a time */
+};
+
+/* C [rows, cols] = alpha op(A) B + beta C, f32, row-major; op(A) [rows, k] = A or A^T, B [k, cols], 0 < cols <= NARROW_COLS.
+ * An element's bits depend on its own row of op(A) and column of B alone: a chain of fused multiply-adds for each 256 of k,
+ * added up in order. beta = 0 doesn't read C. */
+struct narrow_call {
+    int trans_a;
+    int64_t rows, cols, k;
+    float alpha, beta;
+    const float *a, *b;
+    float *c;
+    int64_t lda, ldb, ldc;
+};
+void narrow_gemm_avx512(const struct narrow_call *call);
+
+#endif
