@@ -300,7 +300,10 @@ static int calibrate_layer(struct job *job, int64_t l)
     start = now_s();
     if (!finished)
         TRY(covariance_begin(comm, &job->config, &job->corpus, job->ck, &job->slices, l, &cov));
-    TRY(comm_agree(comm, forward_layer(&job->forward, &layer, l, finished ? NULL : &cov)));
+    const double compute_start = now_s();
+    local = forward_layer(&job->forward, &layer, l, finished ? NULL : &cov);
+    job->facts.compute_s += now_s() - compute_start;
+    TRY(comm_agree(comm, local));
     layer_free(&layer);
     facts_stage(&job->facts, STAGE_FORWARD, start);
     if (!finished) {

@@ -87,12 +87,13 @@ int facts_layer_done(struct facts *facts, int64_t layer, double start_s, int res
 struct rank_facts {
     char host[64], backend[96];
     int64_t threads, peak_rss_bytes;
+    double compute_s;
 };
 
 int facts_gather_ranks(struct facts *facts, struct comm *comm, double seconds)
 {
     int err = OK;
-    struct rank_facts mine = {.threads = comm->be->n_threads}, theirs;
+    struct rank_facts mine = {.threads = comm->be->n_threads, .compute_s = facts->compute_s}, theirs;
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     mine.peak_rss_bytes = (int64_t)usage.ru_maxrss * 1024;
@@ -101,8 +102,9 @@ int facts_gather_ranks(struct facts *facts, struct comm *comm, double seconds)
     for (int p = 0; p < comm->size; p++) { /* a few hundred bytes a rank: one broadcast each is simplest */
         theirs = mine;
         TRY(comm_bcast(comm, &theirs, sizeof theirs, p));
-        json_t *entry = json_pack("{s:i, s:s, s:s, s:I, s:I}", "rank", p, "host", theirs.host, "backend", theirs.backend,
-                                  "threads", (json_int_t)theirs.threads, "peak_rss_bytes", (json_int_t)theirs.peak_rss_bytes);
+        json_t *entry = json_pack("{s:i, s:s, s:s, s:I, s:I, s:f}", "rank", p, "host", theirs.host, "backend", theirs.backend,
+                                  "threads", (json_int_t)theirs.threads, "peak_rss_bytes", (json_int_t)theirs.peak_rss_bytes,
+                                  "seconds", theirs.compute_s);
         if (json_array_append_new(json_object_get(facts->run, "ranks"), entry) != 0)
             FAIL(ERR_NOMEM, "facts of rank %d", p);
     }

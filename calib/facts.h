@@ -19,6 +19,7 @@ struct facts {
     const struct checkpoint *ck;
     json_t *manifest, *run;
     double stage_s[N_STAGES];
+    double compute_s; /* of the forward pass on this rank, without waiting for others */
     int64_t max_rank; /* of any group */
     struct calibrate_result result;
 };

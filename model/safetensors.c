@@ -224,7 +224,7 @@ int checkpoint_read_f32(const struct checkpoint *ck, const struct tensor *t, int
             convert(dst + i, DT_F32, block, t->dtype, k);
         int64_t bad = first_not_finite(dst + i, k);
         if (bad < k)
-            FAIL(ERR_NUMERIC, "%s: tensor %s: %g at row %" PRId64 ", column %" PRId64, checkpoint_file(ck, t), t->name,
+            FAIL(ERR_FORMAT, "%s: tensor %s: %g at row %" PRId64 ", column %" PRId64, checkpoint_file(ck, t), t->name,
                  (double)dst[i + bad], row0 + (i + bad) / cols, (i + bad) % cols);
     }
 out:

@@ -44,7 +44,7 @@ int checkpoint_expect(const struct checkpoint *ck, const char *name, int n_dims,
 /* Rows [row0, row0 + rows) of a 1-d or 2-d tensor (a row of a 1-d tensor is one element), as stored, contiguous into
  * dst. */
 int checkpoint_read_rows(const struct checkpoint *ck, const struct tensor *t, int64_t row0, int64_t rows, void *dst);
-/* The same, converted to f32; ERR_NUMERIC naming file, tensor, row and column at the first NaN or infinity. */
+/* The same, converted to f32; ERR_FORMAT naming file, tensor, row and column at the first NaN or infinity. */
 int checkpoint_read_f32(const struct checkpoint *ck, const struct tensor *t, int64_t row0, int64_t rows, float *dst);
 /* Path of the file that holds t, for messages. */
 const char *checkpoint_file(const struct checkpoint *ck, const struct tensor *t);
