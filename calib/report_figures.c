@@ -6,8 +6,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* ---- heat map: groups by layer, coloured by captured energy -------------------------------------------------------
- */
+/* ---- heat map: groups by layer, coloured by captured energy ------------------------------------------------------ */
 
 /* Where v lies in the scale, 0..1, and how opaque that is drawn: never so faint that a cell looks missing. */
 static double scale_position(const struct report_data *d, double v)
@@ -85,8 +84,7 @@ void report_heat_map(FILE *f, const struct report_data *d)
     fputs("</svg>\n", f);
 }
 
-/* ---- elbow: what each further byte of correction buys --------------------------------------------------------------
- */
+/* ---- elbow: what each further byte of correction buys ------------------------------------------------------------ */
 
 static double worth(const struct report_group *g)
 {
@@ -179,8 +177,7 @@ void report_elbow(FILE *f, const struct report_data *d)
     free(list);
 }
 
-/* ---- bars ----------------------------------------------------------------------------------------------------------
- */
+/* ---- bars -------------------------------------------------------------------------------------------------------- */
 
 void report_bar(FILE *f, const struct report_part *parts, int n, void (*print)(FILE *f, double value))
 {

@@ -12,8 +12,7 @@
 /* Rows of the vocabulary product done at once: bounds the logits buffer (64 x 128k x 4 B = 33 MB). */
 enum { LOGIT_ROWS = 64, VOCAB_UNIT = 16 };
 
-/* ---- shape and creation -------------------------------------------------------------------------------------------
- */
+/* ---- shape and creation ------------------------------------------------------------------------------------------ */
 
 /* Units of at least one whole quantization group where that still gives every leaf one; else as small as the kernels'
  * tiles, else single columns. */
@@ -194,8 +193,7 @@ void decoder_free(struct decoder *dec)
     memset(dec, 0, sizeof *dec);
 }
 
-/* ---- one layer ----------------------------------------------------------------------------------------------------
- */
+/* ---- one layer --------------------------------------------------------------------------------------------------- */
 
 static int observe(const struct observer *observer, int64_t l, enum group group, const struct mat *x)
 {
@@ -328,8 +326,7 @@ out:
     return err;
 }
 
-/* ---- ends of the network ------------------------------------------------------------------------------------------
- */
+/* ---- ends of the network ----------------------------------------------------------------------------------------- */
 
 struct mat decoder_hidden(const struct decoder *dec, const struct batch *batch)
 {

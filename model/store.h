@@ -24,23 +24,24 @@
  *                attributes  rank i64  d_in i64  factor_dtype string  steps i64  energy energy_error trace captured
  *                            error_norm2 f64 (calib/solve.h says what they mean)
  *     B          factor dtype [rank, d_in]      absent where rank = 0
- *   /vectors/V   V = input_layernorm post_attention_layernorm q_norm k_norm, as in the checkpoint [n]; absent as in the
- * family /checksums   the tree of datasets once more: /checksums/modules/q_proj/codes holds u8 [n_blocks, 16], the
- * canonical XXH3-128 of each block of rows of /modules/q_proj/codes. A block is STORE_BLOCK_ROWS rows of a matrix,
+ *   /vectors/V   V = input_layernorm post_attention_layernorm q_norm k_norm, as in the checkpoint [n]; absent as in the family
+ *   /checksums   the tree of datasets once more: /checksums/modules/q_proj/codes holds u8 [n_blocks, 16], the canonical
+ *                XXH3-128 of each block of rows of /modules/q_proj/codes. A block is STORE_BLOCK_ROWS rows of a matrix,
  *                STORE_BLOCK_ELEMENTS elements of a vector; the last may be shorter. So any row range can be checked.
  *   head.h5
  *   /            attributes  format "glowq-head"  version  fingerprint
- *   /embedding [vocab, d_model]  /norm [d_model]  /lm_head [vocab, d_model] (absent where tied), as in the checkpoint;
- * /checksums model.h5 /            attributes  format "glowq"  version  fingerprint  family  n_layers  d_model  d_ff
- * n_heads  n_kv_heads  head_dim vocab_size  bits  group_size (0: one group a row)  max_rank  scheme  solver
- * factor_dtype Every dataset has an attribute dtype ("f32", "f16", "bf16", "u8"): HDF5 has no bf16, such data is stored
- * as u16. Datasets are contiguous, little-endian, unfiltered, allocated early; those of 64 KB or more begin at
- * multiples of 4096 bytes. Format bounds are HDF5 1.8's (all its metadata has checksums), no times are stored: equal
- * content gives equal bytes.
+ *   /embedding [vocab, d_model]  /norm [d_model]  /lm_head [vocab, d_model] (absent where tied), as in the checkpoint
+ *   /checksums   as above
+ *   model.h5
+ *   /            attributes  format "glowq"  version  fingerprint  family  n_layers  d_model  d_ff  n_heads  n_kv_heads
+ *                head_dim  vocab_size  bits  group_size (0: one group a row)  max_rank  scheme  solver  factor_dtype
  *
- * Versions. A reader opens its own version and older ones, and refuses newer ones by name. An added attribute or
- * dataset that old readers may ignore keeps the number; anything else raises it. Mixtures of experts will stack experts
- * on a leading axis
+ * Every dataset has an attribute dtype ("f32", "f16", "bf16", "u8"): HDF5 has no bf16, such data is stored as u16. Datasets are
+ * contiguous, little-endian, unfiltered, allocated early; those of 64 KB or more begin at multiples of 4096 bytes. Format
+ * bounds are HDF5 1.8's (all its metadata has checksums), no times are stored: equal content gives equal bytes.
+ *
+ * Versions. A reader opens its own version and older ones, and refuses newer ones by name. An added attribute or dataset that
+ * old readers may ignore keeps the number; anything else raises it. Mixtures of experts will stack experts on a leading axis
  * ([n_experts, d_out, row_bytes], blocks of rows per expert, attribute n_experts) under version 2.
  *
  * Not collective: one writer a layer; any number of readers, each thread with its own struct store_layer.

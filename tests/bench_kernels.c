@@ -95,8 +95,7 @@ static void report(const char *op, const char *format, int64_t tokens, double fl
     fflush(stdout);
 }
 
-/* ---- linear --------------------------------------------------------------------------------------------------------
- */
+/* ---- linear ------------------------------------------------------------------------------------------------------ */
 
 static void linear_ours(struct job *job)
 {

@@ -12,8 +12,7 @@
 
 static const char *backend_name;
 
-/* ---- table and memory ----------------------------------------------------------------------------------------------
- */
+/* ---- table and memory -------------------------------------------------------------------------------------------- */
 
 static void test_every_entry_is_there(void **unused)
 {
@@ -173,8 +172,7 @@ static void test_check_finds_host_access(void **unused)
     backend_close(&be);
 }
 
-/* ---- the exponential -----------------------------------------------------------------------------------------------
- */
+/* ---- the exponential --------------------------------------------------------------------------------------------- */
 
 static void test_exponential(void **unused)
 {
@@ -194,8 +192,7 @@ static void test_exponential(void **unused)
     assert_true(isnan(exp_f32(NAN)));
 }
 
-/* ---- row ops: against f64 ------------------------------------------------------------------------------------------
- */
+/* ---- row ops: against f64 ---------------------------------------------------------------------------------------- */
 
 static const int64_t widths[] = {1, 2, 15, 16, 17, 130, 1000};
 enum { N_WIDTHS = sizeof widths / sizeof widths[0] };
@@ -462,8 +459,7 @@ static void test_logsumexp_and_argmax(void **unused)
     backend_close(&be);
 }
 
-/* ---- row ops: to the bit -------------------------------------------------------------------------------------------
- */
+/* ---- row ops: to the bit ----------------------------------------------------------------------------------------- */
 
 enum { BIT_ROWS = 65, BIT_COLS = 330 };
 

@@ -79,8 +79,7 @@ static const float *cached(const struct attention *a, const struct unit *u, cons
            u->kv_head * a->args->head_dim;
 }
 
-/* ---- scores --------------------------------------------------------------------------------------------------------
- */
+/* ---- scores ------------------------------------------------------------------------------------------------------ */
 
 /* Scores of keys [key, key + 32) of the span for every panel that sees one of them. */
 static void score_keys(const struct attention *a, const struct unit *u, int64_t span, int64_t key)
@@ -123,8 +122,7 @@ static void score_span(const struct attention *a, const struct unit *u, int64_t 
     }
 }
 
-/* ---- values --------------------------------------------------------------------------------------------------------
- */
+/* ---- values ------------------------------------------------------------------------------------------------------ */
 
 static void tile_values(const struct attention *a, const struct unit *u, int64_t span, int64_t lo, int64_t hi)
 {
@@ -191,8 +189,7 @@ static void add_panel(const struct attention *a, const struct unit *u, int64_t s
     }
 }
 
-/* ---- one unit ------------------------------------------------------------------------------------------------------
- */
+/* ---- one unit ---------------------------------------------------------------------------------------------------- */
 
 static void merge_span(const struct attention *a, const struct unit *u, int64_t row)
 {
@@ -266,8 +263,7 @@ static void run_unit(const struct attention *a, const struct unit *u)
     }
 }
 
-/* ---- dealing out the units -----------------------------------------------------------------------------------------
- */
+/* ---- dealing out the units --------------------------------------------------------------------------------------- */
 
 /* Local heads [*begin, *begin + count) that read local KV head kv. */
 static int64_t heads_of(const struct attention_args *args, int64_t kv, int64_t *begin)

@@ -12,8 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* ---- memory -------------------------------------------------------------------------------------------------------
- */
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
 
 static size_t round_up(size_t bytes, size_t unit)
 {
@@ -135,8 +134,7 @@ static int host_end_cpu(struct backend *be, void *p, size_t bytes, void *host)
     return OK;
 }
 
-/* ---- opening -------------------------------------------------------------------------------------------------------
- */
+/* ---- opening ----------------------------------------------------------------------------------------------------- */
 
 /* Is `name` among the comma-separated words of GLOWQ_DISABLE? */
 static int disabled(const char *name)
@@ -191,8 +189,7 @@ void close_cpu(struct backend *be)
     be->state = NULL;
 }
 
-/* ---- tables --------------------------------------------------------------------------------------------------------
- */
+/* ---- tables ------------------------------------------------------------------------------------------------------ */
 
 /* What both tables share: memory, weights, ops that only move or compare data, and the calibration's dense algebra. */
 #define COMMON_OPS                                                                                                     \

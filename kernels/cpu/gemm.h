@@ -21,7 +21,9 @@ struct gemm_tile {
 void gemm_plan(const struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b,
                double beta, struct gemm_plan *plan);
 struct gemm_tile gemm_tile(const struct gemm_plan *plan, int64_t t);
-/* Tile t of alpha op(A) op(B) + beta C into c, the tile's own first element. */
-void gemm_make_tile(const struct gemm_plan *plan, const struct mat *a, const struct mat *b, int64_t t, void *c, int64_t ldc);
+/* Tile t of alpha op(A) op(B) + beta C into c, the tile's own first element. next: the A of the same tile of the product that
+ * this thread makes next, or NULL; it only makes things faster. */
+void gemm_make_tile(const struct gemm_plan *plan, const struct mat *a, const struct mat *b, int64_t t, void *c, int64_t ldc,
+                    const struct mat *next);
 
 #endif

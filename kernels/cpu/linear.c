@@ -40,8 +40,7 @@ const uint8_t *packed_block(const struct packed *w, int64_t tile, int64_t group)
     return w->bits ? at + (size_t)group * packed_group_bytes(w) : at;
 }
 
-/* ---- the plan: a product's pieces and working memory ---------------------------------------------------------------
- */
+/* ---- the plan: a product's pieces and working memory ------------------------------------------------------------- */
 
 /* One weight and the input that it meets. Blocks of columns begin where k + group_offset is a multiple of X_BLOCK, so
  * that groups of 32, 64, 128.. columns never straddle one. */
@@ -143,8 +142,7 @@ static int fold_leaf(float *sums, int64_t stride, int64_t n, int depth, int leaf
     return depth + 1;
 }
 
-/* ---- few tokens ----------------------------------------------------------------------------------------------------
- */
+/* ---- few tokens -------------------------------------------------------------------------------------------------- */
 
 static void stream_side(const struct plan *plan, const struct side *side, int leaf, int64_t part, int64_t tile,
                         int n_tiles, float *acc)
@@ -205,8 +203,7 @@ static void stream_block(const struct plan *plan, int64_t tile)
     }
 }
 
-/* ---- many tokens ---------------------------------------------------------------------------------------------------
- */
+/* ---- many tokens ------------------------------------------------------------------------------------------------- */
 
 /* Rows of a chunk are dealt evenly into panels of at most inner.rows: no panel is nearly empty. */
 static int64_t n_panels(const struct plan *plan, int64_t rows)
@@ -349,8 +346,7 @@ static struct work thread_work(const struct plan *plan, int levels)
     return work;
 }
 
-/* ---- the op --------------------------------------------------------------------------------------------------------
- */
+/* ---- the op ------------------------------------------------------------------------------------------------------ */
 
 static void check_shapes(const struct mat *x, const struct linear_args *args, const struct k_split *split,
                          const struct mat *y)

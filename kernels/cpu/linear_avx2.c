@@ -39,8 +39,7 @@ INLINE __m256 half_column(const uint8_t *tile, int64_t k, int h, const enum form
     return _mm256_cvtepi32_ps(codes);
 }
 
-/* ---- tile ----------------------------------------------------------------------------------------------------------
- */
+/* ---- tile -------------------------------------------------------------------------------------------------------- */
 
 /* Outputs 16 h .. 16 h + 15. */
 INLINE void tile_half(const struct tile_call *call, const int rows, const int h)
@@ -109,8 +108,7 @@ static void scales_avx2(const struct packed *w, int64_t tile, int64_t group, flo
     }
 }
 
-/* ---- stream --------------------------------------------------------------------------------------------------------
- */
+/* ---- stream ------------------------------------------------------------------------------------------------------ */
 
 /* One column: rows x tiles chains of two vectors. k counts from w's first column; x is the x of that column. */
 INLINE void column_step(__m256 acc[4][2], const uint8_t *const w[4], const struct stream_call *call, const float *x,
@@ -235,8 +233,7 @@ static void stream_avx2(const struct stream_call *call)
     }
 }
 
-/* ---- unpack and columns --------------------------------------------------------------------------------------------
- */
+/* ---- unpack and columns ------------------------------------------------------------------------------------------ */
 
 INLINE void unpack_format(const uint8_t *block, int64_t k, int64_t end, float *out, const enum format format)
 {

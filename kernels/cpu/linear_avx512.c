@@ -46,8 +46,7 @@ INLINE __m512i code_bytes(const uint8_t *bytes)
     return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)bytes));
 }
 
-/* ---- tile ----------------------------------------------------------------------------------------------------------
- */
+/* ---- tile -------------------------------------------------------------------------------------------------------- */
 
 INLINE void tile_rows(const struct tile_call *call, const int rows)
 {
@@ -110,8 +109,7 @@ static void tile_avx512(const struct tile_call *call)
     }
 }
 
-/* ---- stream --------------------------------------------------------------------------------------------------------
- */
+/* ---- stream ------------------------------------------------------------------------------------------------------ */
 
 INLINE void stream_dense(const struct stream_call *call, const enum format format, const int rows, const int tiles)
 {
@@ -266,8 +264,7 @@ static void stream_avx512(const struct stream_call *call)
     }
 }
 
-/* ---- unpack --------------------------------------------------------------------------------------------------------
- */
+/* ---- unpack ------------------------------------------------------------------------------------------------------ */
 
 static void unpack_avx512(const struct packed *w, int64_t tile, int64_t group, int64_t begin, int64_t end, float *out)
 {
@@ -308,8 +305,7 @@ static void scales_avx512(const struct packed *w, int64_t tile, int64_t group, f
     _mm512_storeu_ps(zero, _mm512_cvtepi32_ps(code_bytes(scales + 2 * TILE)));
 }
 
-/* ---- columns -------------------------------------------------------------------------------------------------------
- */
+/* ---- columns ----------------------------------------------------------------------------------------------------- */
 
 /* 16 x 16 in registers: 4 rounds of interleaving, the pairs (j, j + 8), then 4, 2, 1 rows apart. */
 static void columns_avx512(const float *const rows[TILE], int64_t n_k, float *out)

@@ -138,7 +138,8 @@ static int sum_panels(const struct gemm_plan *plan, const struct fixed_product *
     for (int64_t i = first; i < last; i++) {
         struct mat a = mat_rows(p->a, p->row0[i], p->row0[i + 1] - p->row0[i]);
         struct mat b = mat_rows(p->b, p->row0[i], p->row0[i + 1] - p->row0[i]);
-        gemm_make_tile(plan, &a, &b, t, leaf, at.cols);
+        struct mat next = i + 1 < last ? mat_rows(p->a, p->row0[i + 1], p->row0[i + 2] - p->row0[i + 1]) : a;
+        gemm_make_tile(plan, &a, &b, t, leaf, at.cols, i + 1 < last && next.rows == a.rows ? &next : NULL);
         bad |= add_rows(leaf, plan->dtype, at.cols, at.rows, at.cols, p->row_exp + at.row, p->col_exp + at.col, p->shift,
                         own ? own : acc, ld);
     }
