@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Balance, rounding, refit: see factors.h. Everything here is f64, under the undamped S.
+ * Balance, rounding, refit: see factors.h. Under the undamped S; in f64 but for E (S B^T), which is in f32 where S's range
+ * allows that: B S B^T is close to diagonal, so the solve doesn't amplify its rounding.
  *
  * For a given B the best left factor is A = E S B^T (B S B^T)^+, whatever solver made B; without rounding and damping it is
  * E L V Sigma^-1/2, the published lift. So solvers hand over B alone, and A is made once, against the B that is stored. */
@@ -14,15 +15,16 @@
 
 static const double largest_entry = 3e4;   /* half of f16's range */
 static const double f16_smallest = 0x1p-4; /* a factor whose largest entry is below loses bits to f16's subnormals, under 2^-14 */
-enum { MAX_REFITS = 3, N_BUFS = 10 };
+enum { MAX_REFITS = 3, N_BUFS = 12 };
 
 struct refit {
     struct problem *p;
     struct backend *be;
-    struct exact x;
+    struct exact x, x_error;  /* products in f64; with E in the metric's type, where f32 is exact enough */
     struct buf bufs[N_BUFS];
     int n_bufs;
     struct mat b, bt, sbt;    /* rounded B f64 [r, d], its transpose, S B^T [d, r] */
+    struct mat sbt_short, g_short; /* S B^T and E S B^T in the metric's type */
     struct mat n, inverse, w; /* B S B^T, its pseudo-inverse [r, r], eigenvalues [1, r] */
     struct mat g, a;          /* local f64 [m_p, r]: E S B^T, A */
     struct mat max, exp;      /* [1, r] f64, i32 */
@@ -38,7 +40,11 @@ static int refit_open(struct refit *f, struct problem *p, int64_t r)
 {
     int err = OK;
     *f = (struct refit){.p = p, .be = p->be};
-    TRY(exact_open(&f->x, p->comm, p->panels, DT_F64, 1, p->d));
+    enum dtype dtype = p->metric.dtype;
+    TRY(exact_open(&f->x, p->comm, p->panels, DT_F64, 1, 0));
+    TRY(exact_open(&f->x_error, p->comm, p->panels, dtype, 1, dtype == DT_F64 ? p->d : 0));
+    TRY(take(f, dtype, p->d, r, &f->sbt_short));
+    TRY(take(f, dtype, p->e->rows, r, &f->g_short));
     TRY(take(f, DT_F64, r, p->d, &f->b));
     TRY(take(f, DT_F64, p->d, r, &f->bt));
     TRY(take(f, DT_F64, p->d, r, &f->sbt));
@@ -62,6 +68,7 @@ out:
 static void refit_close(struct refit *f)
 {
     exact_close(&f->x);
+    exact_close(&f->x_error);
     for (int i = 0; i < f->n_bufs; i++)
         buf_free(&f->bufs[i]);
     free(f->host);
@@ -139,7 +146,9 @@ static int refit_once(struct refit *f, const struct right_factor *right, struct 
     TRY(comm_agree(p->comm, failed));
     TRY(comm_bcast_mat(p->comm, &f->n, 0));
     TRY(comm_bcast_mat(p->comm, &f->inverse, 0));
-    TRY(exact_rows(&f->x, 1, p->e, &f->sbt, 0, &f->g));
+    TRY(ops->convert(f->be, &f->sbt, &f->sbt_short));
+    TRY(exact_rows(&f->x_error, 1, p->e, &f->sbt_short, 0, &f->g_short));
+    TRY(ops->convert(f->be, &f->g_short, &f->g));
     TRY(exact_rows(&f->x, 1, &f->g, &f->inverse, 0, &f->a));
     err = exponents_of(&f->x, &f->a, &f->max, f->a_max, &f->exp);
     if (err && p->comm->rank == 0)

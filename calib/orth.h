@@ -1,19 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Orthonormal columns of a tall matrix whose rows are spread over the ranks: Householder QR of each row panel, their R's
- * stacked in panel order and factored by rank 0, the blocks of that Q handed back (TSQR; Demmel, Grigori, Hoemmen, Langou,
- * "Communication-optimal parallel and sequential QR", 2012). Panels are fixed, so the bits don't depend on the ranks. */
+ * Orthonormal columns of a tall matrix whose rows are spread over the ranks, in f64; the bits don't depend on the ranks.
+ *
+ * Fast: W L^-T with L L^T = W^T W (exact sums), twice (CholeskyQR2; Yamamoto, Nakatsukasa, Yanagisawa, Fukaya, "Roundoff error
+ * analysis of the CholeskyQR2 algorithm", 2015). It is safe while the condition number, columns scaled to norm 1, is below
+ * 1e8; nearly dependent columns go the safe way: Householder QR of each row panel, their R's stacked in panel order and
+ * factored by rank 0, the blocks of that Q handed back (TSQR; Demmel, Grigori, Hoemmen, Langou, "Communication-optimal parallel
+ * and sequential QR", 2012). */
 #ifndef GLOWQ_CALIB_ORTH_H
 #define GLOWQ_CALIB_ORTH_H
 
-#include "comm/comm.h"
-#include "comm/shard.h"
+#include "calib/exact.h"
 
 struct orth {
     struct comm *comm;
     struct backend *be;
     const struct panels *panels;
     int64_t max_cols;
-    struct buf top, rotated, r, stack;     /* stack: rank 0 only */
+    struct exact sums;
+    struct buf top, rotated, r, stack;     /* Householder; stack on rank 0 only */
+    struct buf gram, scale, max, exp;      /* Cholesky: [cols, cols], [1, cols] three times */
+    double *host;                          /* [cols * cols + cols] */
     size_t *bytes;                         /* [n_ranks], what each contributes */
 };
 

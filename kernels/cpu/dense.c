@@ -74,17 +74,20 @@ struct gemm_tile gemm_tile(const struct gemm_plan *plan, int64_t t)
     return at;
 }
 
-void gemm_make_tile(const struct gemm_plan *plan, const struct mat *a, const struct mat *b, int64_t t, void *c, int64_t ldc)
+void gemm_make_tile(const struct gemm_plan *plan, const struct mat *a, const struct mat *b, int64_t t, void *c, int64_t ldc,
+                    const struct mat *next)
 {
     struct gemm_tile at = gemm_tile(plan, t);
     int64_t k = plan->trans_a ? a->rows : a->cols;
     const void *pa = plan->trans_a ? element(a, 0, at.row) : element(a, at.row, 0);
     const void *pb = plan->trans_b ? element(b, at.col, 0) : element(b, 0, at.col);
     CBLAS_TRANSPOSE ta = plan->trans_a ? CblasTrans : CblasNoTrans, tb = plan->trans_b ? CblasTrans : CblasNoTrans;
+    (void)next;
 #ifdef __x86_64__
     if (plan->narrow && k > 0) {
         narrow_gemm_avx512(&(struct narrow_call){.trans_a = plan->trans_a, .rows = at.rows, .cols = at.cols, .k = k,
                                                  .alpha = (float)plan->alpha, .beta = (float)plan->beta, .a = pa, .b = pb,
+                                                 .next = next ? element(next, 0, at.row) : NULL,
                                                  .c = c, .lda = a->ld, .ldb = b->ld, .ldc = ldc});
         return;
     }
@@ -106,7 +109,8 @@ int gemm_cpu(struct backend *be, int trans_a, int trans_b, double alpha, const s
 #pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) if (plan.n_tiles > 1)
     for (int64_t t = 0; t < plan.n_tiles; t++) {
         struct gemm_tile at = gemm_tile(&plan, t);
-        gemm_make_tile(&plan, a, b, t, (char *)c->data + (size_t)(at.row * c->ld + at.col) * dtype_bytes(c->dtype), c->ld);
+        gemm_make_tile(&plan, a, b, t, (char *)c->data + (size_t)(at.row * c->ld + at.col) * dtype_bytes(c->dtype), c->ld,
+                       NULL);
     }
     return OK;
 }

@@ -8,17 +8,19 @@
 
 enum {
     NARROW_COLS = 96, /* six vectors of accumulators a row leave room for four rows */
-    NARROW_ROWS = 240 /* rows of C a tile: four slabs of 60, a multiple of 4, 5 and 6, the rows made at a time */
+    NARROW_ROWS = 240 /* rows of C a call at most: a multiple of 4, 5 and 6, the rows made at a time */
 };
 
-/* C [rows, cols] = alpha op(A) B + beta C, f32, row-major; op(A) [rows, k] = A or A^T, B [k, cols], 0 < cols <= NARROW_COLS.
+/* C [rows, cols] = alpha op(A) B + beta C, f32, row-major; op(A) [rows, k] = A or A^T, B [k, cols], 0 < k,
+ * 0 < rows <= NARROW_ROWS, 0 < cols <= NARROW_COLS. next: the A of the call that this thread makes next, of the same shape, or
+ * NULL: its first part is fetched meanwhile.
  * An element's bits depend on its own row of op(A) and column of B alone: a chain of fused multiply-adds for each 256 of k,
  * added up in order. beta = 0 doesn't read C. */
 struct narrow_call {
     int trans_a;
     int64_t rows, cols, k;
     float alpha, beta;
-    const float *a, *b;
+    const float *a, *b, *next;
     float *c;
     int64_t lda, ldb, ldc;
 };

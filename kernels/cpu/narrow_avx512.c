@@ -3,34 +3,56 @@
 #include "kernels/cpu/narrow.h"
 
 #include <immintrin.h>
-#include <string.h>
 
 enum {
     VECTOR = 16,
-    DEPTH = 256,    /* of k at a time: B's part, 98 KB at most, stays in L2, and so does A's */
-    SLAB_ROWS = NARROW_ROWS, /* rows of op(A) copied at a time: rows of A are often a power of two apart and would share cache sets */
-    SLAB_LD = DEPTH + VECTOR,
-    AHEAD = 8 /* rows that memory is asked for before they are copied */
+    DEPTH = 256, /* of k at a time: B's part, 98 KB at most, and A's slab, 261 KB, stay in L2 */
+    SLAB_LD = DEPTH + VECTOR /* rows of A are often a power of two apart and would share cache sets; the slab's aren't */
 };
 
+/* The slab that comes next, asked of memory line by line while this one is multiplied. Asking for 240 KB at once would fill the
+ * processor's queue of misses and stall; the runs are too short for it to foresee them. */
+struct ahead {
+    const float *row; /* NULL: nothing comes next */
+    int64_t ld, rows, line, lines; /* rows left; next line of this row, lines a row */
+};
+
+static inline __attribute__((always_inline)) void ask(struct ahead *next)
+{
+    if (next->rows > 0) {
+        _mm_prefetch((const char *)(next->row + next->line * VECTOR), _MM_HINT_T1);
+        if (++next->line == next->lines) {
+            next->line = 0;
+            next->rows--;
+            next->row += next->ld;
+        }
+    }
+}
+
 /* R rows of C with V vectors a row. a[r * a_row + i * a_k] is op(A)[r][i]; b is padded to whole vectors. The loops over r and
- * v unroll: accumulators stay in registers. */
+ * v unroll: accumulators stay in registers. R lines ahead are asked for with every 16 of k: a slab's worth in a slab's time. */
 static inline __attribute__((always_inline)) void block(int R, int V, const float *a, int64_t a_row, int64_t a_k, int64_t k,
-                                                        const float *b, const struct narrow_call *t, float beta, float *c)
+                                                        const float *b, const struct narrow_call *t, float beta, float *c,
+                                                        struct ahead *next)
 {
     const __mmask16 tail = (__mmask16)(0xffff >> (VECTOR - 1 - (t->cols - 1) % VECTOR));
     __m512 acc[6][6];
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++)
             acc[r][v] = _mm512_setzero_ps();
-    for (int64_t i = 0; i < k; i++) {
-        __m512 row[6];
-        for (int v = 0; v < V; v++)
-            row[v] = _mm512_load_ps(b + (i * V + v) * VECTOR);
-        for (int r = 0; r < R; r++) {
-            __m512 x = _mm512_set1_ps(a[r * a_row + i * a_k]);
+    for (int64_t begin = 0, end; begin < k; begin = end) {
+        end = begin + VECTOR < k ? begin + VECTOR : k;
+        for (int r = 0; r < R; r++)
+            ask(next);
+        for (int64_t i = begin; i < end; i++) {
+            __m512 row[6];
             for (int v = 0; v < V; v++)
-                acc[r][v] = _mm512_fmadd_ps(x, row[v], acc[r][v]);
+                row[v] = _mm512_load_ps(b + (i * V + v) * VECTOR);
+            for (int r = 0; r < R; r++) {
+                __m512 x = _mm512_set1_ps(a[r * a_row + i * a_k]);
+                for (int v = 0; v < V; v++)
+                    acc[r][v] = _mm512_fmadd_ps(x, row[v], acc[r][v]);
+            }
         }
     }
     for (int r = 0; r < R; r++)
@@ -48,13 +70,13 @@ static inline __attribute__((always_inline)) void block(int R, int V, const floa
  * element of A. */
 #define SLAB(R, V)                                                                                                     \
     static void slab_##V(int64_t rows, const float *a, int64_t a_row, int64_t a_k, int64_t k, const float *b,          \
-                         const struct narrow_call *t, float beta, float *c)                                            \
+                         const struct narrow_call *t, float beta, float *c, struct ahead *next)                        \
     {                                                                                                                  \
         int64_t i = 0;                                                                                                 \
         for (; i + R <= rows; i += R)                                                                                  \
-            block(R, V, a + i * a_row, a_row, a_k, k, b, t, beta, c + i * t->ldc);                                     \
+            block(R, V, a + i * a_row, a_row, a_k, k, b, t, beta, c + i * t->ldc, next);                               \
         for (; i < rows; i++)                                                                                          \
-            block(1, V, a + i * a_row, a_row, a_k, k, b, t, beta, c + i * t->ldc);                                     \
+            block(1, V, a + i * a_row, a_row, a_k, k, b, t, beta, c + i * t->ldc, next);                               \
     }
 SLAB(6, 1)
 SLAB(6, 2)
@@ -63,41 +85,52 @@ SLAB(6, 4)
 SLAB(5, 5)
 SLAB(4, 6)
 
-/* A row of the slab; asks memory for the one `ahead` elements further on, because runs are too short for the processor to
- * foresee. */
-static void fetch(const float *from, int64_t ahead, int64_t n, float *to)
+/* The last vector is padded with zeros; to is aligned. (memcpy becomes `rep movs` here, slow for rows this short.) */
+static void copy_row(float *to, const float *from, int64_t n)
 {
-    for (int64_t i = 0; i < n; i += VECTOR)
-        __builtin_prefetch(from + ahead + i);
-    memcpy(to, from, (size_t)n * sizeof *to);
+    int64_t i = 0;
+    for (; i + VECTOR <= n; i += VECTOR)
+        _mm512_store_ps(to + i, _mm512_loadu_ps(from + i));
+    if (i < n)
+        _mm512_store_ps(to + i, _mm512_maskz_loadu_ps((__mmask16)((1u << (n - i)) - 1), from + i));
+}
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* What this thread reads after the slab at k0: the next part of k, or what the caller says comes next. */
+static struct ahead ahead_of(const struct narrow_call *t, int64_t k0)
+{
+    int64_t depth = least(DEPTH, t->k - k0 - DEPTH);
+    const float *from = t->a + (t->trans_a ? (k0 + DEPTH) * t->lda : k0 + DEPTH);
+    if (depth <= 0) {
+        depth = least(DEPTH, t->k);
+        from = t->next;
+    }
+    int64_t rows = t->trans_a ? depth : t->rows, run = t->trans_a ? t->rows : depth;
+    return (struct ahead){.row = from, .ld = t->lda, .rows = from ? rows : 0, .lines = (run + VECTOR - 1) / VECTOR};
 }
 
 void narrow_gemm_avx512(const struct narrow_call *t)
 {
     static void (*const slabs[])(int64_t, const float *, int64_t, int64_t, int64_t, const float *, const struct narrow_call *,
-                                 float, float *) = {slab_1, slab_2, slab_3, slab_4, slab_5, slab_6};
-    float a[SLAB_ROWS * SLAB_LD], b[DEPTH * NARROW_COLS] __attribute__((aligned(64)));
+                                 float, float *, struct ahead *) = {slab_1, slab_2, slab_3, slab_4, slab_5, slab_6};
+    float a[NARROW_ROWS * SLAB_LD] __attribute__((aligned(64))), b[DEPTH * NARROW_COLS] __attribute__((aligned(64)));
     const int64_t vectors = (t->cols + VECTOR - 1) / VECTOR, ldb = vectors * VECTOR;
     for (int64_t k0 = 0; k0 < t->k; k0 += DEPTH) {
-        int64_t depth = t->k - k0 < DEPTH ? t->k - k0 : DEPTH;
-        for (int64_t k = 0; k < depth; k++) {
-            for (int64_t j = 0; j < t->cols; j++)
-                b[k * ldb + j] = t->b[(k0 + k) * t->ldb + j];
-            for (int64_t j = t->cols; j < ldb; j++)
-                b[k * ldb + j] = 0;
-        }
-        for (int64_t i0 = 0; i0 < t->rows; i0 += SLAB_ROWS) {
-            int64_t n = t->rows - i0 < SLAB_ROWS ? t->rows - i0 : SLAB_ROWS, a_row = SLAB_LD, a_k = 1;
-            if (t->trans_a) {
-                a_row = 1;
-                a_k = SLAB_ROWS;
-                for (int64_t k = 0; k < depth; k++)
-                    fetch(t->a + (k0 + k) * t->lda + i0, k + AHEAD < depth ? AHEAD * t->lda : 0, n, a + k * SLAB_ROWS);
-            } else {
-                for (int64_t i = 0; i < n; i++)
-                    fetch(t->a + (i0 + i) * t->lda + k0, i + AHEAD < n ? AHEAD * t->lda : 0, depth, a + i * SLAB_LD);
-            }
-            slabs[vectors - 1](n, a, a_row, a_k, depth, b, t, k0 > 0 ? 1 : t->beta, t->c + i0 * t->ldc);
-        }
+        int64_t depth = least(DEPTH, t->k - k0);
+        struct ahead next = ahead_of(t, k0);
+        for (int64_t k = 0; k < depth; k++)
+            copy_row(b + k * ldb, t->b + (k0 + k) * t->ldb, t->cols);
+        if (t->trans_a)
+            for (int64_t k = 0; k < depth; k++)
+                copy_row(a + k * NARROW_ROWS, t->a + (k0 + k) * t->lda, t->rows);
+        else
+            for (int64_t i = 0; i < t->rows; i++)
+                copy_row(a + i * SLAB_LD, t->a + i * t->lda + k0, depth);
+        slabs[vectors - 1](t->rows, a, t->trans_a ? 1 : SLAB_LD, t->trans_a ? NARROW_ROWS : 1, depth, b, t,
+                           k0 > 0 ? 1 : t->beta, t->c, &next);
     }
 }
