@@ -8,3 +8,7 @@ endforeach()
 foreach(np 1 3)
   add_case(NAME solve_householder_np${np} PROGRAM test_solve NP ${np} ARGS qr-rsvd:householder LABELS unit mpi)
 endforeach()
+# Products that the solvers are made of: with and without the AVX-512 loop, and behind protected memory.
+add_case(NAME products PROGRAM test_products LABELS unit)
+add_case(NAME products_check PROGRAM test_products ARGS cpu:check LABELS unit)
+add_case(NAME products_plain PROGRAM test_products LABELS unit ENV GLOWQ_DISABLE=avx512)
