@@ -69,7 +69,8 @@ static void format_left(char *out, size_t size, double s)
 
 void progress_update(struct progress *p, int64_t done, const char *note)
 {
-    const double line_every_s = 30; /* Slurm logs: a line a unit, but at most this often for many short units */
+    /* Logs: a line a unit where units are few and not too quick, else one now and then. */
+    const double line_every_s = p->n_units <= 200 ? 1 : 30;
     if (!talks || p->n_units <= 0)
         return;
     double t = now_s();
@@ -81,11 +82,12 @@ void progress_update(struct progress *p, int64_t done, const char *note)
         memset(bar, ' ', 30);
         memset(bar, '=', (size_t)filled);
         bar[30] = 0;
-        fprintf(stderr, "\r%s [%s] %lld/%lld, %s left, %s\033[K", p->what, bar, (long long)done, (long long)p->n_units,
-                left, note);
+        fprintf(stderr, "\r%s [%s] %lld/%lld, %s left%s%s\033[K", p->what, bar, (long long)done, (long long)p->n_units,
+                left, note[0] ? ", " : "", note);
         fflush(stderr);
-    } else if (done == p->n_units || p->n_units <= 200 || t - p->last_s >= line_every_s) {
-        fprintf(stderr, "%s %lld/%lld, %s left, %s\n", p->what, (long long)done, (long long)p->n_units, left, note);
+    } else if (done == p->n_units || t - p->last_s >= line_every_s) {
+        fprintf(stderr, "%s %lld/%lld, %s left%s%s\n", p->what, (long long)done, (long long)p->n_units, left,
+                note[0] ? ", " : "", note);
         p->last_s = t;
     }
 }
