@@ -54,8 +54,8 @@ out:
 
 static const char *type_name(const json_t *v)
 {
-    static const char *const names[] = {"an object", "an array", "a string", "an integer", "a real number",
-                                        "true",      "false",    "null"};
+    static const char *const names[] = {"an object",     "an array", "a string", "an integer",
+                                        "a real number", "true",     "false",    "null"};
     return v ? names[json_typeof(v)] : "nothing";
 }
 

@@ -7,8 +7,8 @@
 
 size_t dtype_bytes(enum dtype dtype)
 {
-    static const size_t bytes[] = {[DT_F32] = 4, [DT_F64] = 8, [DT_BF16] = 2, [DT_F16] = 2,
-                                   [DT_I64] = 8, [DT_I32] = 4, [DT_U8] = 1};
+    static const size_t bytes[] = {
+        [DT_F32] = 4, [DT_F64] = 8, [DT_BF16] = 2, [DT_F16] = 2, [DT_I64] = 8, [DT_I32] = 4, [DT_U8] = 1};
     return bytes[dtype];
 }
 
@@ -97,7 +97,8 @@ uint16_t f32_to_f16(float v)
         return sign | 0x7e00u;
     if (u >= 0x477ff000u) /* 65520 and above round to infinity */
         return sign | 0x7c00u;
-    if (u < 0x38800000u) /* below 2^-14: adding 0.5 leaves the f16 subnormal in the low mantissa bits, rounded by the FPU */
+    if (u <
+        0x38800000u) /* below 2^-14: adding 0.5 leaves the f16 subnormal in the low mantissa bits, rounded by the FPU */
         return sign | (uint16_t)(bits_of(float_of(u) + 0.5f) - 0x3f000000u);
     return sign | (uint16_t)((u - 0x38000000u + 0xfffu + (u >> 13 & 1u)) >> 13);
 }

@@ -7,7 +7,13 @@
 #include <stdint.h>
 
 /* What the numbers are for: the high half of the counter, so that uses never share a stream. */
-enum philox_stream { STREAM_WINDOWS = 1, STREAM_SKETCH = 2, STREAM_PROBES = 3, STREAM_SAMPLING = 4, STREAM_WEIGHTS = 5 };
+enum philox_stream {
+    STREAM_WINDOWS = 1,
+    STREAM_SKETCH = 2,
+    STREAM_PROBES = 3,
+    STREAM_SAMPLING = 4,
+    STREAM_WEIGHTS = 5
+};
 
 void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 /* One 64-bit number of (seed, stream, sub, index); sub separates layers, groups or requests. */

@@ -30,9 +30,9 @@ struct job {
     struct slices slices;
     struct forward forward;
     char fingerprint[65];
-    int lock;            /* rank 0 */
-    char *finished;      /* [n_layers] published by an earlier run with this fingerprint */
-    struct facts facts;  /* what manifest.json, run.json and report.html say */
+    int lock;           /* rank 0 */
+    char *finished;     /* [n_layers] published by an earlier run with this fingerprint */
+    struct facts facts; /* what manifest.json, run.json and report.html say */
     struct progress progress;
 };
 
@@ -135,8 +135,10 @@ static int output_open(struct job *job, int *has_head)
     for (int64_t l = 0; l < job->config.n_layers; l++) {
         TRY(store_layer_state(dir, l, job->fingerprint, &state));
         if (state == STORE_FOREIGN)
-            FAIL(ERR_ARG, "%s holds layers of other settings, another text or another checkpoint: give --overwrite to "
-                          "replace them, or another --out", dir);
+            FAIL(ERR_ARG,
+                 "%s holds layers of other settings, another text or another checkpoint: give --overwrite to "
+                 "replace them, or another --out",
+                 dir);
         job->finished[l] = state == STORE_DONE;
     }
     TRY(store_head_state(dir, job->fingerprint, &state));
@@ -159,7 +161,8 @@ static int job_open(struct job *job)
     if (comm->rank == 0 && !has_head)
         local = write_head(job->options->out, &job->config, job->ck, job->fingerprint);
     TRY(comm_agree(comm, local));
-    TRY(comm_agree(comm, facts_create(job->options, &job->config, &job->corpus, job->ck, job->fingerprint, &job->facts)));
+    TRY(comm_agree(comm,
+                   facts_create(job->options, &job->config, &job->corpus, job->ck, job->fingerprint, &job->facts)));
     TRY(comm_agree(comm, slices_create(comm, &job->config, &job->slices)));
     TRY(comm_agree(comm, forward_create(comm, &job->config, &job->corpus, job->ck, &job->forward)));
 out:
@@ -218,7 +221,8 @@ static int quantize_group(struct job *job, int64_t l, enum group group, struct g
     struct backend *be = job->comm->be;
     const struct range rows = panels_rows(&job->slices.panels[group], job->comm->rank);
     const int64_t m = rows.end - rows.begin, d = job->slices.d_in[group];
-    const int64_t group_size = job->options->group_size > 0 && job->options->group_size < d ? job->options->group_size : d;
+    const int64_t group_size =
+        job->options->group_size > 0 && job->options->group_size < d ? job->options->group_size : d;
     const int64_t n_groups = (d + group_size - 1) / group_size;
     int64_t bad = -1;
     TRY(mat_alloc(be, DT_F32, m, d, &bufs->e, e));
@@ -233,7 +237,8 @@ out:
     return err;
 }
 
-static int calibrate_group(struct job *job, int64_t l, enum group group, struct covariance *cov, struct layer_file *file)
+static int calibrate_group(struct job *job, int64_t l, enum group group, struct covariance *cov,
+                           struct layer_file *file)
 {
     int err = OK;
     struct group_bufs bufs = {0};
@@ -266,8 +271,8 @@ static int solve_layer(struct job *job, int64_t l, struct covariance *cov)
     struct store_layer_facts shapes;
     struct layer_file file = {0};
     double start = now_s();
-    TRY(comm_agree(job->comm, layer_facts(&job->config, job->ck, l, job->fingerprint, o->bits, o->group_size, o->solve.rank,
-                                          o->solve.factor_dtype, &shapes)));
+    TRY(comm_agree(job->comm, layer_facts(&job->config, job->ck, l, job->fingerprint, o->bits, o->group_size,
+                                          o->solve.rank, o->solve.factor_dtype, &shapes)));
     TRY(layer_file_create(job->comm, o->out, (int)(l % job->comm->size), &shapes, &file));
     facts_stage(&job->facts, STAGE_WRITE, start);
     for (int g = 0; g < N_GROUPS; g++)
@@ -362,8 +367,8 @@ int calibrate(struct comm *comm, const struct calibrate_options *options, struct
     for (int64_t l = 0; l < job.config.n_layers; l++)
         resumed += job.finished[l];
     log_info("%s: %lld layers, %lld sequences of %lld tokens, %d bits, rank %lld, on %d rank%s%s", options->model,
-             (long long)job.config.n_layers, (long long)job.corpus.n_sequences, (long long)job.corpus.seq_len, options->bits,
-             (long long)options->solve.rank, comm->size, comm->size == 1 ? "" : "s",
+             (long long)job.config.n_layers, (long long)job.corpus.n_sequences, (long long)job.corpus.seq_len,
+             options->bits, (long long)options->solve.rank, comm->size, comm->size == 1 ? "" : "s",
              resumed ? "; going on where an earlier run stopped" : "");
     progress_begin(&job.progress, "layer", last + 1);
     for (int64_t l = 0; l <= last; l++) {

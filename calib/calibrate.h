@@ -12,8 +12,8 @@
 #include <stdint.h>
 
 struct calibrate_options {
-    const char *model;         /* Hugging Face folder */
-    const char *const *texts;  /* UTF-8 files, concatenated in this order */
+    const char *model;        /* Hugging Face folder */
+    const char *const *texts; /* UTF-8 files, concatenated in this order */
     int n_texts;
     const char *out;           /* NAME.glowq, made if missing */
     int bits;                  /* 2, 3, 4, 8 */
@@ -27,8 +27,9 @@ struct calibrate_options {
 struct calibrate_result {
     int64_t n_layers, n_resumed; /* layers found finished */
     int64_t n_sequences, n_tokens;
-    int64_t weight_bytes, quantized_bytes, factor_bytes; /* of the linears: as stored before; codes+scales+zeros; A and B */
-    double energy;               /* sum of captured / sum of traces over all groups */
+    int64_t weight_bytes, quantized_bytes,
+        factor_bytes; /* of the linears: as stored before; codes+scales+zeros; A and B */
+    double energy;    /* sum of captured / sum of traces over all groups */
     double seconds;
 };
 

@@ -63,8 +63,8 @@ out:
     return err;
 }
 
-int corpus_read(const struct tokenizer *tokenizer, const char *const *texts, int n_texts, int64_t samples, int64_t seq_len,
-                int64_t vocab_size, uint64_t seed, struct corpus *corpus)
+int corpus_read(const struct tokenizer *tokenizer, const char *const *texts, int n_texts, int64_t samples,
+                int64_t seq_len, int64_t vocab_size, uint64_t seed, struct corpus *corpus)
 {
     int err = OK;
     struct token_ids stream = {0};
@@ -82,8 +82,8 @@ int corpus_read(const struct tokenizer *tokenizer, const char *const *texts, int
                  (long long)vocab_size - 1);
     corpus->n_sequences = samples < available ? samples : available;
     if (available < samples)
-        log_warn("the text holds %lld sequences of %lld tokens, --samples asks for %lld: using %lld", (long long)available,
-                 (long long)seq_len, (long long)samples, (long long)available);
+        log_warn("the text holds %lld sequences of %lld tokens, --samples asks for %lld: using %lld",
+                 (long long)available, (long long)seq_len, (long long)samples, (long long)available);
     corpus->seq_len = seq_len;
     corpus->block_sequences = seq_len < BLOCK_TOKENS ? BLOCK_TOKENS / seq_len : 1;
     corpus->n_blocks = (corpus->n_sequences + corpus->block_sequences - 1) / corpus->block_sequences;

@@ -15,13 +15,13 @@
 struct corpus {
     int32_t *ids; /* [n_sequences, seq_len] */
     int64_t n_sequences, seq_len;
-    int64_t block_sequences, n_blocks; /* sequences a super-block (the last may hold fewer) */
+    int64_t block_sequences, n_blocks;    /* sequences a super-block (the last may hold fewer) */
     char text_sha256[65], ids_sha256[65]; /* of the files' bytes in order; of ids */
 };
 
 /* Fewer windows than samples: all of them, with a warning. Shorter than one window: ERR_ARG. Not collective. */
-int corpus_read(const struct tokenizer *tokenizer, const char *const *texts, int n_texts, int64_t samples, int64_t seq_len,
-                int64_t vocab_size, uint64_t seed, struct corpus *corpus);
+int corpus_read(const struct tokenizer *tokenizer, const char *const *texts, int n_texts, int64_t samples,
+                int64_t seq_len, int64_t vocab_size, uint64_t seed, struct corpus *corpus);
 void corpus_free(struct corpus *corpus);
 /* Sequences [*first, *first + n) of super-block b; returns n. */
 int64_t corpus_block(const struct corpus *corpus, int64_t b, int64_t *first);

@@ -40,8 +40,8 @@ void moment_free(struct moment *moment)
 }
 
 /* bound[row] = ||W_row g|| sqrt(d) + |b_row| for this rank's rows of a module, 0 elsewhere: a MAX over ranks completes it. */
-static int row_bounds(const struct checkpoint *ck, const struct model_config *config, const struct slices *slices, int64_t l,
-                      enum module module, const float *gain, double *bound)
+static int row_bounds(const struct checkpoint *ck, const struct model_config *config, const struct slices *slices,
+                      int64_t l, enum module module, const float *gain, double *bound)
 {
     int err = OK;
     const struct range rows = slices->rows[module];
@@ -52,7 +52,8 @@ static int row_bounds(const struct checkpoint *ck, const struct model_config *co
         FAIL(ERR_NOMEM, "a row of %lld", (long long)d);
     for (int64_t i = rows.begin; i < rows.end; i++) {
         double sum = 0;
-        convert(row, DT_F32, (char *)slices->raw[module] + (size_t)((i - rows.begin) * d) * element, slices->dtype[module], d);
+        convert(row, DT_F32, (char *)slices->raw[module] + (size_t)((i - rows.begin) * d) * element,
+                slices->dtype[module], d);
         for (int64_t j = 0; j < d; j++)
             sum += (double)row[j] * gain[j] * ((double)row[j] * gain[j]);
         bound[i] = sqrt(sum * (double)d);
@@ -76,7 +77,7 @@ out:
 
 /* Host arrays of one layer's bounds. */
 struct bounds {
-    float *attn_gain, *mlp_gain;         /* [d_model] */
+    float *attn_gain, *mlp_gain;             /* [d_model] */
     double *normed, *values, *o, *gate, *up; /* normed [d_model]; values [kv]; o [q]; gate, up [d_ff] */
 };
 
@@ -103,8 +104,8 @@ out:
     return err;
 }
 
-static int bounds_local(const struct model_config *c, const struct checkpoint *ck, const struct slices *slices, int64_t l,
-                        struct bounds *b)
+static int bounds_local(const struct model_config *c, const struct checkpoint *ck, const struct slices *slices,
+                        int64_t l, struct bounds *b)
 {
     int err = OK;
     const int64_t d = c->d_model;
@@ -168,7 +169,8 @@ static int64_t first_bad_row(struct backend *be, const struct mat *x)
     int64_t found = -1;
     float *row = malloc((size_t)x->cols * sizeof *row);
     for (int64_t t = 0; row && found < 0 && t < x->rows; t++) {
-        if (be->ops->get(be, row, (char *)x->data + (size_t)(t * x->ld) * sizeof *row, (size_t)x->cols * sizeof *row) != OK)
+        if (be->ops->get(be, row, (char *)x->data + (size_t)(t * x->ld) * sizeof *row, (size_t)x->cols * sizeof *row) !=
+            OK)
             break;
         for (int64_t j = 0; j < x->cols && found < 0; j++)
             if (!isfinite(row[j]))
@@ -188,7 +190,8 @@ int covariance_observe(void *ctx, int64_t layer, enum group group, const struct 
     TRY(be->ops->sync(be));
     if (outside) {
         int64_t row = first_bad_row(be, x);
-        FAIL(ERR_NUMERIC, "layer %lld, group %s: the input holds NaN or infinity at calibration sequence %lld, token %lld",
+        FAIL(ERR_NUMERIC,
+             "layer %lld, group %s: the input holds NaN or infinity at calibration sequence %lld, token %lld",
              (long long)layer, group_name(group), (long long)(cov->first_sequence + row / cov->corpus->seq_len),
              (long long)(row % cov->corpus->seq_len));
     }

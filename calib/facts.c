@@ -22,24 +22,24 @@ static json_t *settings_json(const struct calibrate_options *o)
     static const char *const solvers[] = {"krylov", "qr-rsvd"}, *const damps[] = {"diag", "median", "trace"};
     static const char *const qrs[] = {"gram", "householder"};
     const struct solve_params *s = &o->solve;
-    return json_pack("{s:i, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:i, s:f, s:i, s:s, s:f, s:s, s:b, s:I}", "bits", o->bits,
-                     "group_size", (json_int_t)o->group_size, "samples", (json_int_t)o->samples, "seq_len",
-                     (json_int_t)o->seq_len, "rank", (json_int_t)s->rank, "solver", solvers[s->solver], "qr", qrs[s->qr],
-                     "oversample", (json_int_t)s->oversample, "power", s->power, "stop", s->stop, "max_steps", s->max_steps,
-                     "damp", damps[s->damp], "alpha", s->alpha, "factor_dtype", dtype_name(s->factor_dtype), "exact_energy",
-                     s->exact_energy, "seed", (json_int_t)s->seed);
+    return json_pack("{s:i, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:i, s:f, s:i, s:s, s:f, s:s, s:b, s:I}", "bits",
+                     o->bits, "group_size", (json_int_t)o->group_size, "samples", (json_int_t)o->samples, "seq_len",
+                     (json_int_t)o->seq_len, "rank", (json_int_t)s->rank, "solver", solvers[s->solver], "qr",
+                     qrs[s->qr], "oversample", (json_int_t)s->oversample, "power", s->power, "stop", s->stop,
+                     "max_steps", s->max_steps, "damp", damps[s->damp], "alpha", s->alpha, "factor_dtype",
+                     dtype_name(s->factor_dtype), "exact_energy", s->exact_energy, "seed", (json_int_t)s->seed);
 }
 
 static json_t *model_json(const struct model_config *c)
 {
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "family", c->family, "n_layers", (json_int_t)c->n_layers,
-                     "d_model", (json_int_t)c->d_model, "d_ff", (json_int_t)c->d_ff, "n_heads", (json_int_t)c->n_heads,
-                     "n_kv_heads", (json_int_t)c->n_kv_heads, "head_dim", (json_int_t)c->head_dim, "vocab_size",
-                     (json_int_t)c->vocab_size);
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "family", c->family, "n_layers",
+                     (json_int_t)c->n_layers, "d_model", (json_int_t)c->d_model, "d_ff", (json_int_t)c->d_ff, "n_heads",
+                     (json_int_t)c->n_heads, "n_kv_heads", (json_int_t)c->n_kv_heads, "head_dim",
+                     (json_int_t)c->head_dim, "vocab_size", (json_int_t)c->vocab_size);
 }
 
-int facts_create(const struct calibrate_options *options, const struct model_config *config, const struct corpus *corpus,
-                 const struct checkpoint *ck, const char *fingerprint, struct facts *facts)
+int facts_create(const struct calibrate_options *options, const struct model_config *config,
+                 const struct corpus *corpus, const struct checkpoint *ck, const char *fingerprint, struct facts *facts)
 {
     int err = OK;
     char started[32];
@@ -53,12 +53,13 @@ int facts_create(const struct calibrate_options *options, const struct model_con
     facts->result.n_layers = config->n_layers;
     facts->result.n_sequences = corpus->n_sequences;
     facts->result.n_tokens = corpus->n_sequences * corpus->seq_len;
-    facts->manifest = json_pack("{s:o, s:o, s:s, s:{s:s, s:s, s:I, s:I}, s:[]}", "model", model_json(config), "settings",
-                                settings_json(options), "fingerprint", fingerprint, "text", "sha256", corpus->text_sha256,
-                                "ids_sha256", corpus->ids_sha256, "sequences", (json_int_t)corpus->n_sequences, "tokens",
-                                (json_int_t)facts->result.n_tokens, "groups");
-    facts->run = json_pack("{s:s, s:s, s:{}, s:[], s:[]}", "command", options->command ? options->command : "", "started",
-                           started, "stages", "layers", "ranks");
+    facts->manifest =
+        json_pack("{s:o, s:o, s:s, s:{s:s, s:s, s:I, s:I}, s:[]}", "model", model_json(config), "settings",
+                  settings_json(options), "fingerprint", fingerprint, "text", "sha256", corpus->text_sha256,
+                  "ids_sha256", corpus->ids_sha256, "sequences", (json_int_t)corpus->n_sequences, "tokens",
+                  (json_int_t)facts->result.n_tokens, "groups");
+    facts->run = json_pack("{s:s, s:s, s:{}, s:[], s:[]}", "command", options->command ? options->command : "",
+                           "started", started, "stages", "layers", "ranks");
     if (!facts->manifest || !facts->run)
         FAIL(ERR_NOMEM, "facts of the run");
 out:
@@ -79,7 +80,8 @@ void facts_stage(struct facts *facts, enum stage stage, double start_s)
 
 int facts_layer_done(struct facts *facts, int64_t layer, double start_s, int resumed)
 {
-    json_t *entry = json_pack("{s:I, s:f, s:b}", "layer", (json_int_t)layer, "seconds", now_s() - start_s, "resumed", resumed);
+    json_t *entry =
+        json_pack("{s:I, s:f, s:b}", "layer", (json_int_t)layer, "seconds", now_s() - start_s, "resumed", resumed);
     return json_array_append_new(json_object_get(facts->run, "layers"), entry) == 0 ? OK : ERR_NOMEM;
 }
 
@@ -102,9 +104,9 @@ int facts_gather_ranks(struct facts *facts, struct comm *comm, double seconds)
     for (int p = 0; p < comm->size; p++) { /* a few hundred bytes a rank: one broadcast each is simplest */
         theirs = mine;
         TRY(comm_bcast(comm, &theirs, sizeof theirs, p));
-        json_t *entry = json_pack("{s:i, s:s, s:s, s:I, s:I, s:f}", "rank", p, "host", theirs.host, "backend", theirs.backend,
-                                  "threads", (json_int_t)theirs.threads, "peak_rss_bytes", (json_int_t)theirs.peak_rss_bytes,
-                                  "seconds", theirs.compute_s);
+        json_t *entry = json_pack("{s:i, s:s, s:s, s:I, s:I, s:f}", "rank", p, "host", theirs.host, "backend",
+                                  theirs.backend, "threads", (json_int_t)theirs.threads, "peak_rss_bytes",
+                                  (json_int_t)theirs.peak_rss_bytes, "seconds", theirs.compute_s);
         if (json_array_append_new(json_object_get(facts->run, "ranks"), entry) != 0)
             FAIL(ERR_NOMEM, "facts of rank %d", p);
     }
@@ -131,18 +133,19 @@ static json_t *group_json(struct facts *facts, const struct store_layer_facts *l
         weight += (int64_t)checkpoint_find(facts->ck, name)->bytes;
         quantized += m->d_out * (m->row_bytes + 3 * m->n_groups);
         factors += m->d_out * g->rank * (int64_t)dtype_bytes(g->factor_dtype);
-        json_array_append_new(modules, json_pack("{s:s, s:I, s:I, s:f}", "name", module_name((enum module)(first + i)), "d_out",
-                                                 (json_int_t)m->d_out, "d_in", (json_int_t)m->d_in, "captured", m->captured));
+        json_array_append_new(modules,
+                              json_pack("{s:s, s:I, s:I, s:f}", "name", module_name((enum module)(first + i)), "d_out",
+                                        (json_int_t)m->d_out, "d_in", (json_int_t)m->d_in, "captured", m->captured));
     }
     facts->result.weight_bytes += weight;
     facts->result.quantized_bytes += quantized;
     facts->result.factor_bytes += factors;
     facts->max_rank = g->rank > facts->max_rank ? g->rank : facts->max_rank;
-    return json_pack("{s:I, s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o}", "layer", (json_int_t)layer->layer,
-                     "group", group_name(group), "rank", (json_int_t)g->rank, "steps", (json_int_t)g->steps, "energy",
-                     g->energy, "energy_error", g->energy_error, "trace", g->trace, "captured", g->captured, "error_norm2",
-                     g->error_norm2, "weight_bytes", (json_int_t)weight, "quantized_bytes", (json_int_t)quantized,
-                     "factor_bytes", (json_int_t)factors, "modules", modules);
+    return json_pack("{s:I, s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o}", "layer",
+                     (json_int_t)layer->layer, "group", group_name(group), "rank", (json_int_t)g->rank, "steps",
+                     (json_int_t)g->steps, "energy", g->energy, "energy_error", g->energy_error, "trace", g->trace,
+                     "captured", g->captured, "error_norm2", g->error_norm2, "weight_bytes", (json_int_t)weight,
+                     "quantized_bytes", (json_int_t)quantized, "factor_bytes", (json_int_t)factors, "modules", modules);
 }
 
 int facts_read_layers(struct facts *facts, const char *dir)
@@ -155,7 +158,8 @@ int facts_read_layers(struct facts *facts, const char *dir)
         for (int g = 0; g < N_GROUPS; g++) {
             captured += layer.group[g].captured;
             trace += layer.group[g].trace;
-            if (json_array_append_new(json_object_get(facts->manifest, "groups"), group_json(facts, &layer, (enum group)g)) != 0)
+            if (json_array_append_new(json_object_get(facts->manifest, "groups"),
+                                      group_json(facts, &layer, (enum group)g)) != 0)
                 FAIL(ERR_NOMEM, "facts of layer %lld", (long long)l);
         }
     }

@@ -25,8 +25,9 @@ struct facts {
 };
 
 /* Settings, model and text. Not collective; run's times start here. */
-int facts_create(const struct calibrate_options *options, const struct model_config *config, const struct corpus *corpus,
-                 const struct checkpoint *ck, const char *fingerprint, struct facts *facts);
+int facts_create(const struct calibrate_options *options, const struct model_config *config,
+                 const struct corpus *corpus, const struct checkpoint *ck, const char *fingerprint,
+                 struct facts *facts);
 void facts_free(struct facts *facts);
 /* Adds the time since start_s to a stage. */
 void facts_stage(struct facts *facts, enum stage stage, double start_s);

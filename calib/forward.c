@@ -27,7 +27,8 @@ static int batch_of_block(struct forward *f, int64_t b)
     for (int64_t i = 0; i < n; i++) {
         for (int64_t j = 0; j < blocks_each; j++)
             f->block_ids[j] = (int32_t)(i * blocks_each + j);
-        TRY(batch_add(&f->batch, c->ids + (first + i) * c->seq_len, c->seq_len, 0, f->block_ids, blocks_each, c->seq_len));
+        TRY(batch_add(&f->batch, c->ids + (first + i) * c->seq_len, c->seq_len, 0, f->block_ids, blocks_each,
+                      c->seq_len));
     }
     TRY(batch_end(&f->batch));
 out:

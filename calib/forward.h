@@ -21,7 +21,7 @@ struct forward {
     struct kv_cache kv;
     struct range blocks; /* super-blocks of this rank */
     struct buf hidden_buf;
-    struct mat hidden; /* f32 [sequences of this rank x seq_len, d_model] */
+    struct mat hidden;  /* f32 [sequences of this rank x seq_len, d_model] */
     int32_t *block_ids; /* KV blocks of one sequence */
 };
 

@@ -17,9 +17,9 @@ struct problem {
     const struct panels *panels;
     const struct mat *e; /* f32, local */
     int64_t m, d;
-    int64_t r;           /* rank, clamped to min(m, d) */
-    int64_t width;       /* r + oversampling, clamped likewise: columns of a block */
-    double error_norm2;  /* ||E||_F^2 */
+    int64_t r;          /* rank, clamped to min(m, d) */
+    int64_t width;      /* r + oversampling, clamped likewise: columns of a block */
+    double error_norm2; /* ||E||_F^2 */
     struct metric metric;
     struct buf e_exp_buf, probe_buf, probe_exp_buf, seen_buf;
     struct mat e_exp;     /* i32 [1, d]: norms of E's columns within a panel */
@@ -31,8 +31,8 @@ struct problem {
 /* A solver's answer, the same on every rank. The left factor follows from b (factors.h), so solvers don't make it. */
 struct right_factor {
     struct buf b_buf;
-    struct mat b;     /* f64 [r, d]: row j is u_j^T E, u_j the j-th left singular vector of E S^(1/2), S damped */
-    double *energy;   /* host [r]: sigma_j^2, descending, of the stored (normalized) S */
+    struct mat b;   /* f64 [r, d]: row j is u_j^T E, u_j the j-th left singular vector of E S^(1/2), S damped */
+    double *energy; /* host [r]: sigma_j^2, descending, of the stored (normalized) S */
     int steps;
 };
 

@@ -79,7 +79,8 @@ static int broadcast_panel(void *ctx, enum module module, int64_t row0, int64_t 
     }
     const size_t row_bytes = (size_t)s->d_in[group] * dtype_bytes(s->dtype[module]);
     if (owner == s->comm->rank)
-        memcpy(dst, (char *)s->raw[module] + (size_t)(row0 - s->rows[module].begin) * row_bytes, (size_t)rows * row_bytes);
+        memcpy(dst, (char *)s->raw[module] + (size_t)(row0 - s->rows[module].begin) * row_bytes,
+               (size_t)rows * row_bytes);
     return comm_bcast(s->comm, dst, (size_t)rows * row_bytes, owner);
 }
 
@@ -106,7 +107,8 @@ int slices_stack(const struct slices *slices, enum group group, struct mat *w)
         for (int64_t done = 0; done < n; done += PANEL_ROWS) {
             int64_t rows = n - done < PANEL_ROWS ? n - done : PANEL_ROWS;
             struct mat to = mat_rows(w, row, rows);
-            convert(panel, DT_F32, (const char *)slices->raw[i] + (size_t)done * row_bytes, slices->dtype[i], rows * d_in);
+            convert(panel, DT_F32, (const char *)slices->raw[i] + (size_t)done * row_bytes, slices->dtype[i],
+                    rows * d_in);
             TRY(be->ops->put(be, to.data, panel, (size_t)(rows * d_in) * sizeof *panel));
             row += rows;
         }

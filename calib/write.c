@@ -16,8 +16,8 @@ static const char *module_tensor(int64_t l, int module, int bias, char *name, si
     return name;
 }
 
-int layer_facts(const struct model_config *config, const struct checkpoint *ck, int64_t l, const char *fingerprint, int bits,
-                int64_t group_size, int64_t rank, enum dtype factor_dtype, struct store_layer_facts *facts)
+int layer_facts(const struct model_config *config, const struct checkpoint *ck, int64_t l, const char *fingerprint,
+                int bits, int64_t group_size, int64_t rank, enum dtype factor_dtype, struct store_layer_facts *facts)
 {
     int err = OK;
     char name[160];
@@ -138,8 +138,8 @@ out:
     return err;
 }
 
-int layer_file_group(struct layer_file *file, const struct slices *slices, enum group group, const struct quantized *quantized,
-                     const struct solution *solution)
+int layer_file_group(struct layer_file *file, const struct slices *slices, enum group group,
+                     const struct quantized *quantized, const struct solution *solution)
 {
     int err = OK, local = OK; /* a rank that failed goes on sending, so that nobody waits */
     struct comm *comm = file->comm;
@@ -231,7 +231,8 @@ void layer_file_discard(struct layer_file *file)
     file->message = NULL;
 }
 
-static int copy_end(struct store_writer *writer, enum store_end end, const struct checkpoint *ck, const struct tensor *t)
+static int copy_end(struct store_writer *writer, enum store_end end, const struct checkpoint *ck,
+                    const struct tensor *t)
 {
     int err = OK;
     const int64_t cols = t->n_dims == 2 ? t->shape[1] : 1;

@@ -15,8 +15,8 @@ struct windows {
     int32_t *stream; /* what windows are cut from */
     int64_t n_stream, ctx;
     int64_t n_windows;
-    int64_t step;         /* stream ids a window consumes */
-    int32_t lead;         /* id put before (windows) or over (llamacpp) a window's first id; -1 none */
+    int64_t step; /* stream ids a window consumes */
+    int32_t lead; /* id put before (windows) or over (llamacpp) a window's first id; -1 none */
     int lead_replaces;
     int64_t first_scored; /* predictions from position first_scored on */
 };
@@ -233,7 +233,8 @@ int evaluate(struct model *model, const char *text, int64_t n_bytes, const struc
     TRY(comm_agree(model->dec.tp, encode(model, text, n_bytes, options->max_tokens, &ids)));
     TRY(sha256_hex(text, (size_t)n_bytes, out->text_sha256));
     TRY(sha256_hex(ids.ids, (size_t)ids.n * sizeof *ids.ids, out->ids_sha256));
-    TRY(comm_agree(model->dec.tp, windows_of(options->protocol, ctx, (int32_t)tokenizer_bos(model->tokenizer), &ids, &w)));
+    TRY(comm_agree(model->dec.tp,
+                   windows_of(options->protocol, ctx, (int32_t)tokenizer_bos(model->tokenizer), &ids, &w)));
     TRY(run_all(model, &w, options->print_nll, out));
     TRY(summarize(out));
     out->seconds = now_s() - start;

@@ -17,17 +17,17 @@ enum protocol { PROTOCOL_GPTQ, PROTOCOL_LLAMACPP, PROTOCOL_WINDOWS };
 
 struct evaluate_options {
     enum protocol protocol;
-    int64_t ctx;        /* 0: the protocol's own: gptq 2048, llamacpp 512, windows 256; clipped to the model's positions */
+    int64_t ctx; /* 0: the protocol's own: gptq 2048, llamacpp 512, windows 256; clipped to the model's positions */
     int64_t max_tokens; /* ids of the text used; 0: all */
     int print_nll;      /* keep the NLL of every token */
 };
 
 struct evaluation {
     double perplexity, nll, nll_stderr, perplexity_stderr;
-    int64_t n_tokens, n_windows, ctx; /* scored tokens */
-    double *window_nll;               /* [n_windows] mean of each window */
-    int64_t *window_tokens;           /* [n_windows] */
-    double *token_nll;                /* [n_tokens] in order if print_nll, else NULL */
+    int64_t n_tokens, n_windows, ctx;     /* scored tokens */
+    double *window_nll;                   /* [n_windows] mean of each window */
+    int64_t *window_tokens;               /* [n_windows] */
+    double *token_nll;                    /* [n_tokens] in order if print_nll, else NULL */
     char text_sha256[65], ids_sha256[65]; /* ids as little-endian int32, before windowing, after max_tokens */
     double seconds;
 };

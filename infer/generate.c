@@ -16,7 +16,7 @@ struct state {
     struct kv_cache kv;
     int32_t *blocks; /* the identity: one sequence owns the whole pool */
     int64_t n_blocks;
-    float *logits; /* rank 0 */
+    float *logits;  /* rank 0 */
     size_t printed; /* bytes of text handed out */
 };
 

@@ -22,8 +22,8 @@ struct generate_options {
 
 struct generation {
     struct token_ids prompt, out;
-    char *text;    /* decoded new tokens, 0-terminated; */
-    size_t n_text; /* they can hold 0 bytes too */
+    char *text;         /* decoded new tokens, 0-terminated; */
+    size_t n_text;      /* they can hold 0 bytes too */
     const char *finish; /* "stop" (eos), "length" */
     double prefill_s, decode_s;
 };

@@ -31,9 +31,9 @@ struct backend {
     const struct backend_ops *ops;
     const char *name; /* "cpu", "cpu:ref", "cpu:check" */
     int n_threads;
-    void *state;          /* the backend's own */
-    char description[96]; /* "cpu avx512, 2 threads, OpenBLAS SkylakeX" */
-    char numerics[64];    /* what calibration's bits depend on, never threads: "cpu, OpenBLAS SkylakeX" */
+    void *state;                  /* the backend's own */
+    char description[96];         /* "cpu avx512, 2 threads, OpenBLAS SkylakeX" */
+    char numerics[64];            /* what calibration's bits depend on, never threads: "cpu, OpenBLAS SkylakeX" */
     size_t bytes_now, bytes_peak; /* allocated through buf_alloc */
 };
 
@@ -55,18 +55,18 @@ void buf_free(struct buf *buf); /* accepts an empty one; leaves it empty */
 int mat_alloc(struct backend *be, enum dtype dtype, int64_t rows, int64_t cols, struct buf *buf, struct mat *m);
 
 enum {
-    KV_BLOCK = 16,         /* tokens a KV block */
-    ATTENTION_SPAN = 256,  /* softmax merges at absolute multiples of this many keys */
-    TREE_LEAVES = 8,       /* K-blocks of a row-parallel product, lanes of the vocabulary */
-    PANEL_ROWS = 256       /* weight-row panel: the leaf of everything that is summed over rows of E */
+    KV_BLOCK = 16,        /* tokens a KV block */
+    ATTENTION_SPAN = 256, /* softmax merges at absolute multiples of this many keys */
+    TREE_LEAVES = 8,      /* K-blocks of a row-parallel product, lanes of the vocabulary */
+    PANEL_ROWS = 256      /* weight-row panel: the leaf of everything that is summed over rows of E */
 };
 
 /* A weight in the backend's own layout, made row panel by row panel while loading. Owned by the linear that holds it. */
 struct packed {
     struct buf data;
     int64_t d_out, d_in;
-    int bits;          /* 0: dense in dtype; 2, 3, 4, 8: asymmetric integer codes */
-    enum dtype dtype;  /* dense: F32 BF16 F16 */
+    int bits;                         /* 0: dense in dtype; 2, 3, 4, 8: asymmetric integer codes */
+    enum dtype dtype;                 /* dense: F32 BF16 F16 */
     int64_t group_size, group_offset; /* column k belongs to group (k + group_offset) / group_size; dense: 0 */
     int64_t n_groups;
 };
@@ -95,8 +95,9 @@ struct attention_args {
     const int32_t *q_start, *kv_len, *block_table; /* device */
     int64_t n_seq, max_blocks;
     int64_t n_heads, n_kv_heads, head_dim; /* local */
-    int64_t first_head, first_kv_head, heads_per_kv; /* local head h reads kv head (first_head + h) / heads_per_kv - first_kv_head */
-    int64_t window;                        /* 0 none; else key j visible to query position i iff i - window < j <= i */
+    int64_t first_head, first_kv_head,
+        heads_per_kv; /* local head h reads kv head (first_head + h) / heads_per_kv - first_kv_head */
+    int64_t window;   /* 0 none; else key j visible to query position i iff i - window < j <= i */
     float scale;
 };
 
@@ -108,7 +109,7 @@ struct backend_ops {
     void (*free)(struct backend *be, void *p, size_t bytes);
     int (*put)(struct backend *be, void *device, const void *host, size_t bytes);
     int (*get)(struct backend *be, void *host, const void *device, size_t bytes); /* waits */
-    int (*copy)(struct backend *be, const struct mat *from, struct mat *to);      /* same shape and dtype; ld may differ */
+    int (*copy)(struct backend *be, const struct mat *from, struct mat *to); /* same shape and dtype; ld may differ */
     int (*zero)(struct backend *be, void *device, size_t bytes);
     int (*sync)(struct backend *be);
     /* Host access to device memory (comm uses it): *host equals p on the CPU. Waits. End before the next op. */
@@ -142,9 +143,10 @@ struct backend_ops {
     /* out = softmax(q k^T scale) v, causal by absolute position, a head at a time; q, out f32 [T, n_heads * head_dim]. */
     int (*attention)(struct backend *be, const struct mat *q, const struct mat *k_cache, const struct mat *v_cache,
                      const struct attention_args *args, struct mat *out);
-    int (*silu_mul)(struct backend *be, const struct mat *gate, const struct mat *up, struct mat *out); /* out may be gate */
-    int (*add)(struct backend *be, struct mat *x, const struct mat *y);           /* x += y, f32 */
-    int (*add_bias)(struct backend *be, struct mat *x, const struct mat *bias);   /* x[t] += bias [1, d] */
+    int (*silu_mul)(struct backend *be, const struct mat *gate, const struct mat *up,
+                    struct mat *out);                                           /* out may be gate */
+    int (*add)(struct backend *be, struct mat *x, const struct mat *y);         /* x += y, f32 */
+    int (*add_bias)(struct backend *be, struct mat *x, const struct mat *bias); /* x[t] += bias [1, d] */
     int (*gather_rows)(struct backend *be, const struct mat *x, const int32_t *rows, struct mat *out);
     /* Of each row of logits f32 [T, n] whose columns are ids first_id...: out f32 [T, 3] = max, sum exp(l - max), the logit of
      * target[t] (-inf if not among them). n = 0: -inf, 0, -inf. */
@@ -164,9 +166,11 @@ struct backend_ops {
     /* X[i][j] *= row_scale[i] col_scale[j]; f64 [1, n] or NULL; X f32 or f64. */
     int (*scale)(struct backend *be, struct mat *x, const struct mat *row_scale, const struct mat *col_scale);
     /* X[i][j] = standard normal number (seed, stream, sub, (row0 + i) * cols + j); f32 or f64 (philox_normal). */
-    int (*randn)(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0, struct mat *x);
+    int (*randn)(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0,
+                 struct mat *x);
     /* The same with +1 / -1: the lowest bit of philox_u64. */
-    int (*rand_sign)(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0, struct mat *x);
+    int (*rand_sign)(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0,
+                     struct mat *x);
     /* out f64 [1, cols]: per column of X (f32 or f64), max |x| and sum x^2 (rows ascending, f64). */
     int (*col_absmax)(struct backend *be, const struct mat *x, struct mat *out);
     int (*col_sumsq)(struct backend *be, const struct mat *x, struct mat *out);
@@ -189,8 +193,9 @@ struct backend_ops {
                      int shift, struct mat *acc, int *host_overflow);
     /* fixed_add of A_p^T B_p for each panel p, rows [host_row0[p], host_row0[p + 1]) of A [m, rows] and B [m, cols], both f32 or
      * both f64; A_p^T B_p has the bits that gemm gives it. */
-    int (*gemm_fixed)(struct backend *be, const struct mat *a, const struct mat *b, const int64_t *host_row0, int64_t n_panels,
-                      const struct mat *row_exp, const struct mat *col_exp, int shift, struct mat *acc, int *host_overflow);
+    int (*gemm_fixed)(struct backend *be, const struct mat *a, const struct mat *b, const int64_t *host_row0,
+                      int64_t n_panels, const struct mat *row_exp, const struct mat *col_exp, int shift,
+                      struct mat *acc, int *host_overflow);
     /* out f64 = acc * 2^(row_exp + col_exp - shift). */
     int (*fixed_get)(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp,
                      int shift, struct mat *out);
@@ -207,8 +212,8 @@ struct backend_ops {
      * min <= 0 <= max; s = f16((max - min) / (2^bits - 1)); z = clamp(rint(-min / s)); c = clamp(rint(w / s) + z).
      * W f32 [rows, d] becomes the error E = W - s (c - z). codes u8 [rows, d], scales f16 [rows, n_groups], zeros u8.
      * *host_bad_row: first row whose scale leaves f16's normal range or that isn't finite, or -1. */
-    int (*quantize)(struct backend *be, struct mat *w, int bits, int64_t group_size, struct mat *codes, struct mat *scales,
-                    struct mat *zeros, int64_t *host_bad_row);
+    int (*quantize)(struct backend *be, struct mat *w, int bits, int64_t group_size, struct mat *codes,
+                    struct mat *scales, struct mat *zeros, int64_t *host_bad_row);
 };
 
 #endif

@@ -31,7 +31,7 @@ struct model_config {
     int qkv_bias, o_bias, mlp_bias;
     int qk_norm; /* RMSNorm of each q and k head before RoPE (Qwen3) */
     int tied_embeddings;
-    int64_t bos_id; /* -1: none. Whether a text gets it is the tokenizer's decision, never this field's */
+    int64_t bos_id;           /* -1: none. Whether a text gets it is the tokenizer's decision, never this field's */
     int64_t eos_ids[MAX_EOS]; /* generation_config.json's, else config.json's */
     int n_eos;
 };

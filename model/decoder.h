@@ -48,7 +48,7 @@ struct decoder {
     struct shape shape;
     int64_t max_tokens;
     int64_t max_rank;
-    struct layer *layers; /* [n_layers] for inference; NULL in calibration, which holds one layer at a time */
+    struct layer *layers;          /* [n_layers] for inference; NULL in calibration, which holds one layer at a time */
     struct packed embedding, head; /* vocabulary rows of this rank; tied: head is a view of embedding */
     struct buf norm_buf, inv_freq_buf;
     struct mat norm;
@@ -75,7 +75,8 @@ int decoder_layer(struct decoder *dec, const struct layer *layer, int64_t l, con
 /* embed and all layers of an inference decoder. */
 int decoder_forward(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, struct mat *hidden);
 /* Negative log-likelihood of target[i] (host, ids) at output row i of the batch: host nll f64 [n_out], on every rank. */
-int decoder_nll(struct decoder *dec, const struct batch *batch, const struct mat *hidden, const int32_t *target, double *nll);
+int decoder_nll(struct decoder *dec, const struct batch *batch, const struct mat *hidden, const int32_t *target,
+                double *nll);
 /* Most probable id of each output row, lowest on ties: host [n_out], on every rank. */
 int decoder_argmax(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int32_t *ids);
 /* Full logits of the output rows on rank 0: host f32 [n_out, vocab_size]; elsewhere logits may be NULL. */

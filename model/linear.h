@@ -36,7 +36,8 @@ void linear_free(struct linear *linear);
 size_t linear_bytes(const struct linear *linear);
 
 /* y = x W^T (+ bias) (+ A r); r: this group's R or NULL. */
-int linear_apply(struct backend *be, const struct linear *linear, const struct mat *x, const struct mat *r, struct mat *y);
+int linear_apply(struct backend *be, const struct linear *linear, const struct mat *x, const struct mat *r,
+                 struct mat *y);
 /* R = B x. */
 int group_project(struct backend *be, const struct packed *b, const struct mat *x, struct mat *r);
 

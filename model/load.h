@@ -18,7 +18,8 @@ struct module_source {
 
 /* source NULL: read from ck. */
 int load_layer_checkpoint(struct backend *be, const struct model_config *config, const struct shape *shape,
-                          const struct checkpoint *ck, int64_t l, const struct module_source *source, struct layer *layer);
+                          const struct checkpoint *ck, int64_t l, const struct module_source *source,
+                          struct layer *layer);
 /* Rows of a tensor as stored; ERR_FORMAT naming file, tensor and element where one isn't finite. */
 int load_rows(const struct checkpoint *ck, const struct tensor *t, int64_t row0, int64_t rows, void *dst);
 /* The embedding alone, or embedding, final norm and head, into dec. */

@@ -107,7 +107,8 @@ out:
 }
 
 int load_layer_checkpoint(struct backend *be, const struct model_config *config, const struct shape *shape,
-                          const struct checkpoint *ck, int64_t l, const struct module_source *source, struct layer *layer)
+                          const struct checkpoint *ck, int64_t l, const struct module_source *source,
+                          struct layer *layer)
 {
     int err = OK;
     char name[160];
@@ -152,7 +153,8 @@ int load_ends_checkpoint(struct decoder *dec, const struct checkpoint *ck)
     } else {
         TRY(checkpoint_expect(ck, TENSOR_HEAD, 2, c->vocab_size, c->d_model, &t));
         struct file_rows file = {ck, t};
-        TRY(packed_load_dense(dec->be, fetch_from_file, &file, t->dtype, c->d_model, dec->shape.vocab, all, &dec->head));
+        TRY(packed_load_dense(dec->be, fetch_from_file, &file, t->dtype, c->d_model, dec->shape.vocab, all,
+                              &dec->head));
     }
     TRY(vector_from(dec->be, ck, TENSOR_NORM, c->d_model, all, &dec->norm_buf, &dec->norm));
 out:

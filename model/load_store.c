@@ -10,8 +10,8 @@
 
 /* Codes of rows x columns into w. A slice that begins inside a quantization group keeps that group whole in scales and zeros
  * and says where it begins (group_offset). */
-static int codes_load(struct backend *be, struct store_layer *store, enum module module, const struct store_module *facts,
-                      struct range rows, struct range columns, struct packed *w)
+static int codes_load(struct backend *be, struct store_layer *store, enum module module,
+                      const struct store_module *facts, struct range rows, struct range columns, struct packed *w)
 {
     int err = OK;
     const int64_t k = columns.end - columns.begin, gs = facts->group_size;
@@ -63,8 +63,8 @@ static int fetch_b(void *ctx, int64_t row0, int64_t rows, void *dst)
     return store_read_b(f->store, f->group, row0, rows, dst);
 }
 
-static int bias_load(struct backend *be, struct store_layer *store, enum module module, const struct store_module *facts,
-                     struct range rows, struct linear *linear)
+static int bias_load(struct backend *be, struct store_layer *store, enum module module,
+                     const struct store_module *facts, struct range rows, struct linear *linear)
 {
     int err = OK;
     const int64_t n = rows.end - rows.begin;
@@ -98,7 +98,8 @@ static int module_load(struct backend *be, const struct model_config *config, co
     if (correction && g->rank > 0) {
         struct factor_rows source = {store, module, module_group(module)};
         linear->rank = g->rank;
-        TRY(packed_load_dense(be, fetch_a, &source, g->factor_dtype, g->rank, rows, (struct range){0, g->rank}, &linear->a));
+        TRY(packed_load_dense(be, fetch_a, &source, g->factor_dtype, g->rank, rows, (struct range){0, g->rank},
+                              &linear->a));
     }
 out:
     return err;

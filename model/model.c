@@ -69,7 +69,8 @@ int model_open(struct comm *tp, const char *path, const struct model_options *op
         group_size = store_facts(store)->group_size;
         max_rank = options->no_correction ? 0 : store_facts(store)->max_rank;
     }
-    TRY(comm_agree(tp, decoder_create(&model->dec, &model->config, tp, group_size, options->max_batch_tokens, max_rank)));
+    TRY(comm_agree(tp,
+                   decoder_create(&model->dec, &model->config, tp, group_size, options->max_batch_tokens, max_rank)));
     model->dec.layers = calloc((size_t)model->config.n_layers, sizeof *model->dec.layers);
     TRY(comm_agree(tp, model->dec.layers ? OK : ERR_NOMEM));
     const double start = now_s();
@@ -80,7 +81,9 @@ int model_open(struct comm *tp, const char *path, const struct model_options *op
         bytes += layer_bytes(&model->dec.layers[l]);
     log_info("%s: %s, %lld layers, %s, %.1f MB of layer weights on each of %d rank%s, loaded in %.1f s on %s", path,
              model->config.family, (long long)model->config.n_layers,
-             !model->is_glowq ? "weights as stored" : max_rank > 0 ? "low-bit weights with correction" : "low-bit weights",
+             !model->is_glowq ? "weights as stored"
+             : max_rank > 0   ? "low-bit weights with correction"
+                              : "low-bit weights",
              (double)bytes / 1e6, tp->size, tp->size == 1 ? "" : "s", now_s() - start, tp->be->description);
 out:
     store_close(store);

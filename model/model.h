@@ -13,10 +13,10 @@
 #include <stdint.h>
 
 struct model_options {
-    int no_correction;      /* .glowq: leave A and B out */
+    int no_correction;        /* .glowq: leave A and B out */
     int64_t max_batch_tokens; /* rows of the largest batch */
-    int64_t max_seq;        /* sequences of the largest batch */
-    int64_t max_context;    /* longest sequence, for the KV pool; 0: the model's own */
+    int64_t max_seq;          /* sequences of the largest batch */
+    int64_t max_context;      /* longest sequence, for the KV pool; 0: the model's own */
 };
 
 struct model {

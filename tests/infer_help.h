@@ -81,7 +81,8 @@ static inline void poison_embedding_row(int64_t row, int first_sign)
 /* Runs the tests on all ranks; a rank's failure is everybody's, a skip too. */
 static inline int run_ranks(int (*tests)(const char *which), const char *which)
 {
-    if (backend_open(&backend, "cpu", 1) != OK || comm_open_mpi(&world, &backend) != OK || comm_open_self(&self, &backend) != OK)
+    if (backend_open(&backend, "cpu", 1) != OK || comm_open_mpi(&world, &backend) != OK ||
+        comm_open_self(&self, &backend) != OK)
         return 1;
     err_set_rank(world.rank, world.size);
     log_init(world.rank, 0);

@@ -31,8 +31,8 @@ static void test_philox_equals_the_golden_file(void **state)
         uint32_t c[4], k[2], want[4], got[4];
         if (line[0] == '#')
             continue;
-        assert_int_equal(sscanf(line, "%x %x %x %x %x %x %x %x %x %x", &c[0], &c[1], &c[2], &c[3], &k[0], &k[1], &want[0],
-                                &want[1], &want[2], &want[3]),
+        assert_int_equal(sscanf(line, "%x %x %x %x %x %x %x %x %x %x", &c[0], &c[1], &c[2], &c[3], &k[0], &k[1],
+                                &want[0], &want[1], &want[2], &want[3]),
                          10);
         philox4x32(c, k, got);
         assert_memory_equal(got, want, sizeof got);
@@ -48,7 +48,8 @@ static void test_philox_counter_layout(void **state)
     (void)state;
     const uint64_t seed = 5ull << 32 | 1, index = 2ull << 32 | 1;
     assert_true(philox_u64(seed, STREAM_SAMPLING, 3, index) == 0xb53437792e574d30ull);
-    assert_true(philox_uniform(seed, STREAM_SAMPLING, 3, index) == (double)(0xb53437792e574d30ull >> 11) / 9007199254740992.0);
+    assert_true(philox_uniform(seed, STREAM_SAMPLING, 3, index) ==
+                (double)(0xb53437792e574d30ull >> 11) / 9007199254740992.0);
 }
 
 static int ascending(const void *a, const void *b)
@@ -83,7 +84,8 @@ static void test_normals_are_normal_and_independent(void **state)
     for (int which = 0; which < 3; which++) {
         double cross = 0;
         for (int i = 0; i < N; i++) {
-            other[i] = philox_normal(which == 0 ? 8 : 7, which == 1 ? STREAM_PROBES : STREAM_SKETCH, which == 2, (uint64_t)i);
+            other[i] =
+                philox_normal(which == 0 ? 8 : 7, which == 1 ? STREAM_PROBES : STREAM_SKETCH, which == 2, (uint64_t)i);
             cross += x[i] * other[i];
         }
         assert_true(fabs(cross) / root < 5);
@@ -107,7 +109,8 @@ struct narrow {
     float (*widen)(uint16_t);
     uint16_t (*round)(float);
 };
-static const struct narrow formats[] = {{DT_F16, 10, 15, f16_to_f32, f32_to_f16}, {DT_BF16, 7, 127, bf16_to_f32, f32_to_bf16}};
+static const struct narrow formats[] = {{DT_F16, 10, 15, f16_to_f32, f32_to_f16},
+                                        {DT_BF16, 7, 127, bf16_to_f32, f32_to_bf16}};
 enum { N_FORMATS = sizeof formats / sizeof formats[0] };
 
 /* What the bits mean, by the definition of the format. */
@@ -201,9 +204,31 @@ static void test_convert_rounds_once(void **state)
 {
     (void)state;
     static const enum dtype kinds[] = {DT_F32, DT_F64, DT_BF16, DT_F16};
-    const double values[] = {0,      -0.0,       1,          -1.5, 65504, -65519.999999, 65520, 1e-8, 3e38, 1e300, -1e-300, INFINITY,
-                             1.0 / 3, 0x1p-25, 0x1.8p-25, 0x1.002p0, 0x1.00200000001p0, 0x1.001ffffffffp0, 0x1.00a00000001p0,
-                             0x1.01p0, 0x1.0100000001p0, 0x1.02fffffffffp0, 0x1.fffffep127, -0x1p-134, -0x1.0000001p-134};
+    const double values[] = {0,
+                             -0.0,
+                             1,
+                             -1.5,
+                             65504,
+                             -65519.999999,
+                             65520,
+                             1e-8,
+                             3e38,
+                             1e300,
+                             -1e-300,
+                             INFINITY,
+                             1.0 / 3,
+                             0x1p-25,
+                             0x1.8p-25,
+                             0x1.002p0,
+                             0x1.00200000001p0,
+                             0x1.001ffffffffp0,
+                             0x1.00a00000001p0,
+                             0x1.01p0,
+                             0x1.0100000001p0,
+                             0x1.02fffffffffp0,
+                             0x1.fffffep127,
+                             -0x1p-134,
+                             -0x1.0000001p-134};
     enum { N = sizeof values / sizeof values[0] };
     for (int from = 0; from < 4; from++)
         for (int to = 0; to < 4; to++) {
@@ -218,8 +243,8 @@ static void test_convert_rounds_once(void **state)
                     want = formats[f].dtype == kinds[to] ? nearest(&formats[f], seen[i]) : want;
                 want = kinds[to] == DT_F32 ? (double)(float)want : want;
                 if (!(back[i] == want) || !signbit(back[i]) != !signbit(want))
-                    fail_msg("%s to %s of %a: %a, nearest is %a", dtype_name(kinds[from]), dtype_name(kinds[to]), seen[i],
-                             back[i], want);
+                    fail_msg("%s to %s of %a: %a, nearest is %a", dtype_name(kinds[from]), dtype_name(kinds[to]),
+                             seen[i], back[i], want);
             }
             double nan_in = NAN, nan_out;
             convert(source, kinds[from], &nan_in, DT_F64, 1);
@@ -233,13 +258,15 @@ static void test_views(void **state)
 {
     (void)state;
     float data[6 * 5];
-    static const size_t bytes[] = {[DT_F32] = 4, [DT_F64] = 8, [DT_BF16] = 2, [DT_F16] = 2, [DT_I64] = 8, [DT_I32] = 4, [DT_U8] = 1};
+    static const size_t bytes[] = {
+        [DT_F32] = 4, [DT_F64] = 8, [DT_BF16] = 2, [DT_F16] = 2, [DT_I64] = 8, [DT_I32] = 4, [DT_U8] = 1};
     struct mat m = mat_view(data, DT_F32, 6, 5);
     struct mat part = mat_rows(&m, 2, 3);
     struct mat block = mat_cols(&part, 1, 2);
     assert_true(m.ld == 5 && mat_bytes(&m) == sizeof data);
     assert_true(part.data == data + 10 && part.rows == 3 && part.cols == 5 && part.ld == 5);
-    assert_true(block.data == data + 11 && block.rows == 3 && block.cols == 2 && block.ld == 5 && mat_bytes(&block) == 24);
+    assert_true(block.data == data + 11 && block.rows == 3 && block.cols == 2 && block.ld == 5 &&
+                mat_bytes(&block) == 24);
     struct mat second = mat_rows(&block, 1, 2); /* a view of a view steps by the leading dimension */
     assert_true(second.data == data + 16);
     assert_true(mat_bytes(&(struct mat){.dtype = DT_F64, .rows = 1 << 20, .cols = 1 << 20}) == (size_t)8 << 40);
@@ -267,9 +294,22 @@ static void assert_refused(const char *text, size_t n)
 static void test_json_is_strict(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"",          "{",       "{\"a\":1,\"a\":2}", "{} x",   "[1,]",      "{'a':1}", "nul",
-                                      "\"\xff\"",  "[01]",    "[1e999]",           "[NaN]",  "[99999999999999999999]",
-                                      "\"\\ud800\"", "{\"a\":{\"b\":1,\"b\":1}}",  "\"\\u0000\"", "// c\n1"};
+    static const char *const bad[] = {"",
+                                      "{",
+                                      "{\"a\":1,\"a\":2}",
+                                      "{} x",
+                                      "[1,]",
+                                      "{'a':1}",
+                                      "nul",
+                                      "\"\xff\"",
+                                      "[01]",
+                                      "[1e999]",
+                                      "[NaN]",
+                                      "[99999999999999999999]",
+                                      "\"\\ud800\"",
+                                      "{\"a\":{\"b\":1,\"b\":1}}",
+                                      "\"\\u0000\"",
+                                      "// c\n1"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         assert_refused(bad[i], strlen(bad[i]));
     assert_refused("{}\0", 3); /* a 0 byte after the text is not its end */
@@ -307,7 +347,8 @@ static void assert_names(int err, const char *key, const char *expected, const c
 static void test_json_members(void **state)
 {
     (void)state;
-    static const char text[] = "{\"i\":-7,\"d\":0.5,\"s\":\"x\",\"b\":true,\"n\":null,\"l\":[],\"big\":9223372036854775807}";
+    static const char text[] =
+        "{\"i\":-7,\"d\":0.5,\"s\":\"x\",\"b\":true,\"n\":null,\"l\":[],\"big\":9223372036854775807}";
     const char *where = "dir/config.json", *s;
     json_t *o = NULL;
     int64_t i;
@@ -539,14 +580,18 @@ static void test_hashes_are_the_published_ones(void **state)
 {
     (void)state;
     static const char *const sha_empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-    static const char *const sha_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";      /* FIPS 180-2 B.1 */
-    static const char *const sha_million = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"; /* FIPS 180-2 B.3 */
+    static const char *const sha_abc =
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"; /* FIPS 180-2 B.1 */
+    static const char *const sha_million =
+        "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"; /* FIPS 180-2 B.3 */
     /* XXH3-128 as other tools print it; the lengths take each of its branches (0, 1-3, 17-128, 129-240, longer). */
     static const struct {
         size_t n;
         const char *hex;
-    } xxh[] = {{0, "99aa06d3014798d86001c324468d497f"},   {17, "685bc458b37d057fc06e233df7729217"},
-               {200, "cb0395310643ba0edd97e9af3609d9f5"}, {300, "948c8677fbb606fcfdda6967cf021dbc"},
+    } xxh[] = {{0, "99aa06d3014798d86001c324468d497f"},
+               {17, "685bc458b37d057fc06e233df7729217"},
+               {200, "cb0395310643ba0edd97e9af3609d9f5"},
+               {300, "948c8677fbb606fcfdda6967cf021dbc"},
                {5000, "b92ec02c39d33ce7b418500fc42320ee"}};
     char hex[65], path[PATH_MAX], *million = malloc(1000000);
     struct sha256 *h = NULL;
@@ -624,8 +669,8 @@ static void test_exit_codes(void **state)
     (void)state;
     static const struct {
         int err, exit_code;
-    } table[] = {{OK, 0},           {ERR_ARG, 2},  {ERR_NOMEM, 1}, {ERR_IO, 1},      {ERR_FORMAT, 3},   {ERR_UNSUPPORTED, 3},
-                 {ERR_COMM, 6},     {ERR_GPU, 1},  {ERR_NUMERIC, 1}, {ERR_FIT, 4}, {ERR_STOPPED, 75}, {-1000, 1},
+    } table[] = {{OK, 0},       {ERR_ARG, 2}, {ERR_NOMEM, 1},   {ERR_IO, 1},  {ERR_FORMAT, 3},   {ERR_UNSUPPORTED, 3},
+                 {ERR_COMM, 6}, {ERR_GPU, 1}, {ERR_NUMERIC, 1}, {ERR_FIT, 4}, {ERR_STOPPED, 75}, {-1000, 1},
                  {1, 1}};
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         assert_int_equal(err_exit_code(table[i].err), table[i].exit_code);

@@ -120,8 +120,9 @@ static void test_moments_equal_f64_sums(void **state)
             struct layer layer;
             const struct observer observer = {oracle_observe, &oracle};
             run_layer(&ours, &world, l, &cov);
-            assert_int_equal(
-                load_layer_checkpoint(&backend, &ours.config, &reference.forward.dec.shape, reference.ck, l, NULL, &layer), OK);
+            assert_int_equal(load_layer_checkpoint(&backend, &ours.config, &reference.forward.dec.shape, reference.ck,
+                                                   l, NULL, &layer),
+                             OK);
             struct forward *f = &reference.forward;
             for (int64_t b = 0; b < reference.corpus.n_blocks; b++) { /* forward_layer with the test's observer */
                 int64_t first, n = corpus_block(&reference.corpus, b, &first);
@@ -131,8 +132,9 @@ static void test_moments_equal_f64_sums(void **state)
                     int32_t blocks[LENGTH / KV_BLOCK];
                     for (int64_t j = 0; j < LENGTH / KV_BLOCK; j++)
                         blocks[j] = (int32_t)(s * (LENGTH / KV_BLOCK) + j);
-                    assert_int_equal(batch_add(&f->batch, reference.corpus.ids + (first + s) * LENGTH, LENGTH, 0, blocks,
-                                               LENGTH / KV_BLOCK, LENGTH), OK);
+                    assert_int_equal(batch_add(&f->batch, reference.corpus.ids + (first + s) * LENGTH, LENGTH, 0,
+                                               blocks, LENGTH / KV_BLOCK, LENGTH),
+                                     OK);
                 }
                 assert_int_equal(batch_end(&f->batch), OK);
                 assert_int_equal(decoder_layer(&f->dec, &layer, l, &f->batch, &f->kv, &rows, &observer), OK);
@@ -213,15 +215,17 @@ static void test_nan_is_named(void **state)
     int64_t first = 0;
     if (r.forward.blocks.begin < r.forward.blocks.end) {
         corpus_block(&r.corpus, r.forward.blocks.begin, &first);
-        assert_int_equal(backend.ops->put(&backend, (float *)r.forward.hidden.data + 3 * r.forward.hidden.cols, &nan_value,
-                                          sizeof nan_value), OK);
+        assert_int_equal(backend.ops->put(&backend, (float *)r.forward.hidden.data + 3 * r.forward.hidden.cols,
+                                          &nan_value, sizeof nan_value),
+                         OK);
     }
     err_quiet(1);
     int err = forward_layer(&r.forward, &layer, 0, &cov);
     err_quiet(0);
     if (r.forward.blocks.begin < r.forward.blocks.end) {
         char expected[128];
-        snprintf(expected, sizeof expected, "layer 0, group qkv: the input holds NaN or infinity at calibration sequence %lld, token 3",
+        snprintf(expected, sizeof expected,
+                 "layer 0, group qkv: the input holds NaN or infinity at calibration sequence %lld, token 3",
                  (long long)first);
         assert_int_equal(err, ERR_NUMERIC);
         assert_non_null(strstr(err_last(), expected));

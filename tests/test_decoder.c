@@ -18,9 +18,18 @@
 
 #include <cmocka.h>
 
-static const char *const families[] = {"llama2",    "llama3", "llama_rope_parameters", "llama3_rope_parameters",
-                                       "mistral",   "qwen2",  "qwen2_swa",             "qwen3",
-                                       "llama_bias", "llama_f16", "llama_bf16_sharded", "tp_cut"};
+static const char *const families[] = {"llama2",
+                                       "llama3",
+                                       "llama_rope_parameters",
+                                       "llama3_rope_parameters",
+                                       "mistral",
+                                       "qwen2",
+                                       "qwen2_swa",
+                                       "qwen3",
+                                       "llama_bias",
+                                       "llama_f16",
+                                       "llama_bf16_sharded",
+                                       "tp_cut"};
 enum { N_FAMILIES = sizeof families / sizeof families[0], MAX_TOKENS = 96 };
 
 static struct comm world;
@@ -61,7 +70,8 @@ static void fixture_open(const char *family, struct comm *comm, struct fixture *
     f->dec.layers = calloc((size_t)f->config.n_layers, sizeof *f->dec.layers);
     assert_int_equal(load_ends_checkpoint(&f->dec, ck), OK);
     for (int64_t l = 0; l < f->config.n_layers; l++)
-        assert_int_equal(load_layer_checkpoint(&backend, &f->config, &f->dec.shape, ck, l, NULL, &f->dec.layers[l]), OK);
+        assert_int_equal(load_layer_checkpoint(&backend, &f->config, &f->dec.shape, ck, l, NULL, &f->dec.layers[l]),
+                         OK);
     checkpoint_close(ck);
     assert_int_equal(checkpoint_open(path, &f->golden), OK);
     const struct tensor *ids = checkpoint_find(f->golden, "ids"), *logits = checkpoint_find(f->golden, "logits");
@@ -97,7 +107,8 @@ static float *run(struct fixture *f, int64_t n_seq, int64_t first_seq, int64_t s
             int32_t blocks[16];
             for (int64_t b = 0; b < blocks_each; b++)
                 blocks[b] = (int32_t)(b * n_seq + s); /* interleaved: a block table that isn't the identity */
-            assert_int_equal(batch_add(&batch, f->ids + (first_seq + s) * f->length + at, n, at, blocks, blocks_each, 0), OK);
+            assert_int_equal(
+                batch_add(&batch, f->ids + (first_seq + s) * f->length + at, n, at, blocks, blocks_each, 0), OK);
         }
         assert_int_equal(batch_end(&batch), OK);
         assert_int_equal(decoder_forward(&f->dec, &batch, &kv, &hidden), OK);
@@ -224,7 +235,8 @@ static void test_nll_and_argmax_match_logits(void **state)
 static void test_too_many_ranks_is_a_usage_error(void **state)
 {
     (void)state;
-    struct model_config config = {.n_heads = 6, .n_kv_heads = 2, .head_dim = 16, .d_ff = 256, .vocab_size = 512, .d_model = 96};
+    struct model_config config = {
+        .n_heads = 6, .n_kv_heads = 2, .head_dim = 16, .d_ff = 256, .vocab_size = 512, .d_model = 96};
     struct shape shape;
     err_quiet(1);
     assert_int_equal(shape_of(&config, 0, 0, 7, &shape), ERR_ARG);
@@ -236,8 +248,8 @@ static void test_too_many_ranks_is_a_usage_error(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_logits_equal_the_reference),   cmocka_unit_test(test_bits_do_not_depend_on_ranks),
-        cmocka_unit_test(test_bits_do_not_depend_on_batching), cmocka_unit_test(test_nll_and_argmax_match_logits),
+        cmocka_unit_test(test_logits_equal_the_reference),      cmocka_unit_test(test_bits_do_not_depend_on_ranks),
+        cmocka_unit_test(test_bits_do_not_depend_on_batching),  cmocka_unit_test(test_nll_and_argmax_match_logits),
         cmocka_unit_test(test_too_many_ranks_is_a_usage_error),
     };
     int failed = 1;

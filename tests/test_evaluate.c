@@ -34,8 +34,8 @@ static double number_of(const json_t *entry, const char *key)
     return json_number_value(json_object_get(entry, key));
 }
 
-static void evaluate_entry(struct comm *comm, const char *dir, const char *text_path, const json_t *entry, int64_t batch,
-                           struct evaluation *out)
+static void evaluate_entry(struct comm *comm, const char *dir, const char *text_path, const json_t *entry,
+                           int64_t batch, struct evaluation *out)
 {
     struct model model;
     size_t n = 0;
@@ -55,8 +55,9 @@ static void evaluate_entry(struct comm *comm, const char *dir, const char *text_
 static void assert_equals_reference(const struct evaluation *e, const json_t *want, const char *ids_key)
 {
     if (world.rank == 0)
-        print_message("%s ctx %d: perplexity %.7f, reference %.7f; stderr %.8f, reference %.8f\n", string_of(want, "protocol"),
-                      (int)e->ctx, e->perplexity, number_of(want, "perplexity"), e->nll_stderr, number_of(want, "stderr"));
+        print_message("%s ctx %d: perplexity %.7f, reference %.7f; stderr %.8f, reference %.8f\n",
+                      string_of(want, "protocol"), (int)e->ctx, e->perplexity, number_of(want, "perplexity"),
+                      e->nll_stderr, number_of(want, "stderr"));
     assert_true(fabs(e->perplexity / number_of(want, "perplexity") - 1) < 5e-6);
     assert_true(fabs(e->nll - number_of(want, "nll")) < 5e-6);
     assert_true(fabs(e->nll_stderr / number_of(want, "stderr") - 1) < 1e-4);
@@ -169,7 +170,8 @@ static void check_sentence(const json_t *entry, const char *dir)
     for (int b = 0; b < 64; b++)
         blocks[b] = b;
     assert_int_equal(batch_create(&backend, ids.n, 1, n_blocks, &batch), OK);
-    assert_int_equal(kv_create(&backend, 1, n_blocks, (kv_heads.end - kv_heads.begin) * model.config.head_dim, &kv), OK);
+    assert_int_equal(kv_create(&backend, 1, n_blocks, (kv_heads.end - kv_heads.begin) * model.config.head_dim, &kv),
+                     OK);
     batch_begin(&batch);
     assert_int_equal(batch_add(&batch, ids.ids, ids.n, 0, blocks, n_blocks, 0), OK);
     assert_int_equal(batch_end(&batch), OK);
@@ -249,7 +251,8 @@ static void test_bundled_dense_model(void **state)
 
 /* ---- what can't be evaluated ---- */
 
-static void assert_refused(struct model *model, const char *text, struct evaluate_options options, int code, const char *word)
+static void assert_refused(struct model *model, const char *text, struct evaluate_options options, int code,
+                           const char *word)
 {
     struct evaluation e;
     err_quiet(1);

@@ -66,7 +66,8 @@ static void test_greedy_equals_the_reference(void **state)
     struct generation alone = run(&self, source_path(tiny), 64, prompt, &options);
     for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
         struct generation g = run(&world, source_path(tiny), batches[i], prompt, &options);
-        assert_ids(&g.prompt, json_object_get(golden, "prompt_ids"), (int64_t)json_array_size(json_object_get(golden, "prompt_ids")));
+        assert_ids(&g.prompt, json_object_get(golden, "prompt_ids"),
+                   (int64_t)json_array_size(json_object_get(golden, "prompt_ids")));
         assert_ids(&g.out, new_ids, 48);
         assert_string_equal(g.finish, "length");
         assert_same(&g, &alone);
@@ -87,7 +88,8 @@ static void test_bundled_dense_model(void **state)
         const json_t *want = json_array_get(list, i), *ids = json_object_get(want, "ids");
         const char *finish = json_string_value(json_object_get(want, "finish"));
         const struct generate_options options = {.max_tokens = 48, .top_p = 1};
-        struct generation g = run(&world, source_path("examples/dense"), 512, json_string_value(json_object_get(want, "prompt")), &options);
+        struct generation g = run(&world, source_path("examples/dense"), 512,
+                                  json_string_value(json_object_get(want, "prompt")), &options);
         const json_t *prompt_ids = json_object_get(want, "prompt_ids");
         assert_string_equal(g.finish, finish);
         assert_ids(&g.prompt, prompt_ids, (int64_t)json_array_size(prompt_ids));
@@ -151,7 +153,9 @@ static void test_the_context_and_odd_lengths_end(void **state)
     options.max_tokens = -1;
     assert_int_equal(generate(&model, "The keeper", &options, &g), ERR_ARG);
     options.max_tokens = 5;
-    assert_int_equal(generate(&model, "The keeper of the light sat on the step and looked at the sea, which was grey.", &options, &g), ERR_ARG);
+    assert_int_equal(generate(&model, "The keeper of the light sat on the step and looked at the sea, which was grey.",
+                              &options, &g),
+                     ERR_ARG);
     assert_non_null(strstr(err_last(), "40 positions"));
     assert_int_equal(generate(&model, "a\xff", &options, &g), ERR_FORMAT);
     err_quiet(0);
@@ -214,7 +218,8 @@ static void check_streams(const char *dir, const char *prompt, int64_t *pieces, 
     model_on(&world, dir, 64, &model);
     model.config.n_eos = 0;
     for (uint64_t seed = 0; seed < 4; seed++) {
-        struct generate_options options = {.max_tokens = 150, .temperature = 1000, .top_p = 1, .seed = seed, .on_text = listen, .ctx = heard};
+        struct generate_options options = {
+            .max_tokens = 150, .temperature = 1000, .top_p = 1, .seed = seed, .on_text = listen, .ctx = heard};
         struct generation g;
         char *whole = NULL, *head = NULL;
         size_t n_whole = 0, n_head = 0;
@@ -266,14 +271,15 @@ static void test_streams_of_byte_fallback(void **state)
     static const char decoders[] = "{\"type\":\"Replace\",\"pattern\":{\"String\":\"\xE2\x96\x81\"},\"content\":\" \"},"
                                    "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},"
                                    "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}";
-    n += (size_t)snprintf(text + n, sizeof text - n,
-                          "{\"added_tokens\":[{\"id\":0,\"content\":\"<unk>\",\"special\":true},"
-                          "{\"id\":1,\"content\":\"<s>\",\"special\":true},{\"id\":2,\"content\":\"</s>\",\"special\":true}],"
-                          "\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\xE2\x96\x81\"},"
-                          "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[%s]},"
-                          "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true,\"byte_fallback\":true,\"merges\":[],"
-                          "\"vocab\":{\"<unk>\":0,\"<s>\":1,\"</s>\":2",
-                          decoders);
+    n += (size_t)snprintf(
+        text + n, sizeof text - n,
+        "{\"added_tokens\":[{\"id\":0,\"content\":\"<unk>\",\"special\":true},"
+        "{\"id\":1,\"content\":\"<s>\",\"special\":true},{\"id\":2,\"content\":\"</s>\",\"special\":true}],"
+        "\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\xE2\x96\x81\"},"
+        "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[%s]},"
+        "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true,\"byte_fallback\":true,\"merges\":[],"
+        "\"vocab\":{\"<unk>\":0,\"<s>\":1,\"</s>\":2",
+        decoders);
     for (int i = 0; i < 256; i++)
         n += (size_t)snprintf(text + n, sizeof text - n, ",\"<0x%02X>\":%d", i, 3 + i);
     for (int i = 0; i < 26; i++)
@@ -320,8 +326,8 @@ static void assert_distribution(const struct sampler *s, const float *logits, co
         k++;
     }
     if (world.rank == 0)
-        print_message("temperature %.2f top-k %d top-p %.2f: chi-square %.1f with %d degrees of freedom\n", s->temperature,
-                      (int)s->top_k, s->top_p, chi2, k - 1);
+        print_message("temperature %.2f top-k %d top-p %.2f: chi-square %.1f with %d degrees of freedom\n",
+                      s->temperature, (int)s->top_k, s->top_p, chi2, k - 1);
     assert_true(chi2 < k - 1 + 5 * sqrt(2.0 * (k - 1)));
 }
 
@@ -330,17 +336,20 @@ static void test_draws_follow_softmax(void **state)
     (void)state;
     /* probabilities at temperature 1 of about .50 .19 .11 .11 .07 .02 */
     static const float logits[] = {0.5f, -1.5f, 2.0f, 0.5f, 1.0f, 0.0f};
-    static const int all[] = {1, 1, 1, 1, 1, 1}, two[] = {0, 0, 1, 0, 1, 0}, three[] = {1, 0, 1, 0, 1, 0}, four[] = {1, 0, 1, 1, 1, 0};
+    static const int all[] = {1, 1, 1, 1, 1, 1}, two[] = {0, 0, 1, 0, 1, 0}, three[] = {1, 0, 1, 0, 1, 0},
+                     four[] = {1, 0, 1, 1, 1, 0};
     assert_distribution(&(struct sampler){.temperature = 1, .top_p = 1, .seed = 11}, logits, all, 6);
     assert_distribution(&(struct sampler){.temperature = 0.7, .top_p = 1, .seed = 12}, logits, all, 6);
     assert_distribution(&(struct sampler){.temperature = 3, .top_p = 1, .seed = 13, .stream = 5}, logits, all, 6);
     assert_distribution(&(struct sampler){.temperature = 1, .top_k = 2, .top_p = 1, .seed = 14}, logits, two, 6);
-    assert_distribution(&(struct sampler){.temperature = 1, .top_k = 3, .top_p = 1, .seed = 15}, logits, three, 6); /* the lower of equals */
+    assert_distribution(&(struct sampler){.temperature = 1, .top_k = 3, .top_p = 1, .seed = 15}, logits, three,
+                        6); /* the lower of equals */
     assert_distribution(&(struct sampler){.temperature = 1, .top_k = 100, .top_p = 1, .seed = 16}, logits, all, 6);
     assert_distribution(&(struct sampler){.temperature = 1, .top_p = 0.6, .seed = 17}, logits, two, 6);
     assert_distribution(&(struct sampler){.temperature = 1, .top_p = 0.75, .seed = 18}, logits, three, 6);
     assert_distribution(&(struct sampler){.temperature = 1, .top_k = 4, .top_p = 0.99, .seed = 19}, logits, four, 6);
-    assert_distribution(&(struct sampler){.temperature = 1, .top_k = 3, .top_p = 0.7, .seed = 20}, logits, two, 6); /* 0.7 of the three */
+    assert_distribution(&(struct sampler){.temperature = 1, .top_k = 3, .top_p = 0.7, .seed = 20}, logits, two,
+                        6); /* 0.7 of the three */
 }
 
 static void test_limits_are_greedy(void **state)
@@ -356,12 +365,14 @@ static void test_limits_are_greedy(void **state)
             best = logits[i] > logits[best] ? i : best;
         }
         for (int64_t position = 0; position < 5; position++) {
-            assert_int_equal(draw(&(struct sampler){.temperature = 1, .top_k = 1, .top_p = 1}, logits, N, position), best);
+            assert_int_equal(draw(&(struct sampler){.temperature = 1, .top_k = 1, .top_p = 1}, logits, N, position),
+                             best);
             assert_int_equal(draw(&(struct sampler){.temperature = 1, .top_p = 0}, logits, N, position), best);
             assert_int_equal(draw(&(struct sampler){.temperature = 1, .top_p = 1e-9}, logits, N, position), best);
             /* the limit of softmax over equals is a draw among them, whatever is colder: still no other id */
             for (double cold = 1e-3; cold > 0; cold *= 1e-80)
-                assert_true(logits[draw(&(struct sampler){.temperature = cold, .top_p = 1}, logits, N, position)] == logits[best]);
+                assert_true(logits[draw(&(struct sampler){.temperature = cold, .top_p = 1}, logits, N, position)] ==
+                            logits[best]);
         }
     }
     /* and infinitely hot is uniform */
@@ -396,7 +407,8 @@ static void test_draws_depend_on_seed_stream_and_position_alone(void **state)
 static void test_sampler_refuses_what_is_no_distribution(void **state)
 {
     (void)state;
-    static const float bad[][3] = {{0, NAN, 1}, {NAN, NAN, NAN}, {0, INFINITY, 1}, {-INFINITY, -INFINITY, -INFINITY}, {1, 0, -NAN}};
+    static const float bad[][3] = {
+        {0, NAN, 1}, {NAN, NAN, NAN}, {0, INFINITY, 1}, {-INFINITY, -INFINITY, -INFINITY}, {1, 0, -NAN}};
     int32_t id;
     err_quiet(1);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
@@ -411,11 +423,13 @@ static void test_drawn_text_does_not_depend_on_ranks(void **state)
     (void)state;
     const char *prompt = "The keeper of the light", *folder = source_path(tiny);
     struct generate_options options = {.max_tokens = 40, .temperature = 0.8, .top_k = 50, .top_p = 0.9, .seed = 5};
-    struct generation together = run(&world, folder, 8, prompt, &options), alone = run(&self, folder, 64, prompt, &options);
+    struct generation together = run(&world, folder, 8, prompt, &options),
+                      alone = run(&self, folder, 64, prompt, &options);
     assert_same(&together, &alone);
     options.seed = 6;
     struct generation other = run(&world, folder, 64, prompt, &options);
-    assert_true(other.out.n != alone.out.n || memcmp(other.out.ids, alone.out.ids, (size_t)alone.out.n * sizeof(int32_t)) != 0);
+    assert_true(other.out.n != alone.out.n ||
+                memcmp(other.out.ids, alone.out.ids, (size_t)alone.out.n * sizeof(int32_t)) != 0);
     options.top_k = 1;
     struct generation best = run(&world, folder, 64, prompt, &options);
     options.temperature = 0;

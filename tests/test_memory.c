@@ -23,9 +23,9 @@ static const struct {
     const char *name;
     int64_t rows, cols; /* cols 0: a vector */
 } layer_tensors[] = {
-    {"input_layernorm", D, 0},  {"mlp.down_proj", D, FF},    {"mlp.gate_proj", FF, D},   {"mlp.up_proj", FF, D},
-    {"post_attention_layernorm", D, 0}, {"self_attn.k_proj", D, D}, {"self_attn.o_proj", D, D}, {"self_attn.q_proj", D, D},
-    {"self_attn.v_proj", D, D},
+    {"input_layernorm", D, 0},  {"mlp.down_proj", D, FF},           {"mlp.gate_proj", FF, D},
+    {"mlp.up_proj", FF, D},     {"post_attention_layernorm", D, 0}, {"self_attn.k_proj", D, D},
+    {"self_attn.o_proj", D, D}, {"self_attn.q_proj", D, D},         {"self_attn.v_proj", D, D},
 };
 
 /* bf16 weights of about N(0, 1 / d): the sum of two uniform bytes; norms are near 1. A few channels are larger. */
@@ -69,16 +69,22 @@ static int write_checkpoint(const char *dir)
             else if (i == 1)
                 snprintf(name, sizeof name, "model.norm.weight"), rows = D, cols = 0;
             else
-                snprintf(name, sizeof name, "model.layers.%d.%s.weight", in_layer / count, layer_tensors[in_layer % count].name),
+                snprintf(name, sizeof name, "model.layers.%d.%s.weight", in_layer / count,
+                         layer_tensors[in_layer % count].name),
                     rows = layer_tensors[in_layer % count].rows, cols = layer_tensors[in_layer % count].cols;
             const uint64_t bytes = (uint64_t)(rows * (cols ? cols : 1)) * 2;
             if (pass == 0) {
-                n += (size_t)(cols ? sprintf(header + n, "\"%s\":{\"dtype\":\"BF16\",\"shape\":[%lld,%lld],\"data_offsets\":[%llu,%llu]},",
-                                             name, (long long)rows, (long long)cols, (unsigned long long)offset,
-                                             (unsigned long long)(offset + bytes))
-                                   : sprintf(header + n, "\"%s\":{\"dtype\":\"BF16\",\"shape\":[%lld],\"data_offsets\":[%llu,%llu]},",
-                                             name, (long long)rows, (unsigned long long)offset,
-                                             (unsigned long long)(offset + bytes)));
+                n +=
+                    (size_t)(cols
+                                 ? sprintf(header + n,
+                                           "\"%s\":{\"dtype\":\"BF16\",\"shape\":[%lld,%lld],\"data_offsets\":[%llu,%"
+                                           "llu]},",
+                                           name, (long long)rows, (long long)cols, (unsigned long long)offset,
+                                           (unsigned long long)(offset + bytes))
+                                 : sprintf(header + n,
+                                           "\"%s\":{\"dtype\":\"BF16\",\"shape\":[%lld],\"data_offsets\":[%llu,%llu]},",
+                                           name, (long long)rows, (unsigned long long)offset,
+                                           (unsigned long long)(offset + bytes)));
                 offset += bytes;
                 continue;
             }
@@ -104,11 +110,13 @@ static int write_model(const char *dir)
     char from[PATH_MAX], to[PATH_MAX], text[SAMPLES * SEQ * 4];
     char config[512];
     static const char *const copied[] = {"tokenizer.json", "tokenizer_config.json"};
-    snprintf(config, sizeof config,
-             "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"hidden_size\":%d,\"intermediate_size\":%d,"
-             "\"num_hidden_layers\":%d,\"num_attention_heads\":%d,\"num_key_value_heads\":%d,\"vocab_size\":%d,"
-             "\"max_position_embeddings\":4096,\"rms_norm_eps\":1e-05,\"hidden_act\":\"silu\",\"tie_word_embeddings\":true}",
-             D, FF, LAYERS, HEADS, HEADS, VOCAB);
+    snprintf(
+        config, sizeof config,
+        "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"hidden_size\":%d,\"intermediate_size\":%"
+        "d,"
+        "\"num_hidden_layers\":%d,\"num_attention_heads\":%d,\"num_key_value_heads\":%d,\"vocab_size\":%d,"
+        "\"max_position_embeddings\":4096,\"rms_norm_eps\":1e-05,\"hidden_act\":\"silu\",\"tie_word_embeddings\":true}",
+        D, FF, LAYERS, HEADS, HEADS, VOCAB);
     TRY(file_make_dirs(dir));
     for (int i = 0; i < 2; i++) {
         snprintf(from, sizeof from, "%s/tests/golden/families/tp_cut/%s", getenv("GLOWQ_SOURCE_DIR"), copied[i]);
@@ -170,18 +178,31 @@ int main(int argc, char **argv)
         local = write_model(dir);
     if (comm_agree(&world, local) != OK)
         return 1;
-    const struct calibrate_options options = {
-        .model = dir, .texts = texts, .n_texts = 1, .out = out, .bits = 4, .group_size = 128, .samples = SAMPLES, .seq_len = SEQ,
-        .solve = {.solver = SOLVER_KRYLOV, .rank = 64, .oversample = 10, .power = -1, .stop = 0.005, .max_steps = 6,
-                  .damp = DAMP_DIAG, .alpha = 0.05, .factor_dtype = DT_BF16},
-        .overwrite = 1};
+    const struct calibrate_options options = {.model = dir,
+                                              .texts = texts,
+                                              .n_texts = 1,
+                                              .out = out,
+                                              .bits = 4,
+                                              .group_size = 128,
+                                              .samples = SAMPLES,
+                                              .seq_len = SEQ,
+                                              .solve = {.solver = SOLVER_KRYLOV,
+                                                        .rank = 64,
+                                                        .oversample = 10,
+                                                        .power = -1,
+                                                        .stop = 0.005,
+                                                        .max_steps = 6,
+                                                        .damp = DAMP_DIAG,
+                                                        .alpha = 0.05,
+                                                        .factor_dtype = DT_BF16},
+                                              .overwrite = 1};
     const int64_t start = rss_bytes();
     if (calibrate(&world, &options, &result) != OK)
         return 1;
     getrusage(RUSAGE_SELF, &usage);
     const double used = (double)usage.ru_maxrss * 1024 - (double)start, bound = bound_bytes(world.size);
-    printf("rank %d of %d: %.2f GB above start-up, bound %.2f GB, ratio %.2f (at most 1.2); %.1f s\n", world.rank, world.size,
-           used / 1e9, bound / 1e9, used / bound, result.seconds);
+    printf("rank %d of %d: %.2f GB above start-up, bound %.2f GB, ratio %.2f (at most 1.2); %.1f s\n", world.rank,
+           world.size, used / 1e9, bound / 1e9, used / bound, result.seconds);
     local = used <= 1.2 * bound ? OK : ERR_FIT;
     local = comm_agree(&world, local);
     if (world.rank == 0) {

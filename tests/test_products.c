@@ -67,7 +67,8 @@ static void sum_both(enum dtype dtype, int64_t rows, int64_t cols, int threads)
     assert_int_equal(be.ops->get(&be, got, sum.m.data, mat_bytes(&sum.m)), OK);
     assert_int_equal(be.ops->zero(&be, sum.m.data, mat_bytes(&sum.m)), OK);
     for (int i = 0; i < N; i++) {
-        struct mat pa = mat_rows(&da.m, row0[i], row0[i + 1] - row0[i]), pb = mat_rows(&db.m, row0[i], row0[i + 1] - row0[i]);
+        struct mat pa = mat_rows(&da.m, row0[i], row0[i + 1] - row0[i]),
+                   pb = mat_rows(&db.m, row0[i], row0[i + 1] - row0[i]);
         assert_int_equal(be.ops->gemm(&be, 1, 0, 1, &pa, &pb, 0, &leaf.m), OK);
         assert_int_equal(be.ops->fixed_add(&be, &leaf.m, &re.m, &ce.m, SHIFT, &sum.m, &overflow), OK);
     }

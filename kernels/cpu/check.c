@@ -324,8 +324,8 @@ static int gemm_fixed_check(struct backend *be, const struct mat *a, const struc
                             int64_t n_panels, const struct mat *row_exp, const struct mat *col_exp, int shift,
                             struct mat *acc, int *host_overflow)
 {
-    return leave(be, enter(be)->wrapped->gemm_fixed(be, a, b, host_row0, n_panels, row_exp, col_exp, shift, acc,
-                                                    host_overflow));
+    return leave(
+        be, enter(be)->wrapped->gemm_fixed(be, a, b, host_row0, n_panels, row_exp, col_exp, shift, acc, host_overflow));
 }
 
 static int fixed_get_check(struct backend *be, const struct mat *acc, const struct mat *row_exp,

@@ -201,8 +201,8 @@ void close_cpu(struct backend *be)
     .convert = convert_cpu, .transpose = transpose_cpu, .scale = scale_cpu, .randn = randn_cpu,                        \
     .rand_sign = rand_sign_cpu, .col_absmax = col_absmax_cpu, .col_sumsq = col_sumsq_cpu, .qr = qr_cpu,                \
     .cholesky = cholesky_cpu, .trsm_right = trsm_right_cpu, .eigh = eigh_cpu, .svd = svd_cpu,                          \
-    .fixed_add = fixed_add_cpu, .gemm_fixed = gemm_fixed_cpu, .fixed_get = fixed_get_cpu, .moment_add = moment_add_cpu,                              \
-    .moment_get = moment_get_cpu, .quantize = quantize_cpu
+    .fixed_add = fixed_add_cpu, .gemm_fixed = gemm_fixed_cpu, .fixed_get = fixed_get_cpu,                              \
+    .moment_add = moment_add_cpu, .moment_get = moment_get_cpu, .quantize = quantize_cpu
 
 static const struct backend_ops ref_table = {
     COMMON_OPS,

@@ -101,8 +101,9 @@ int svd_cpu(struct backend *be, struct mat *a, struct mat *u, struct mat *s, str
 /* moments.c: exact sums and Sigma_x leaves */
 int fixed_add_cpu(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp,
                   int shift, struct mat *acc, int *host_overflow);
-int gemm_fixed_cpu(struct backend *be, const struct mat *a, const struct mat *b, const int64_t *host_row0, int64_t n_panels,
-                   const struct mat *row_exp, const struct mat *col_exp, int shift, struct mat *acc, int *host_overflow);
+int gemm_fixed_cpu(struct backend *be, const struct mat *a, const struct mat *b, const int64_t *host_row0,
+                   int64_t n_panels, const struct mat *row_exp, const struct mat *col_exp, int shift, struct mat *acc,
+                   int *host_overflow);
 int fixed_get_cpu(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp,
                   int shift, struct mat *out);
 int moment_add_cpu(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,

@@ -15,9 +15,10 @@
 #include <string.h>
 
 enum {
-    SMALL_WORK = 8192, /* doubles of workspace kept on the stack: QR of up to 256 columns in blocks of 32 allocates nothing */
-    CHOL_TILE = 256,   /* tile of the blocked Cholesky */
-    TRSM_ROWS = 64     /* rows a tile in triangular solves; rows are independent of each other */
+    SMALL_WORK =
+        8192, /* doubles of workspace kept on the stack: QR of up to 256 columns in blocks of 32 allocates nothing */
+    CHOL_TILE = 256, /* tile of the blocked Cholesky */
+    TRSM_ROWS = 64   /* rows a tile in triangular solves; rows are independent of each other */
 };
 
 static int64_t min_i64(int64_t a, int64_t b)
@@ -27,8 +28,8 @@ static int64_t min_i64(int64_t a, int64_t b)
 
 static int lapack_failed(const char *name, lapack_int info, const struct mat *a)
 {
-    return err_set(ERR_NUMERIC, __FILE__, __LINE__, "%s of a %lld x %lld matrix failed: info %d", name, (long long)a->rows,
-                   (long long)a->cols, (int)info);
+    return err_set(ERR_NUMERIC, __FILE__, __LINE__, "%s of a %lld x %lld matrix failed: info %d", name,
+                   (long long)a->rows, (long long)a->cols, (int)info);
 }
 
 /* A = Q R is A^T = R^T Q^T: LAPACK sees A^T, gelqf leaves L = R^T where row-major A keeps R, orglq turns the rest into Q. */
@@ -86,15 +87,16 @@ int cholesky_cpu(struct backend *be, struct mat *a)
 #pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) if (below > 1)
         for (int64_t t = 0; t < below; t++) {
             int64_t i = k1 + t * CHOL_TILE, ni = min_i64(CHOL_TILE, n - i);
-            cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)ni, (int)nk, 1, at(a, k, k), ld,
-                        at(a, i, k), ld);
+            cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)ni, (int)nk, 1,
+                        at(a, k, k), ld, at(a, i, k), ld);
         }
 #pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) if (below > 1)
         for (int64_t t = 0; t < below * below; t++) {
             int64_t i = k1 + t / below * CHOL_TILE, j = k1 + t % below * CHOL_TILE;
             if (j <= i)
                 cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)min_i64(CHOL_TILE, n - i),
-                            (int)min_i64(CHOL_TILE, n - j), (int)nk, -1, at(a, i, k), ld, at(a, j, k), ld, 1, at(a, i, j), ld);
+                            (int)min_i64(CHOL_TILE, n - j), (int)nk, -1, at(a, i, k), ld, at(a, j, k), ld, 1,
+                            at(a, i, j), ld);
         }
     }
     for (int64_t i = 0; i < n; i++)
@@ -111,7 +113,8 @@ int trsm_right_cpu(struct backend *be, int trans_l, const struct mat *l, struct 
     for (int64_t t = 0; t < n_tiles; t++) {
         int64_t i = t * TRSM_ROWS;
         cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, trans_l ? CblasTrans : CblasNoTrans, CblasNonUnit,
-                    (int)min_i64(TRSM_ROWS, b->rows - i), (int)b->cols, 1, l->data, (int)l->ld, at(b, i, 0), (int)b->ld);
+                    (int)min_i64(TRSM_ROWS, b->rows - i), (int)b->cols, 1, l->data, (int)l->ld, at(b, i, 0),
+                    (int)b->ld);
     }
     return OK;
 }
@@ -163,14 +166,14 @@ int svd_cpu(struct backend *be, struct mat *a, struct mat *u, struct mat *s, str
         goto out;
     if (!(iwork = malloc((size_t)(8 * k) * sizeof *iwork)))
         FAIL(ERR_NOMEM, "%lld integers", (long long)(8 * k));
-    info = LAPACKE_dgesdd_work(LAPACK_COL_MAJOR, 'S', (int)n, (int)m, a->data, (int)a->ld, s->data, vt->data, (int)vt->ld,
-                               u->data, (int)u->ld, &want, -1, iwork);
+    info = LAPACKE_dgesdd_work(LAPACK_COL_MAJOR, 'S', (int)n, (int)m, a->data, (int)a->ld, s->data, vt->data,
+                               (int)vt->ld, u->data, (int)u->ld, &want, -1, iwork);
     if (info != 0)
         TRY(lapack_failed("gesdd (workspace)", info, a));
     if (!(work = malloc((size_t)want * sizeof *work)))
         FAIL(ERR_NOMEM, "%.0f doubles for the SVD of %lld x %lld", want, (long long)m, (long long)n);
-    info = LAPACKE_dgesdd_work(LAPACK_COL_MAJOR, 'S', (int)n, (int)m, a->data, (int)a->ld, s->data, vt->data, (int)vt->ld,
-                               u->data, (int)u->ld, work, (int)want, iwork);
+    info = LAPACKE_dgesdd_work(LAPACK_COL_MAJOR, 'S', (int)n, (int)m, a->data, (int)a->ld, s->data, vt->data,
+                               (int)vt->ld, u->data, (int)u->ld, work, (int)want, iwork);
     if (info != 0)
         TRY(lapack_failed("gesdd", info, a));
 out:

@@ -108,25 +108,27 @@ static int add_rows(const void *leaf, enum dtype dtype, int64_t ld, int64_t rows
     return bad;
 }
 
-int fixed_add_cpu(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp, int shift,
-                  struct mat *acc, int *host_overflow)
+int fixed_add_cpu(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp,
+                  int shift, struct mat *acc, int *host_overflow)
 {
     const int32_t *re = row_exp->data, *ce = col_exp->data;
     int bad = 0;
     assert(acc->dtype == DT_I64 && acc->rows == leaf->rows && acc->cols == leaf->cols && shift <= 62);
-    assert(row_exp->cols == leaf->rows && col_exp->cols == leaf->cols && (leaf->dtype == DT_F32 || leaf->dtype == DT_F64));
+    assert(row_exp->cols == leaf->rows && col_exp->cols == leaf->cols &&
+           (leaf->dtype == DT_F32 || leaf->dtype == DT_F64));
 #pragma omp parallel for schedule(static) num_threads(be->n_threads) reduction(| : bad) if (leaf->rows > 64)
     for (int64_t i = 0; i < leaf->rows; i += 32) /* 32 rows share the columns' powers */
-        bad |= add_rows((const char *)leaf->data + (size_t)(i * leaf->ld) * dtype_bytes(leaf->dtype), leaf->dtype, leaf->ld,
-                        min_i64(32, leaf->rows - i), leaf->cols, re + i, ce, shift, (int64_t *)acc->data + i * acc->ld, acc->ld);
+        bad |= add_rows((const char *)leaf->data + (size_t)(i * leaf->ld) * dtype_bytes(leaf->dtype), leaf->dtype,
+                        leaf->ld, min_i64(32, leaf->rows - i), leaf->cols, re + i, ce, shift,
+                        (int64_t *)acc->data + i * acc->ld, acc->ld);
     *host_overflow |= bad;
     return OK;
 }
 
 /* One tile of the sum over panels [first, last): into acc itself, or where others work on the same tile, into this thread's
  * own sum first. */
-static int sum_panels(const struct gemm_plan *plan, const struct fixed_product *p, int64_t t, int64_t first, int64_t last,
-                      void *leaf, int64_t *own)
+static int sum_panels(const struct gemm_plan *plan, const struct fixed_product *p, int64_t t, int64_t first,
+                      int64_t last, void *leaf, int64_t *own)
 {
     struct gemm_tile at = gemm_tile(plan, t);
     int64_t *acc = (int64_t *)p->acc->data + at.row * p->acc->ld + at.col, ld = p->acc->ld;
@@ -140,8 +142,8 @@ static int sum_panels(const struct gemm_plan *plan, const struct fixed_product *
         struct mat b = mat_rows(p->b, p->row0[i], p->row0[i + 1] - p->row0[i]);
         struct mat next = i + 1 < last ? mat_rows(p->a, p->row0[i + 1], p->row0[i + 2] - p->row0[i + 1]) : a;
         gemm_make_tile(plan, &a, &b, t, leaf, at.cols, i + 1 < last && next.rows == a.rows ? &next : NULL);
-        bad |= add_rows(leaf, plan->dtype, at.cols, at.rows, at.cols, p->row_exp + at.row, p->col_exp + at.col, p->shift,
-                        own ? own : acc, ld);
+        bad |= add_rows(leaf, plan->dtype, at.cols, at.rows, at.cols, p->row_exp + at.row, p->col_exp + at.col,
+                        p->shift, own ? own : acc, ld);
     }
     if (own) {
 #pragma omp critical(fixed_product)
@@ -152,13 +154,15 @@ static int sum_panels(const struct gemm_plan *plan, const struct fixed_product *
     return bad;
 }
 
-int gemm_fixed_cpu(struct backend *be, const struct mat *a, const struct mat *b, const int64_t *host_row0, int64_t n_panels,
-                   const struct mat *row_exp, const struct mat *col_exp, int shift, struct mat *acc, int *host_overflow)
+int gemm_fixed_cpu(struct backend *be, const struct mat *a, const struct mat *b, const int64_t *host_row0,
+                   int64_t n_panels, const struct mat *row_exp, const struct mat *col_exp, int shift, struct mat *acc,
+                   int *host_overflow)
 {
     int err = OK, bad = 0;
     struct gemm_plan plan;
     struct fixed_product p = {a, b, host_row0, row_exp->data, col_exp->data, shift, acc};
-    struct mat view = mat_rows(a, 0, n_panels > 0 ? host_row0[1] - host_row0[0] : 0), view_b = mat_rows(b, 0, view.rows);
+    struct mat view = mat_rows(a, 0, n_panels > 0 ? host_row0[1] - host_row0[0] : 0),
+               view_b = mat_rows(b, 0, view.rows);
     gemm_plan(be, 1, 0, 1, &view, &view_b, 0, &plan);
     assert(acc->dtype == DT_I64 && acc->rows == plan.rows && acc->cols == plan.cols && shift <= 62);
     assert(row_exp->cols == plan.rows && col_exp->cols == plan.cols);
@@ -185,8 +189,8 @@ out:
     return err;
 }
 
-int fixed_get_cpu(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp, int shift,
-                  struct mat *out)
+int fixed_get_cpu(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp,
+                  int shift, struct mat *out)
 {
     const int32_t *re = row_exp->data, *ce = col_exp->data;
     assert(acc->dtype == DT_I64 && out->dtype == DT_F64 && acc->rows == out->rows && acc->cols == out->cols);
@@ -212,7 +216,8 @@ static void triangle_tile(int64_t t, int64_t *row, int64_t *col)
 }
 
 /* One tile of X^T X in f32, then its rows into the packed triangle. */
-static int moment_tile(const struct mat *x, const int32_t *exp, int shift, int64_t ti, int64_t tj, float *tile, int64_t *acc)
+static int moment_tile(const struct mat *x, const int32_t *exp, int shift, int64_t ti, int64_t tj, float *tile,
+                       int64_t *acc)
 {
     int64_t d = x->cols, i0 = ti * MOMENT_TILE, j0 = tj * MOMENT_TILE;
     int64_t ni = min_i64(MOMENT_TILE, d - i0), nj = min_i64(MOMENT_TILE, d - j0);
@@ -245,7 +250,8 @@ int moment_add_cpu(struct backend *be, const struct mat *x, const struct mat *ex
     for (int64_t t = 0; t < n * (n + 1) / 2; t++) {
         int64_t ti, tj;
         triangle_tile(t, &ti, &tj);
-        bad |= moment_tile(x, exp->data, shift, ti, tj, scratch + omp_get_thread_num() * MOMENT_TILE * MOMENT_TILE, acc->data);
+        bad |= moment_tile(x, exp->data, shift, ti, tj, scratch + omp_get_thread_num() * MOMENT_TILE * MOMENT_TILE,
+                           acc->data);
     }
     *host_overflow |= bad;
 out:
@@ -259,7 +265,8 @@ static void moment_block(const int64_t *packed, const double *row, const double 
 {
     for (int64_t i = at[0]; i < at[1]; i++)
         for (int64_t j = at[2]; j < at[3]; j++) {
-            double v = (double)packed[upper ? j * (j + 1) / 2 + i : i * (i + 1) / 2 + j] * row[i - at[0]] * col[j - at[2]];
+            double v =
+                (double)packed[upper ? j * (j + 1) / 2 + i : i * (i + 1) / 2 + j] * row[i - at[0]] * col[j - at[2]];
             if (s->dtype == DT_F32)
                 ((float *)s->data)[(i - row0) * s->ld + j] = (float)v;
             else
@@ -267,8 +274,8 @@ static void moment_block(const int64_t *packed, const double *row, const double 
         }
 }
 
-int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor, int64_t row0,
-                   struct mat *s)
+int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
+                   int64_t row0, struct mat *s)
 {
     int64_t d = s->cols, n = (s->rows + MIRROR - 1) / MIRROR;
     const int32_t *e = exp->data;
@@ -288,7 +295,8 @@ int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *
             } else { /* across the diagonal: element by element */
                 for (int64_t k = i; k < i1; k++)
                     for (int64_t l = j; l < j1; l++)
-                        moment_block(acc->data, row + (k - i), col + (l - j), l > k, (int64_t[4]){k, k + 1, l, l + 1}, row0, s);
+                        moment_block(acc->data, row + (k - i), col + (l - j), l > k, (int64_t[4]){k, k + 1, l, l + 1},
+                                     row0, s);
             }
         }
     }

@@ -60,7 +60,8 @@ int quantize_cpu(struct backend *be, struct mat *w, int bits, int64_t group_size
         for (int64_t g = 0; g < n_groups; g++) {
             int64_t j = g * group_size, n = j + group_size < d ? group_size : d - j;
             if (quantize_group((float *)w->data + i * w->ld + j, n, top, (uint8_t *)codes->data + i * codes->ld + j,
-                               (uint16_t *)scales->data + i * scales->ld + g, (uint8_t *)zeros->data + i * zeros->ld + g) &&
+                               (uint16_t *)scales->data + i * scales->ld + g,
+                               (uint8_t *)zeros->data + i * zeros->ld + g) &&
                 i < bad)
                 bad = i;
         }
