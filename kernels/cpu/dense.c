@@ -7,6 +7,7 @@
 #include "kernels/cpu/cpu.h"
 
 #include "base/err.h"
+#include "kernels/cpu/clones.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/inner.h"
 #include "kernels/cpu/narrow.h"
@@ -115,20 +116,33 @@ int gemm_cpu(struct backend *be, int trans_a, int trans_b, double alpha, const s
     return OK;
 }
 
+VECTOR_CLONES
+static void narrow_row(const double *x, float *y, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++)
+        y[j] = (float)x[j];
+}
+
+VECTOR_CLONES
+static void widen_row(const float *x, double *y, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++)
+        y[j] = x[j];
+}
+
 int convert_cpu(struct backend *be, const struct mat *from, struct mat *to)
 {
     assert(from->rows == to->rows && from->cols == to->cols);
 #pragma omp parallel for schedule(static) num_threads(be->n_threads) if (from->rows > 64)
     for (int64_t i = 0; i < from->rows; i++) {
-        if (from->dtype == DT_F64 && to->dtype == DT_F32) { /* the solver's commonest pair, vectorized */
-            const double *x = (const double *)from->data + i * from->ld;
-            float *y = (float *)to->data + i * to->ld;
-            for (int64_t j = 0; j < from->cols; j++)
-                y[j] = (float)x[j];
-        } else {
-            convert((char *)to->data + (size_t)(i * to->ld) * dtype_bytes(to->dtype), to->dtype, element(from, i, 0),
-                    from->dtype, from->cols);
-        }
+        const void *x = element(from, i, 0);
+        char *y = (char *)to->data + (size_t)(i * to->ld) * dtype_bytes(to->dtype);
+        if (from->dtype == DT_F64 && to->dtype == DT_F32) /* the solver's commonest pairs */
+            narrow_row(x, (float *)y, from->cols);
+        else if (from->dtype == DT_F32 && to->dtype == DT_F64)
+            widen_row(x, (double *)y, from->cols);
+        else
+            convert(y, to->dtype, x, from->dtype, from->cols);
     }
     return OK;
 }
@@ -209,24 +223,28 @@ static double larger(double max, double v)
     return v > max || v != v ? v : max;
 }
 
+VECTOR_CLONES
 static void absmax_f32(const float *x, double *out, int64_t n)
 {
     for (int64_t j = 0; j < n; j++)
         out[j] = larger(out[j], fabsf(x[j]));
 }
 
+VECTOR_CLONES
 static void absmax_f64(const double *x, double *out, int64_t n)
 {
     for (int64_t j = 0; j < n; j++)
         out[j] = larger(out[j], fabs(x[j]));
 }
 
+VECTOR_CLONES
 static void sumsq_f32(const float *x, double *out, int64_t n)
 {
     for (int64_t j = 0; j < n; j++)
         out[j] += (double)x[j] * x[j];
 }
 
+VECTOR_CLONES
 static void sumsq_f64(const double *x, double *out, int64_t n)
 {
     for (int64_t j = 0; j < n; j++)

@@ -6,6 +6,7 @@
 #include "kernels/cpu/cpu.h"
 
 #include "base/err.h"
+#include "kernels/cpu/clones.h"
 #include "kernels/cpu/gemm.h"
 
 #include <assert.h>
@@ -20,14 +21,6 @@ enum {
     CHUNK = 256,       /* elements converted at once */
     MIRROR = 16        /* S's upper triangle is read down the packed rows, 16 x 16 at a time: two cache lines each */
 };
-
-/* AVX-512 and AVX2 clones of the conversion loops: every operation in them is exact or correctly rounded, so that all clones
- * give the same bits. */
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
-#define VECTOR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define VECTOR_CLONES
-#endif
 
 /* What gemm_fixed sums. */
 struct fixed_product {
