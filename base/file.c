@@ -102,12 +102,12 @@ out:
     return err;
 }
 
-static int write_all(int fd, const char *path, const void *data, size_t n)
+int file_pwrite(int fd, const char *path, const void *data, size_t n, uint64_t offset)
 {
     int err = OK;
     size_t done = 0;
     while (done < n) {
-        ssize_t k = write(fd, (const char *)data + done, n - done);
+        ssize_t k = pwrite(fd, (const char *)data + done, n - done, (off_t)(offset + done));
         if (k < 0 && errno == EINTR)
             continue;
         if (k <= 0)
@@ -125,7 +125,7 @@ int file_publish(const char *path, const void *data, size_t n)
     TRY(file_temporary(path, temporary, sizeof temporary));
     if ((fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) < 0)
         FAIL(ERR_IO, "cannot create %s: %s", temporary, strerror(errno));
-    TRY(write_all(fd, temporary, data, n));
+    TRY(file_pwrite(fd, temporary, data, n, 0));
     int closed = close(fd);
     fd = -1;
     if (closed != 0)

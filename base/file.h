@@ -12,6 +12,8 @@
 int file_read(const char *path, size_t max_bytes, char **data, size_t *n);
 /* Exactly n bytes at offset; short files give ERR_FORMAT. path only for messages. */
 int file_pread(int fd, const char *path, void *dst, size_t n, uint64_t offset);
+/* All n bytes at offset, or ERR_IO naming path. */
+int file_pwrite(int fd, const char *path, const void *data, size_t n, uint64_t offset);
 /* "DIR/.NAME.tmp" of "DIR/NAME": where a file is written before file_publish_rename. */
 int file_temporary(const char *path, char *out, size_t size);
 /* fsync temporary, rename it to path, fsync the folder. */

@@ -125,21 +125,6 @@ out:
     return err;
 }
 
-int disk_write(int disk, const char *path, const void *data, size_t n, int64_t offset)
-{
-    int err = OK;
-    for (size_t done = 0; done < n;) {
-        ssize_t k = pwrite(disk, (const char *)data + done, n - done, (off_t)(offset + (int64_t)done));
-        if (k < 0 && errno == EINTR)
-            continue;
-        if (k <= 0)
-            FAIL(ERR_IO, "cannot write %s: %s", path, k < 0 ? strerror(errno) : "no progress");
-        done += (size_t)k;
-    }
-out:
-    return err;
-}
-
 int h5_make_group(hid_t file, const char *path, const char *name)
 {
     int err = OK;

@@ -22,15 +22,13 @@ int h5_fail(int code, const char *file, int line, const char *fmt, ...) __attrib
 /* A new empty file; *file from H5Fclose, *memory from close. The name stands on disk, but from here on HDF5 reads and
  * writes *memory instead: when a write fails, HDF5 1.10 can neither flush nor close any more and touches freed memory
  * later. So it lays out the file and keeps the metadata where nothing fails; data goes to its place on disk by our own
- * disk_write, and store_publish adds the metadata at the end. */
+ * file_pwrite, and store_publish adds the metadata at the end. */
 int h5_create(const char *path, hid_t *file, int *memory);
 /* Read only. ERR_IO if it can't be opened by the system, ERR_FORMAT if it isn't a whole HDF5 file. */
 int h5_open(const char *path, hid_t *file);
 /* Closes a handle of any kind whose closing can't lose anything; accepts negative ones. Files that were written are
  * closed by H5Fclose, checked. */
 void h5_drop(hid_t id);
-/* All n bytes at offset of the file on disk. */
-int disk_write(int disk, const char *path, const void *data, size_t n, int64_t offset);
 /* A group at /a/b/c with its parents. */
 int h5_make_group(hid_t file, const char *path, const char *name);
 

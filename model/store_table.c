@@ -4,6 +4,7 @@
 #include "model/store_h5.h"
 
 #include "base/err.h"
+#include "base/file.h"
 #include "base/hash.h"
 #include "model/store.h"
 
@@ -222,7 +223,8 @@ int table_put(struct table *t, int64_t row0, int64_t rows, const void *data)
         (rows % t->block_rows != 0 && row0 + rows != t->rows))
         FAIL(ERR_ARG, "%s: %s: rows %lld to %lld of %lld are not whole blocks of %lld", t->path, t->name,
              (long long)row0, (long long)(row0 + rows), (long long)t->rows, (long long)t->block_rows);
-    TRY(disk_write(t->disk, t->path, data, (size_t)rows * t->row_bytes, t->offset + row0 * (int64_t)t->row_bytes));
+    TRY(file_pwrite(t->disk, t->path, data, (size_t)rows * t->row_bytes,
+                    (uint64_t)(t->offset + row0 * (int64_t)t->row_bytes)));
     const uint8_t *p = data;
     for (int64_t at = row0; at < row0 + rows; at += t->block_rows) {
         int64_t block = at / t->block_rows;

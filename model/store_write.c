@@ -182,7 +182,7 @@ static int copy_bytes(const struct store_writer *w, int64_t begin, int64_t end)
     while (begin < end) {
         size_t n = end - begin < (int64_t)sizeof bytes ? (size_t)(end - begin) : sizeof bytes;
         TRY(file_pread(w->memory, "file in memory", bytes, n, (uint64_t)begin));
-        TRY(disk_write(w->disk, w->temporary, bytes, n, begin));
+        TRY(file_pwrite(w->disk, w->temporary, bytes, n, (uint64_t)begin));
         begin += (int64_t)n;
     }
 out:

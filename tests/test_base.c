@@ -757,7 +757,7 @@ static void test_progress_in_a_log(void **state)
     steps(3, 3);
     log_init(0, 1);
     char *none = talk_end();
-    assert_int_equal(lines(few), 4);
+    assert_true(lines(few) >= 1 && lines(few) <= 1 + (int)took); /* the last one, and one a second */
     assert_non_null(strstr(few, "layers 3/3"));
     assert_non_null(strstr(many, "layers 100000/100000"));
     assert_true(lines(many) <= 1 + (int)(took / 30)); /* the last one, and one per 30 s */
