@@ -10,7 +10,6 @@
 #include "kernels/cpu/clones.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/inner.h"
-#include "kernels/cpu/narrow.h"
 
 #include <assert.h>
 #include <cblas.h>
@@ -76,20 +75,21 @@ struct gemm_tile gemm_tile(const struct gemm_plan *plan, int64_t t)
 }
 
 void gemm_make_tile(const struct gemm_plan *plan, const struct mat *a, const struct mat *b, int64_t t, void *c, int64_t ldc,
-                    const struct mat *next)
+                    const struct mat *next, struct narrow_work *work)
 {
     struct gemm_tile at = gemm_tile(plan, t);
     int64_t k = plan->trans_a ? a->rows : a->cols;
     const void *pa = plan->trans_a ? element(a, 0, at.row) : element(a, at.row, 0);
     const void *pb = plan->trans_b ? element(b, at.col, 0) : element(b, 0, at.col);
     CBLAS_TRANSPOSE ta = plan->trans_a ? CblasTrans : CblasNoTrans, tb = plan->trans_b ? CblasTrans : CblasNoTrans;
-    (void)next;
+    (void)next, (void)work;
 #ifdef __x86_64__
     if (plan->narrow && k > 0) {
         narrow_gemm_avx512(&(struct narrow_call){.trans_a = plan->trans_a, .rows = at.rows, .cols = at.cols, .k = k,
                                                  .alpha = (float)plan->alpha, .beta = (float)plan->beta, .a = pa, .b = pb,
                                                  .next = next ? element(next, 0, at.row) : NULL,
-                                                 .c = c, .lda = a->ld, .ldb = b->ld, .ldc = ldc});
+                                                 .c = c, .lda = a->ld, .ldb = b->ld, .ldc = ldc},
+                           work);
         return;
     }
 #endif
@@ -110,8 +110,11 @@ int gemm_cpu(struct backend *be, int trans_a, int trans_b, double alpha, const s
 #pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) if (plan.n_tiles > 1)
     for (int64_t t = 0; t < plan.n_tiles; t++) {
         struct gemm_tile at = gemm_tile(&plan, t);
+        struct narrow_work work;
+        work.ready = NULL;
+        work.turn = 0;
         gemm_make_tile(&plan, a, b, t, (char *)c->data + (size_t)(at.row * c->ld + at.col) * dtype_bytes(c->dtype), c->ld,
-                       NULL);
+                       NULL, &work);
     }
     return OK;
 }

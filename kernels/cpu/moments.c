@@ -125,7 +125,10 @@ static int sum_panels(const struct gemm_plan *plan, const struct fixed_product *
 {
     struct gemm_tile at = gemm_tile(plan, t);
     int64_t *acc = (int64_t *)p->acc->data + at.row * p->acc->ld + at.col, ld = p->acc->ld;
+    struct narrow_work work;
     int bad = 0;
+    work.ready = NULL;
+    work.turn = 0;
     if (own) {
         memset(own, 0, (size_t)(at.rows * at.cols) * sizeof *own);
         ld = at.cols;
@@ -134,7 +137,7 @@ static int sum_panels(const struct gemm_plan *plan, const struct fixed_product *
         struct mat a = mat_rows(p->a, p->row0[i], p->row0[i + 1] - p->row0[i]);
         struct mat b = mat_rows(p->b, p->row0[i], p->row0[i + 1] - p->row0[i]);
         struct mat next = i + 1 < last ? mat_rows(p->a, p->row0[i + 1], p->row0[i + 2] - p->row0[i + 1]) : a;
-        gemm_make_tile(plan, &a, &b, t, leaf, at.cols, i + 1 < last && next.rows == a.rows ? &next : NULL);
+        gemm_make_tile(plan, &a, &b, t, leaf, at.cols, i + 1 < last && next.rows == a.rows ? &next : NULL, &work);
         bad |= add_rows(leaf, plan->dtype, at.cols, at.rows, at.cols, p->row_exp + at.row, p->col_exp + at.col,
                         p->shift, own ? own : acc, ld);
     }

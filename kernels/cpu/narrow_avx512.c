@@ -6,34 +6,41 @@
 
 enum {
     VECTOR = 16,
-    DEPTH = 256, /* of k at a time: B's part, 98 KB at most, and A's slab, 261 KB, stay in L2 */
-    SLAB_LD = DEPTH + VECTOR /* rows of A are often a power of two apart and would share cache sets; the slab's aren't */
+    DEPTH = NARROW_DEPTH,
+    SLAB_LD = DEPTH + VECTOR, /* rows of A are often a power of two apart and would share cache sets; a slab's aren't */
+    AHEAD = 2                 /* rows between asking memory for a line and copying it: 30 lines, longer than memory takes */
 };
 
-/* The slab that comes next, asked of memory line by line while this one is multiplied. Asking for 240 KB at once would fill the
- * processor's queue of misses and stall; the runs are too short for it to foresee them. */
-struct ahead {
-    const float *row; /* NULL: nothing comes next */
-    int64_t ld, rows, line, lines; /* rows left; next line of this row, lines a row */
+/* A slab being copied a line at a time while the one before is multiplied: memory is never waited for. */
+struct copying {
+    const float *from;
+    float *to;
+    int64_t from_ld, to_ld, rows, col, cols; /* rows left; next column, columns a row */
 };
 
-static inline __attribute__((always_inline)) void ask(struct ahead *next)
+static inline __attribute__((always_inline)) void copy_line(struct copying *s)
 {
-    if (next->rows > 0) {
-        _mm_prefetch((const char *)(next->row + next->line * VECTOR), _MM_HINT_T1);
-        if (++next->line == next->lines) {
-            next->line = 0;
-            next->rows--;
-            next->row += next->ld;
+    if (s->rows > 0) {
+        int64_t left = s->cols - s->col;
+        __mmask16 mask = left >= VECTOR ? (__mmask16)0xffff : (__mmask16)((1u << left) - 1);
+        _mm_prefetch((const char *)(s->from + (s->rows > AHEAD ? AHEAD * s->from_ld : 0) + s->col), _MM_HINT_T1);
+        _mm512_store_ps(s->to + s->col, _mm512_maskz_loadu_ps(mask, s->from + s->col));
+        s->col += VECTOR;
+        if (s->col >= s->cols) {
+            s->col = 0;
+            s->rows--;
+            s->from += s->from_ld;
+            s->to += s->to_ld;
         }
     }
 }
 
 /* R rows of C with V vectors a row. a[r * a_row + i * a_k] is op(A)[r][i]; b is padded to whole vectors. The loops over r and
- * v unroll: accumulators stay in registers. R lines ahead are asked for with every 16 of k: a slab's worth in a slab's time. */
+ * v unroll: accumulators stay in registers. With every 16 of k go R lines of the next slab: a slab's
+ * worth in a slab's time. */
 static inline __attribute__((always_inline)) void block(int R, int V, const float *a, int64_t a_row, int64_t a_k, int64_t k,
                                                         const float *b, const struct narrow_call *t, float beta, float *c,
-                                                        struct ahead *next)
+                                                        struct copying *next)
 {
     const __mmask16 tail = (__mmask16)(0xffff >> (VECTOR - 1 - (t->cols - 1) % VECTOR));
     __m512 acc[6][6];
@@ -43,7 +50,7 @@ static inline __attribute__((always_inline)) void block(int R, int V, const floa
     for (int64_t begin = 0, end; begin < k; begin = end) {
         end = begin + VECTOR < k ? begin + VECTOR : k;
         for (int r = 0; r < R; r++)
-            ask(next);
+            copy_line(next);
         for (int64_t i = begin; i < end; i++) {
             __m512 row[6];
             for (int v = 0; v < V; v++)
@@ -70,7 +77,7 @@ static inline __attribute__((always_inline)) void block(int R, int V, const floa
  * element of A. */
 #define SLAB(R, V)                                                                                                     \
     static void slab_##V(int64_t rows, const float *a, int64_t a_row, int64_t a_k, int64_t k, const float *b,          \
-                         const struct narrow_call *t, float beta, float *c, struct ahead *next)                        \
+                         const struct narrow_call *t, float beta, float *c, struct copying *next)                        \
     {                                                                                                                  \
         int64_t i = 0;                                                                                                 \
         for (; i + R <= rows; i += R)                                                                                  \
@@ -85,52 +92,48 @@ SLAB(6, 4)
 SLAB(5, 5)
 SLAB(4, 6)
 
-/* The last vector is padded with zeros; to is aligned. (memcpy becomes `rep movs` here, slow for rows this short.) */
-static void copy_row(float *to, const float *from, int64_t n)
-{
-    int64_t i = 0;
-    for (; i + VECTOR <= n; i += VECTOR)
-        _mm512_store_ps(to + i, _mm512_loadu_ps(from + i));
-    if (i < n)
-        _mm512_store_ps(to + i, _mm512_maskz_loadu_ps((__mmask16)((1u << (n - i)) - 1), from + i));
-}
-
 static int64_t least(int64_t a, int64_t b)
 {
     return a < b ? a : b;
 }
 
-/* What this thread reads after the slab at k0: the next part of k, or what the caller says comes next. */
-static struct ahead ahead_of(const struct narrow_call *t, int64_t k0)
+/* The slab of op(A) that begins at `from`, `depth` of k. */
+static struct copying slab_at(const struct narrow_call *t, const float *from, int64_t depth, float *to)
 {
-    int64_t depth = least(DEPTH, t->k - k0 - DEPTH);
-    const float *from = t->a + (t->trans_a ? (k0 + DEPTH) * t->lda : k0 + DEPTH);
-    if (depth <= 0) {
-        depth = least(DEPTH, t->k);
-        from = t->next;
-    }
-    int64_t rows = t->trans_a ? depth : t->rows, run = t->trans_a ? t->rows : depth;
-    return (struct ahead){.row = from, .ld = t->lda, .rows = from ? rows : 0, .lines = (run + VECTOR - 1) / VECTOR};
+    return (struct copying){.from = from,
+                            .to = to,
+                            .from_ld = t->lda,
+                            .to_ld = t->trans_a ? NARROW_ROWS : SLAB_LD,
+                            .rows = from ? t->trans_a ? depth : t->rows : 0,
+                            .cols = t->trans_a ? t->rows : depth};
 }
 
-void narrow_gemm_avx512(const struct narrow_call *t)
+static void finish(struct copying *s)
+{
+    while (s->rows > 0)
+        copy_line(s);
+}
+
+void narrow_gemm_avx512(const struct narrow_call *t, struct narrow_work *work)
 {
     static void (*const slabs[])(int64_t, const float *, int64_t, int64_t, int64_t, const float *, const struct narrow_call *,
-                                 float, float *, struct ahead *) = {slab_1, slab_2, slab_3, slab_4, slab_5, slab_6};
-    float a[NARROW_ROWS * SLAB_LD] __attribute__((aligned(64))), b[DEPTH * NARROW_COLS] __attribute__((aligned(64)));
+                                 float, float *, struct copying *) = {slab_1, slab_2, slab_3, slab_4, slab_5, slab_6};
     const int64_t vectors = (t->cols + VECTOR - 1) / VECTOR, ldb = vectors * VECTOR;
-    for (int64_t k0 = 0; k0 < t->k; k0 += DEPTH) {
-        int64_t depth = least(DEPTH, t->k - k0);
-        struct ahead next = ahead_of(t, k0);
-        for (int64_t k = 0; k < depth; k++)
-            copy_row(b + k * ldb, t->b + (k0 + k) * t->ldb, t->cols);
-        if (t->trans_a)
-            for (int64_t k = 0; k < depth; k++)
-                copy_row(a + k * NARROW_ROWS, t->a + (k0 + k) * t->lda, t->rows);
-        else
-            for (int64_t i = 0; i < t->rows; i++)
-                copy_row(a + i * SLAB_LD, t->a + i * t->lda + k0, depth);
-        slabs[vectors - 1](t->rows, a, t->trans_a ? 1 : SLAB_LD, t->trans_a ? NARROW_ROWS : 1, depth, b, t,
-                           k0 > 0 ? 1 : t->beta, t->c, &next);
+    if (work->ready != t->a) {
+        struct copying first = slab_at(t, t->a, least(DEPTH, t->k), work->slab[work->turn]);
+        finish(&first);
     }
+    for (int64_t k0 = 0; k0 < t->k; k0 += DEPTH, work->turn ^= 1) {
+        int64_t depth = least(DEPTH, t->k - k0), k1 = k0 + depth;
+        struct copying b = {t->b + k0 * t->ldb, work->b, t->ldb, ldb, depth, 0, t->cols}, next;
+        finish(&b);
+        if (k1 < t->k)
+            next = slab_at(t, t->a + (t->trans_a ? k1 * t->lda : k1), least(DEPTH, t->k - k1), work->slab[work->turn ^ 1]);
+        else
+            next = slab_at(t, t->next, least(DEPTH, t->k), work->slab[work->turn ^ 1]);
+        slabs[vectors - 1](t->rows, work->slab[work->turn], t->trans_a ? 1 : SLAB_LD, t->trans_a ? NARROW_ROWS : 1, depth,
+                           work->b, t, k0 > 0 ? 1 : t->beta, t->c, &next);
+        finish(&next);
+    }
+    work->ready = t->next;
 }
