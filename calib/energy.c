@@ -89,8 +89,8 @@ out:
 }
 
 /* Local rows of E times 256 rows of S, against the same 256 columns of E: adds to each panel's share of the trace. */
-static int add_products(struct exact *x, const struct mat *e, const struct mat *s_rows, int64_t col0, struct mat *product,
-                        double *leaf)
+static int add_products(struct exact *x, const struct mat *e, const struct mat *s_rows, int64_t col0,
+                        struct mat *product, double *leaf)
 {
     int err = OK;
     struct backend *be = x->be;

@@ -44,7 +44,8 @@ int exact_open(struct exact *x, struct comm *comm, const struct panels *panels, 
                int64_t wide_cols)
 {
     int err = OK;
-    *x = (struct exact){.comm = comm, .be = comm->be, .panels = panels, .dtype = dtype, .shift = 62, .capacity = capacity};
+    *x = (struct exact){
+        .comm = comm, .be = comm->be, .panels = panels, .dtype = dtype, .shift = 62, .capacity = capacity};
     for (int64_t all = 1; all < panels->n_panels; all *= 2)
         x->shift--;
     int64_t n = local_panels(panels);
@@ -104,7 +105,8 @@ int exact_product(struct exact *x, const struct operand *a, const struct operand
             struct range panel = local_panel(x->panels, i);
             TRY(rows_as(x, 0, a->m, panel, &pa));
             TRY(rows_as(x, 1, b->m, panel, &pb));
-            TRY(x->be->ops->gemm_fixed(x->be, &pa, &pb, (int64_t[2]){0, pa.rows}, 1, a->exp, b->exp, x->shift, &acc, &overflow));
+            TRY(x->be->ops->gemm_fixed(x->be, &pa, &pb, (int64_t[2]){0, pa.rows}, 1, a->exp, b->exp, x->shift, &acc,
+                                       &overflow));
         }
     }
     flag = overflow;

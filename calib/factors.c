@@ -13,21 +13,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const double largest_entry = 3e4;   /* half of f16's range */
-static const double f16_smallest = 0x1p-4; /* a factor whose largest entry is below loses bits to f16's subnormals, under 2^-14 */
+static const double largest_entry = 3e4; /* half of f16's range */
+static const double f16_smallest =
+    0x1p-4; /* a factor whose largest entry is below loses bits to f16's subnormals, under 2^-14 */
 enum { MAX_REFITS = 3, N_BUFS = 12 };
 
 struct refit {
     struct problem *p;
     struct backend *be;
-    struct exact x, x_error;  /* products in f64; with E in the metric's type, where f32 is exact enough */
+    struct exact x, x_error; /* products in f64; with E in the metric's type, where f32 is exact enough */
     struct buf bufs[N_BUFS];
     int n_bufs;
-    struct mat b, bt, sbt;    /* rounded B f64 [r, d], its transpose, S B^T [d, r] */
-    struct mat sbt_short, g_short; /* S B^T and E S B^T in the metric's type */
-    struct mat n, inverse, w; /* B S B^T, its pseudo-inverse [r, r], eigenvalues [1, r] */
-    struct mat g, a;          /* local f64 [m_p, r]: E S B^T, A */
-    struct mat max, exp;      /* [1, r] f64, i32 */
+    struct mat b, bt, sbt;                /* rounded B f64 [r, d], its transpose, S B^T [d, r] */
+    struct mat sbt_short, g_short;        /* S B^T and E S B^T in the metric's type */
+    struct mat n, inverse, w;             /* B S B^T, its pseudo-inverse [r, r], eigenvalues [1, r] */
+    struct mat g, a;                      /* local f64 [m_p, r]: E S B^T, A */
+    struct mat max, exp;                  /* [1, r] f64, i32 */
     double *a_max, *b_max, *scale, *host; /* host [r] three times, [2 r r] */
 };
 

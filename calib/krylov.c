@@ -28,17 +28,17 @@ struct krylov {
     int64_t cols;
     struct buf bufs[N_BUFS];
     int n_bufs;
-    struct mat k;                                   /* local [m_p, max_cols] */
-    struct mat w, w64;                              /* local [m_p, width]: the next block */
-    struct mat z64, z, sz;                          /* [d, max(width, N_PROBES)]: E^T U in f64 and dtype, S Z */
-    struct mat small64, small;                      /* [max_cols, max(width, N_PROBES)] */
-    struct mat max, w_exp, unit_exp;                /* [1, width], [1, width], [1, max_cols] */
-    double *host;                                   /* [max(max_cols, width)] */
+    struct mat k;                    /* local [m_p, max_cols] */
+    struct mat w, w64;               /* local [m_p, width]: the next block */
+    struct mat z64, z, sz;           /* [d, max(width, N_PROBES)]: E^T U in f64 and dtype, S Z */
+    struct mat small64, small;       /* [max_cols, max(width, N_PROBES)] */
+    struct mat max, w_exp, unit_exp; /* [1, width], [1, width], [1, max_cols] */
+    double *host;                    /* [max(max_cols, width)] */
     /* rank 0 */
     struct ritz ritz;
-    struct mat z_all, sz64;                         /* f64 [d, max_cols], [d, max(width, N_PROBES)] */
-    struct mat h, gram, f;                          /* f64 [max_cols, max_cols] twice, [max_cols, r] */
-    struct mat k_probes, seen_sz;                   /* f64 K^T P [max_cols, N_PROBES], P^T E S Z [N_PROBES, max_cols] */
+    struct mat z_all, sz64;       /* f64 [d, max_cols], [d, max(width, N_PROBES)] */
+    struct mat h, gram, f;        /* f64 [max_cols, max_cols] twice, [max_cols, r] */
+    struct mat k_probes, seen_sz; /* f64 K^T P [max_cols, N_PROBES], P^T E S Z [N_PROBES, max_cols] */
     double *theta, *scratch, probe_energy[N_PROBES]; /* [r]; [d * N_PROBES]; p^T C p of each probe */
 };
 
@@ -279,7 +279,8 @@ out:
 static int judge(struct krylov *s, int step, double *sum, int *stop)
 {
     int err = OK;
-    double rest = 0, before = *sum, rounding = s->dtype == DT_F64 ? 1e-12 : 1e-6; /* of the products: no step is worth less */
+    double rest = 0, before = *sum,
+           rounding = s->dtype == DT_F64 ? 1e-12 : 1e-6; /* of the products: no step is worth less */
     struct mat h = block(&s->h, 0, s->cols, 0, s->cols), gram = block(&s->gram, 0, s->cols, 0, s->cols);
     struct mat f = part(&s->f, s->cols, s->p->r);
     TRY(ritz_best(&s->ritz, &h, &gram, s->theta, &f));
@@ -334,7 +335,7 @@ int krylov_solve(struct problem *p, struct right_factor *right)
     TRY(s.be->ops->randn(s.be, p->params->seed, STREAM_SKETCH, p->params->sub, 0, &omega));
     TRY(metric_apply(&p->metric, 1, &omega, &s_omega));
     for (int step = 0; !stop; step++) {
-        struct mat sz = part(&s.sz, p->d, width); /* S E^T U of the last block; at first S Omega */
+        struct mat sz = part(&s.sz, p->d, width);    /* S E^T U of the last block; at first S Omega */
         width = min_i64(width, s.max_cols - s.cols); /* K about to span everything: no more than what is missing */
         sz = mat_cols(&sz, 0, width);
         w = part(&s.w, p->e->rows, width);

@@ -17,10 +17,10 @@ struct orth {
     const struct panels *panels;
     int64_t max_cols;
     struct exact sums;
-    struct buf top, rotated, r, stack;     /* Householder; stack on rank 0 only */
-    struct buf gram, scale, max, exp;      /* Cholesky: [cols, cols], [1, cols] three times */
-    double *host;                          /* [cols * cols + cols] */
-    size_t *bytes;                         /* [n_ranks], what each contributes */
+    struct buf top, rotated, r, stack; /* Householder; stack on rank 0 only */
+    struct buf gram, scale, max, exp;  /* Cholesky: [cols, cols], [1, cols] three times */
+    double *host;                      /* [cols * cols + cols] */
+    size_t *bytes;                     /* [n_ranks], what each contributes */
 };
 
 int orth_open(struct orth *o, struct comm *comm, const struct panels *panels, int64_t max_cols);

@@ -45,7 +45,7 @@ struct sketch {
     struct mat zt, u, s, vt, r; /* rank 0: SVD of Z^T [width, d] */
     struct buf bufs[N_BUFS];
     int n_bufs;
-    double *sigma;              /* [width] */
+    double *sigma; /* [width] */
 };
 
 static int take(struct core *c, enum dtype dtype, int64_t rows, int64_t cols, struct mat *m)
@@ -238,7 +238,8 @@ out:
 
 /* ---- randomized SVD ---------------------------------------------------------------------------------------------------- */
 
-static int take_sketch(struct sketch *s, struct backend *be, enum dtype dtype, int64_t rows, int64_t cols, struct mat *m)
+static int take_sketch(struct sketch *s, struct backend *be, enum dtype dtype, int64_t rows, int64_t cols,
+                       struct mat *m)
 {
     return mat_alloc(be, dtype, rows, cols, &s->bufs[s->n_bufs++], m);
 }
@@ -332,8 +333,8 @@ static int iterate(struct core *c, struct sketch *s, int *steps)
             if (params->power >= 0)
                 stop = step == params->power;
             else
-                stop = step == MAX_POWER ||
-                       (step > 0 && power_patience * (sum - before) <= params->stop * fmax(c->norm2 - sum, 0) + 1e-12 * sum);
+                stop = step == MAX_POWER || (step > 0 && power_patience * (sum - before) <=
+                                                             params->stop * fmax(c->norm2 - sum, 0) + 1e-12 * sum);
         }
         TRY(comm_agree(p->comm, failed));
         TRY(comm_bcast(p->comm, &stop, sizeof stop, 0));

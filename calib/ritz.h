@@ -7,9 +7,9 @@
 
 struct ritz {
     struct backend *be;
-    int64_t max;                                      /* columns of K at most */
-    struct buf a_buf, b_buf, c_buf, w_buf;            /* working copies */
-    double *host;                                     /* [max * max] */
+    int64_t max;                           /* columns of K at most */
+    struct buf a_buf, b_buf, c_buf, w_buf; /* working copies */
+    double *host;                          /* [max * max] */
 };
 
 int ritz_open(struct ritz *z, struct backend *be, int64_t max);

@@ -105,8 +105,17 @@ out:
 
 static struct solve_params defaults(const struct bench *b, enum solver solver)
 {
-    return (struct solve_params){.solver = solver, .qr = QR_GRAM, .rank = b->r, .oversample = 10, .power = -1, .stop = 0.005,
-                                 .max_steps = 6, .damp = DAMP_DIAG, .alpha = 0, .factor_dtype = DT_BF16, .seed = 1};
+    return (struct solve_params){.solver = solver,
+                                 .qr = QR_GRAM,
+                                 .rank = b->r,
+                                 .oversample = 10,
+                                 .power = -1,
+                                 .stop = 0.005,
+                                 .max_steps = 6,
+                                 .damp = DAMP_DIAG,
+                                 .alpha = 0,
+                                 .factor_dtype = DT_BF16,
+                                 .seed = 1};
 }
 
 /* Share of tr(E S E^T) that A B takes away: (2 <A, E S B^T> - <A, A B S B^T>) / tr, f64 throughout; a [m, r], b [r, d]. */
@@ -123,7 +132,8 @@ static int captured_share(struct bench *b, const double *pa, const double *pb, d
     TRY(mat_alloc(&b->be, DT_F64, b->m, b->r, &bufs[3], &g));
     TRY(mat_alloc(&b->be, DT_F64, b->r, b->r, &bufs[4], &n));
     TRY(mat_alloc(&b->be, DT_F64, b->m, b->r, &bufs[5], &an));
-    TRY(b->be.ops->moment_get(&b->be, &b->moment.acc, &b->moment.exp, b->moment.shift, 1.0 / (double)b->moment.n_tokens, 0, &s));
+    TRY(b->be.ops->moment_get(&b->be, &b->moment.acc, &b->moment.exp, b->moment.shift, 1.0 / (double)b->moment.n_tokens,
+                              0, &s));
     TRY(b->be.ops->convert(&b->be, &b->e, &e));
     TRY(b->be.ops->gemm(&b->be, 0, 1, 1, &s, &right, 0, &sb));
     TRY(b->be.ops->gemm(&b->be, 0, 0, 1, &e, &sb, 0, &g));
@@ -138,7 +148,8 @@ out:
     return err;
 }
 
-static int run_ours(struct bench *b, enum solver solver, int max_steps, double *seconds, double *share, struct solution *out)
+static int run_ours(struct bench *b, enum solver solver, int max_steps, double *seconds, double *share,
+                    struct solution *out)
 {
     int err = OK;
     struct solve_params params = defaults(b, solver);
@@ -160,11 +171,11 @@ out:
 
 /* ---- the published procedure; all matrices row-major unless said otherwise -------------------------------------------- */
 
-static void sgemm(int ta, int tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                  float *c)
+static void sgemm(int ta, int tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                  int64_t ldb, float *c)
 {
-    cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, (int)m, (int)n, (int)k, 1, a,
-                (int)lda, b, (int)ldb, 0, c, (int)n);
+    cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, (int)m, (int)n, (int)k,
+                1, a, (int)lda, b, (int)ldb, 0, c, (int)n);
 }
 
 /* root = V w^(1/2) V^T and inverse = V w^(-1/2) V^T of S f64 [d, d] (destroyed), in f32. */
@@ -180,8 +191,8 @@ static void square_roots(double *s, int64_t d, float *root, float *inverse)
             for (int64_t j = 0; j < d; j++)
                 scaled[i * d + j] = s[i * d + j] * (inverted ? 1 / v : v);
         }
-        cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)d, (int)d, (int)d, 1, s, (int)d, scaled, (int)d, 0, product,
-                    (int)d);
+        cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)d, (int)d, (int)d, 1, s, (int)d, scaled, (int)d, 0,
+                    product, (int)d);
         convert(inverted ? inverse : root, DT_F32, product, DT_F64, d * d);
     }
     free(w);
@@ -200,15 +211,17 @@ static void orthonormalize(float *y, int64_t d, int64_t b)
 }
 
 /* e f32, column-major [m, d] (destroyed); s f64 [d, d] (destroyed); a [m, r], right [r, d]. */
-static void published(float *e, double *s, int64_t m, int64_t d, int64_t r, const float *omega,
-                      float *a, float *right, double *forming_q_s)
+static void published(float *e, double *s, int64_t m, int64_t d, int64_t r, const float *omega, float *a, float *right,
+                      double *forming_q_s)
 {
     int64_t b = r + 10;
     double start;
     size_t square = (size_t)(d * d) * sizeof(float), tall = (size_t)(d * b) * sizeof(float);
     float *tau = take((size_t)d * sizeof *tau), *re = take(square), *root = take(square), *inverse = take(square);
-    float *core = take(square), *y = take(tall), *z = take(tall), *small = take(tall), *sigma = take((size_t)b * sizeof *sigma);
-    float *u = take((size_t)(b * b) * sizeof *u), *vt = take(tall), *lift = take(tall), *superb = take((size_t)b * sizeof *superb);
+    float *core = take(square), *y = take(tall), *z = take(tall), *small = take(tall),
+          *sigma = take((size_t)b * sizeof *sigma);
+    float *u = take((size_t)(b * b) * sizeof *u), *vt = take(tall), *lift = take(tall),
+          *superb = take((size_t)b * sizeof *superb);
     if (LAPACKE_sgeqrf(LAPACK_COL_MAJOR, (int)m, (int)d, e, (int)m, tau) != 0)
         exit(1);
     for (int64_t i = 0; i < d; i++)
@@ -233,7 +246,7 @@ static void published(float *e, double *s, int64_t m, int64_t d, int64_t r, cons
         for (int64_t k = 0; k < d; k++)
             vt[j * d + k] *= sqrtf(sigma[j]);
     sgemm(0, 0, r, d, d, vt, d, inverse, d, right); /* B = Sigma^(1/2) V^T S^(-1/2) */
-    sgemm(0, 0, d, r, b, y, b, u, b, lift); /* U = Y u, first r columns */
+    sgemm(0, 0, d, r, b, y, b, u, b, lift);         /* U = Y u, first r columns */
     for (int64_t k = 0; k < d; k++)
         for (int64_t j = 0; j < r; j++)
             lift[k * r + j] *= sqrtf(sigma[j]);
@@ -253,7 +266,8 @@ static int run_published(struct bench *b, double *seconds, double *forming_q_s, 
     double *right64 = take((size_t)(b->r * d) * sizeof *right64), start;
     struct mat sm = mat_view(s, DT_F64, d, d), om = mat_view(omega, DT_F32, d, width);
     struct mat transposed = mat_view(columns, DT_F32, d, m);
-    TRY(b->be.ops->moment_get(&b->be, &b->moment.acc, &b->moment.exp, b->moment.shift, 1.0 / (double)b->moment.n_tokens, 0, &sm));
+    TRY(b->be.ops->moment_get(&b->be, &b->moment.acc, &b->moment.exp, b->moment.shift, 1.0 / (double)b->moment.n_tokens,
+                              0, &sm));
     TRY(b->be.ops->transpose(&b->be, &b->e, &transposed));
     TRY(b->be.ops->randn(&b->be, 1, STREAM_SKETCH, 0, 0, &om));
     openblas_set_num_threads(b->be.n_threads);
@@ -328,7 +342,8 @@ int main(int argc, char **argv)
         printf("%d,%.2f,%.2f,%.2f,%.3f,%.3f\n", i + 1, published_s[i], q_s[i], rsvd_s[i], krylov_s[i], short_s[i]);
         fflush(stdout);
     }
-    double best[4] = {least(published_s, repeats), least(rsvd_s, repeats), least(krylov_s, repeats), least(short_s, repeats)};
+    double best[4] = {least(published_s, repeats), least(rsvd_s, repeats), least(krylov_s, repeats),
+                      least(short_s, repeats)};
     double without = best[0] - least(q_s, repeats);
     printf("method,best_s,times_faster,captured_percent,steps\n");
     printf("published,%.2f,1.0,%.4f,2\n", best[0], 100 * share[0]);

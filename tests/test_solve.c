@@ -104,7 +104,8 @@ static void make_moment(struct made *made)
     assert_int_equal(backend.ops->moment_add(&backend, &x, &made->moment.exp, 62, &made->moment.acc, &overflow), OK);
     assert_int_equal(overflow, 0);
     struct mat sm = mat_view(made->s, DT_F64, d, d);
-    assert_int_equal(backend.ops->moment_get(&backend, &made->moment.acc, &made->moment.exp, 62, 1.0 / (double)t, 0, &sm), OK);
+    assert_int_equal(
+        backend.ops->moment_get(&backend, &made->moment.acc, &made->moment.exp, 62, 1.0 / (double)t, 0, &sm), OK);
     for (int i = 0; i < 4; i++)
         buf_free(&bufs[i]);
 }
@@ -199,9 +200,19 @@ static double objective(const struct made *made, const struct solution *s)
 
 static struct solve_params defaults(int64_t r)
 {
-    return (struct solve_params){.solver = solver, .qr = qr_kind, .rank = r, .oversample = 10, .power = -1, .stop = 0.005,
-                                 .max_steps = 6, .damp = DAMP_DIAG, .alpha = 0, .factor_dtype = DT_F16, .exact_energy = 0,
-                                 .seed = 1, .sub = 3};
+    return (struct solve_params){.solver = solver,
+                                 .qr = qr_kind,
+                                 .rank = r,
+                                 .oversample = 10,
+                                 .power = -1,
+                                 .stop = 0.005,
+                                 .max_steps = 6,
+                                 .damp = DAMP_DIAG,
+                                 .alpha = 0,
+                                 .factor_dtype = DT_F16,
+                                 .exact_energy = 0,
+                                 .seed = 1,
+                                 .sub = 3};
 }
 
 /* What a run leaves behind, on the host. */
@@ -347,7 +358,8 @@ static void check_scene(const struct scene *scene, enum dtype dtype)
                       scene->name, dtype_name(dtype), r.s.steps, left, truth.optimum, truth.trace, r.s.energy,
                       (r.s.trace - truth.trace) / fmax(r.s.trace_error, 1e-6 * truth.trace));
         assert_true(left <= allowed(&truth, dtype));
-        if (scene->gap) /* of what lies beyond the first direction; a massive channel's own rounding doesn't count against it */
+        if (scene
+                ->gap) /* of what lies beyond the first direction; a massive channel's own rounding doesn't count against it */
             assert_true(got >= 0.99 * beyond - (allowed(&truth, dtype) - 1.005 * truth.optimum));
         /* Reported energies: captured is exact but for S in f32 (2^-24), the trace within 4 standard errors. */
         assert_true(fabs(r.s.captured - (truth.trace - left)) <= 1e-6 * truth.trace);

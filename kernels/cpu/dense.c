@@ -45,8 +45,8 @@ static const void *element(const struct mat *m, int64_t row, int64_t col)
     return (const char *)m->data + (size_t)(row * m->ld + col) * dtype_bytes(m->dtype);
 }
 
-void gemm_plan(const struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b,
-               double beta, struct gemm_plan *plan)
+void gemm_plan(const struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a,
+               const struct mat *b, double beta, struct gemm_plan *plan)
 {
     *plan = (struct gemm_plan){.trans_a = trans_a, .trans_b = trans_b, .alpha = alpha, .beta = beta, .dtype = a->dtype};
     plan->rows = trans_a ? a->cols : a->rows;
@@ -74,8 +74,8 @@ struct gemm_tile gemm_tile(const struct gemm_plan *plan, int64_t t)
     return at;
 }
 
-void gemm_make_tile(const struct gemm_plan *plan, const struct mat *a, const struct mat *b, int64_t t, void *c, int64_t ldc,
-                    const struct mat *next, struct narrow_work *work)
+void gemm_make_tile(const struct gemm_plan *plan, const struct mat *a, const struct mat *b, int64_t t, void *c,
+                    int64_t ldc, const struct mat *next, struct narrow_work *work)
 {
     struct gemm_tile at = gemm_tile(plan, t);
     int64_t k = plan->trans_a ? a->rows : a->cols;
@@ -85,10 +85,19 @@ void gemm_make_tile(const struct gemm_plan *plan, const struct mat *a, const str
     (void)next, (void)work;
 #ifdef __x86_64__
     if (plan->narrow && k > 0) {
-        narrow_gemm_avx512(&(struct narrow_call){.trans_a = plan->trans_a, .rows = at.rows, .cols = at.cols, .k = k,
-                                                 .alpha = (float)plan->alpha, .beta = (float)plan->beta, .a = pa, .b = pb,
+        narrow_gemm_avx512(&(struct narrow_call){.trans_a = plan->trans_a,
+                                                 .rows = at.rows,
+                                                 .cols = at.cols,
+                                                 .k = k,
+                                                 .alpha = (float)plan->alpha,
+                                                 .beta = (float)plan->beta,
+                                                 .a = pa,
+                                                 .b = pb,
                                                  .next = next ? element(next, 0, at.row) : NULL,
-                                                 .c = c, .lda = a->ld, .ldb = b->ld, .ldc = ldc},
+                                                 .c = c,
+                                                 .lda = a->ld,
+                                                 .ldb = b->ld,
+                                                 .ldc = ldc},
                            work);
         return;
     }
@@ -101,8 +110,8 @@ void gemm_make_tile(const struct gemm_plan *plan, const struct mat *a, const str
                     blas_int(a->ld), pb, blas_int(b->ld), plan->beta, c, blas_int(ldc));
 }
 
-int gemm_cpu(struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b, double beta,
-             struct mat *c)
+int gemm_cpu(struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b,
+             double beta, struct mat *c)
 {
     struct gemm_plan plan;
     gemm_plan(be, trans_a, trans_b, alpha, a, b, beta, &plan);
@@ -113,8 +122,8 @@ int gemm_cpu(struct backend *be, int trans_a, int trans_b, double alpha, const s
         struct narrow_work work;
         work.ready = NULL;
         work.turn = 0;
-        gemm_make_tile(&plan, a, b, t, (char *)c->data + (size_t)(at.row * c->ld + at.col) * dtype_bytes(c->dtype), c->ld,
-                       NULL, &work);
+        gemm_make_tile(&plan, a, b, t, (char *)c->data + (size_t)(at.row * c->ld + at.col) * dtype_bytes(c->dtype),
+                       c->ld, NULL, &work);
     }
     return OK;
 }
@@ -206,7 +215,8 @@ int randn_cpu(struct backend *be, uint64_t seed, enum philox_stream stream, uint
     return OK;
 }
 
-int rand_sign_cpu(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0, struct mat *x)
+int rand_sign_cpu(struct backend *be, uint64_t seed, enum philox_stream stream, uint32_t sub, int64_t row0,
+                  struct mat *x)
 {
 #pragma omp parallel for schedule(static) num_threads(be->n_threads) if (x->rows > 64)
     for (int64_t i = 0; i < x->rows; i++)
@@ -254,8 +264,8 @@ static void sumsq_f64(const double *x, double *out, int64_t n)
         out[j] += x[j] * x[j];
 }
 
-static int columns(struct backend *be, const struct mat *x, struct mat *out, void (*f32)(const float *, double *, int64_t),
-                   void (*f64)(const double *, double *, int64_t))
+static int columns(struct backend *be, const struct mat *x, struct mat *out,
+                   void (*f32)(const float *, double *, int64_t), void (*f64)(const double *, double *, int64_t))
 {
     assert(out->dtype == DT_F64 && out->cols == x->cols && (x->dtype == DT_F32 || x->dtype == DT_F64));
     int64_t across = tiles(x->cols, COLUMN_TILE);

@@ -19,12 +19,12 @@ struct gemm_tile {
     int64_t row, rows, col, cols;
 };
 
-void gemm_plan(const struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b,
-               double beta, struct gemm_plan *plan);
+void gemm_plan(const struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a,
+               const struct mat *b, double beta, struct gemm_plan *plan);
 struct gemm_tile gemm_tile(const struct gemm_plan *plan, int64_t t);
 /* Tile t of alpha op(A) op(B) + beta C into c, the tile's own first element. work is this thread's, with ready = NULL at
  * first; next: the A of the same tile of the product made next with this work, of the same height, or NULL. */
-void gemm_make_tile(const struct gemm_plan *plan, const struct mat *a, const struct mat *b, int64_t t, void *c, int64_t ldc,
-                    const struct mat *next, struct narrow_work *work);
+void gemm_make_tile(const struct gemm_plan *plan, const struct mat *a, const struct mat *b, int64_t t, void *c,
+                    int64_t ldc, const struct mat *next, struct narrow_work *work);
 
 #endif

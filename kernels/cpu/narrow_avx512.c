@@ -8,7 +8,7 @@ enum {
     VECTOR = 16,
     DEPTH = NARROW_DEPTH,
     SLAB_LD = DEPTH + VECTOR, /* rows of A are often a power of two apart and would share cache sets; a slab's aren't */
-    AHEAD = 2                 /* rows between asking memory for a line and copying it: 30 lines, longer than memory takes */
+    AHEAD = 2 /* rows between asking memory for a line and copying it: 30 lines, longer than memory takes */
 };
 
 /* A slab being copied a line at a time while the one before is multiplied: memory is never waited for. */
@@ -38,9 +38,9 @@ static inline __attribute__((always_inline)) void copy_line(struct copying *s)
 /* R rows of C with V vectors a row. a[r * a_row + i * a_k] is op(A)[r][i]; b is padded to whole vectors. The loops over r and
  * v unroll: accumulators stay in registers. With every 16 of k go R lines of the next slab: a slab's
  * worth in a slab's time. */
-static inline __attribute__((always_inline)) void block(int R, int V, const float *a, int64_t a_row, int64_t a_k, int64_t k,
-                                                        const float *b, const struct narrow_call *t, float beta, float *c,
-                                                        struct copying *next)
+static inline __attribute__((always_inline)) void block(int R, int V, const float *a, int64_t a_row, int64_t a_k,
+                                                        int64_t k, const float *b, const struct narrow_call *t,
+                                                        float beta, float *c, struct copying *next)
 {
     const __mmask16 tail = (__mmask16)(0xffff >> (VECTOR - 1 - (t->cols - 1) % VECTOR));
     __m512 acc[6][6];
@@ -77,7 +77,7 @@ static inline __attribute__((always_inline)) void block(int R, int V, const floa
  * element of A. */
 #define SLAB(R, V)                                                                                                     \
     static void slab_##V(int64_t rows, const float *a, int64_t a_row, int64_t a_k, int64_t k, const float *b,          \
-                         const struct narrow_call *t, float beta, float *c, struct copying *next)                        \
+                         const struct narrow_call *t, float beta, float *c, struct copying *next)                      \
     {                                                                                                                  \
         int64_t i = 0;                                                                                                 \
         for (; i + R <= rows; i += R)                                                                                  \
@@ -116,8 +116,9 @@ static void finish(struct copying *s)
 
 void narrow_gemm_avx512(const struct narrow_call *t, struct narrow_work *work)
 {
-    static void (*const slabs[])(int64_t, const float *, int64_t, int64_t, int64_t, const float *, const struct narrow_call *,
-                                 float, float *, struct copying *) = {slab_1, slab_2, slab_3, slab_4, slab_5, slab_6};
+    static void (*const slabs[])(int64_t, const float *, int64_t, int64_t, int64_t, const float *,
+                                 const struct narrow_call *, float, float *,
+                                 struct copying *) = {slab_1, slab_2, slab_3, slab_4, slab_5, slab_6};
     const int64_t vectors = (t->cols + VECTOR - 1) / VECTOR, ldb = vectors * VECTOR;
     if (work->ready != t->a) {
         struct copying first = slab_at(t, t->a, least(DEPTH, t->k), work->slab[work->turn]);
@@ -128,11 +129,12 @@ void narrow_gemm_avx512(const struct narrow_call *t, struct narrow_work *work)
         struct copying b = {t->b + k0 * t->ldb, work->b, t->ldb, ldb, depth, 0, t->cols}, next;
         finish(&b);
         if (k1 < t->k)
-            next = slab_at(t, t->a + (t->trans_a ? k1 * t->lda : k1), least(DEPTH, t->k - k1), work->slab[work->turn ^ 1]);
+            next =
+                slab_at(t, t->a + (t->trans_a ? k1 * t->lda : k1), least(DEPTH, t->k - k1), work->slab[work->turn ^ 1]);
         else
             next = slab_at(t, t->next, least(DEPTH, t->k), work->slab[work->turn ^ 1]);
-        slabs[vectors - 1](t->rows, work->slab[work->turn], t->trans_a ? 1 : SLAB_LD, t->trans_a ? NARROW_ROWS : 1, depth,
-                           work->b, t, k0 > 0 ? 1 : t->beta, t->c, &next);
+        slabs[vectors - 1](t->rows, work->slab[work->turn], t->trans_a ? 1 : SLAB_LD, t->trans_a ? NARROW_ROWS : 1,
+                           depth, work->b, t, k0 > 0 ? 1 : t->beta, t->c, &next);
         finish(&next);
     }
     work->ready = t->next;
