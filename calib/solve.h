@@ -20,7 +20,10 @@
 #include <stdint.h>
 
 enum solver { SOLVER_KRYLOV, SOLVER_QR_RSVD };
-enum qr_kind { QR_GRAM, QR_HOUSEHOLDER }; /* qr-rsvd: Cholesky of the f64 Gram matrix, or Householder on fixed row panels */
+enum qr_kind {
+    QR_GRAM,
+    QR_HOUSEHOLDER
+}; /* qr-rsvd: Cholesky of the f64 Gram matrix, or Householder on fixed row panels */
 enum damp { DAMP_DIAG, DAMP_MEDIAN, DAMP_TRACE };
 
 struct solve_params {
@@ -29,26 +32,26 @@ struct solve_params {
     int64_t rank;       /* r; clamped to min(m, d_in); 0: no factors */
     int64_t oversample; /* p, 10 */
     int power;          /* qr-rsvd: fixed number of power iterations, or -1: until the stop rule holds (at most 8) */
-    double stop;        /* stop when the last step raised the captured energy by less than this share of the rest: 0.005 */
-    int max_steps;      /* krylov: 6 */
+    double stop;   /* stop when the last step raised the captured energy by less than this share of the rest: 0.005 */
+    int max_steps; /* krylov: 6 */
     enum damp damp;
-    double alpha;               /* damping weight, 0.05 */
-    enum dtype factor_dtype;    /* DT_BF16 or DT_F16 */
-    int exact_energy;           /* trace of C exactly (2 m d_in^2 flops) instead of estimated with 64 probes */
+    double alpha;            /* damping weight, 0.05 */
+    enum dtype factor_dtype; /* DT_BF16 or DT_F16 */
+    int exact_energy;        /* trace of C exactly (2 m d_in^2 flops) instead of estimated with 64 probes */
     uint64_t seed;
     uint32_t sub; /* layer * N_GROUPS + group: keys the random numbers */
 };
 
 struct solution {
     struct buf a_buf, b_buf;
-    struct mat a, b;   /* factor_dtype: [m_p, r] and [r, d_in]; empty when r = 0 */
-    int64_t rank;      /* after clamping */
-    int steps;         /* Krylov blocks or power iterations used */
-    double trace;      /* tr(E S E^T), undamped S: the plain quantization's objective */
-    double trace_error; /* its standard error; 0 when exact */
-    double captured;   /* trace minus the objective of the rounded, refit factors */
-    double energy;     /* eta = captured / trace; 1 when E = 0 */
-    double error_norm2; /* ||E||_F^2 */
+    struct mat a, b;            /* factor_dtype: [m_p, r] and [r, d_in]; empty when r = 0 */
+    int64_t rank;               /* after clamping */
+    int steps;                  /* Krylov blocks or power iterations used */
+    double trace;               /* tr(E S E^T), undamped S: the plain quantization's objective */
+    double trace_error;         /* its standard error; 0 when exact */
+    double captured;            /* trace minus the objective of the rounded, refit factors */
+    double energy;              /* eta = captured / trace; 1 when E = 0 */
+    double error_norm2;         /* ||E||_F^2 */
     double module_captured[64]; /* captured, split over the group's modules */
 };
 
