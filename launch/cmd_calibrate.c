@@ -31,7 +31,7 @@ static const struct option_spec table[] = {
     OPT_CHOICE("damp", 0, "diag|median|trace", "diag", "what the statistics are shrunk towards"),
     OPT_REAL("alpha", 0, "0.05", 0, 1, "how far they are shrunk"),
     OPT_REAL("stop", 0, "0.005", 0, 1, "stop when a step gains less than this share of the energy left"),
-    OPT_INT("max-steps", 0, "N", "6", 1, 64, "krylov: most blocks"),
+    OPT_INT("max-steps", 0, "N", "6", 1, 64, "krylov: most blocks after the first"),
     OPT_INT("oversample", 0, "P", "10", 0, 1024, "columns beyond the rank"),
     OPT_INT("power", 0, "N", "-1", -1, 64, "qr-rsvd: power iterations; -1: until --stop holds"),
     OPT_CHOICE("qr", 0, "gram|householder", "gram",
