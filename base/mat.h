@@ -28,6 +28,16 @@ struct mat {
 size_t dtype_bytes(enum dtype dtype);
 const char *dtype_name(enum dtype dtype); /* "f32", "bf16", ... */
 
+static inline int64_t min_i64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline int64_t max_i64(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
 /* A dense view of rows x cols elements starting at data. */
 struct mat mat_view(void *data, enum dtype dtype, int64_t rows, int64_t cols);
 /* Rows [row0, row0 + rows) of m. */

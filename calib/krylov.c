@@ -42,16 +42,6 @@ struct krylov {
     double *theta, *scratch, probe_energy[N_PROBES]; /* [r]; [d * N_PROBES]; p^T C p of each probe */
 };
 
-static int64_t max_i64(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
-
-static int64_t min_i64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 static int take(struct krylov *s, enum dtype dtype, int64_t rows, int64_t cols, struct mat *m)
 {
     return mat_alloc(s->be, dtype, rows, cols, &s->bufs[s->n_bufs++], m);

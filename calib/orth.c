@@ -12,11 +12,6 @@
  * 1e12 * 1e-16 = 1e-4, which the second pass makes 1e-15. What comes out must be orthonormal to 1e-3 before that pass. */
 static const double smallest_pivot = 1e-6, first_pass_to = 1e-3;
 
-static int64_t min_i64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 /* Rows that a panel puts on the stack: its R, or the panel itself where that is shorter. */
 static int64_t height(const struct panels *panels, int64_t panel, int64_t cols)
 {

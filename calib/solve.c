@@ -15,11 +15,6 @@
 /* qr-rsvd factors S, so a channel that never fired gets a little weight (of the mean variance); krylov needs none. */
 static const double dead_floor = 1e-6;
 
-static int64_t min_i64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 int right_factor_alloc(struct problem *p, struct right_factor *right)
 {
     int err = OK;

@@ -328,11 +328,6 @@ out:
 
 /* ---- ends of the network ----------------------------------------------------------------------------------------- */
 
-struct mat decoder_hidden(const struct decoder *dec, const struct batch *batch)
-{
-    return mat_view(dec->hidden, DT_F32, batch->n_tokens, dec->config->d_model);
-}
-
 /* Each rank looks its ids up and adds +0 for the others': the sum over ranks is exact. */
 int decoder_embed(struct decoder *dec, const struct batch *batch, struct mat *hidden)
 {
@@ -353,7 +348,7 @@ out:
 int decoder_forward(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, struct mat *hidden)
 {
     int err = OK;
-    *hidden = decoder_hidden(dec, batch);
+    *hidden = mat_view(dec->hidden, DT_F32, batch->n_tokens, dec->config->d_model);
     TRY(decoder_embed(dec, batch, hidden));
     for (int64_t l = 0; l < dec->config->n_layers; l++)
         TRY(decoder_layer(dec, &dec->layers[l], l, batch, kv, hidden, NULL));

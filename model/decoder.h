@@ -67,12 +67,11 @@ int decoder_create(struct decoder *dec, const struct model_config *config, struc
                    int64_t max_tokens, int64_t max_rank);
 void decoder_free(struct decoder *dec);
 
-/* hidden states f32 [T, d_model] of the batch, in the decoder's own buffer. Collective over tp. */
-struct mat decoder_hidden(const struct decoder *dec, const struct batch *batch);
+/* hidden: f32 [T, d_model] of the batch's rows. Collective over tp, as is all that follows. */
 int decoder_embed(struct decoder *dec, const struct batch *batch, struct mat *hidden);
 int decoder_layer(struct decoder *dec, const struct layer *layer, int64_t l, const struct batch *batch,
                   const struct kv_cache *kv, struct mat *hidden, const struct observer *observer);
-/* embed and all layers of an inference decoder. */
+/* embed and all layers of an inference decoder; hidden becomes a view of the decoder's own buffer. */
 int decoder_forward(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, struct mat *hidden);
 /* Negative log-likelihood of target[i] (host, ids) at output row i of the batch: host nll f64 [n_out], on every rank. */
 int decoder_nll(struct decoder *dec, const struct batch *batch, const struct mat *hidden, const int32_t *target,

@@ -171,8 +171,6 @@ struct store_layer;
 int store_open(const char *dir, struct store **store);
 void store_close(struct store *store);
 const struct store_facts *store_facts(const struct store *store);
-const char *store_dir(const struct store *store);
-const struct model_config *store_config(const struct store *store);
 
 /* Checks fingerprint, layer number and every dataset's shape and dtype against the configuration. */
 int store_layer_open(const struct store *store, int64_t l, struct store_layer **layer);

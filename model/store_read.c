@@ -120,16 +120,6 @@ const struct store_facts *store_facts(const struct store *store)
     return &store->facts;
 }
 
-const char *store_dir(const struct store *store)
-{
-    return store->dir;
-}
-
-const struct model_config *store_config(const struct store *store)
-{
-    return &store->config;
-}
-
 /* ---- a layer ---------------------------------------------------------------------------------------------------- */
 
 /* File and datasets of a layer, whatever model it belongs to. */

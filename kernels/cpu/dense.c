@@ -23,11 +23,6 @@ enum {
     BLOCK = 64              /* transposition block: 64 x 64 f64 from and to fit into L1 and L2 */
 };
 
-static int64_t min_i64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 static int64_t tiles(int64_t n, int64_t tile)
 {
     return (n + tile - 1) / tile;

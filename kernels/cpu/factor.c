@@ -21,11 +21,6 @@ enum {
     TRSM_ROWS = 64   /* rows a tile in triangular solves; rows are independent of each other */
 };
 
-static int64_t min_i64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 static int lapack_failed(const char *name, lapack_int info, const struct mat *a)
 {
     return err_set(ERR_NUMERIC, __FILE__, __LINE__, "%s of a %lld x %lld matrix failed: info %d", name,

@@ -31,11 +31,6 @@ struct fixed_product {
     struct mat *acc;
 };
 
-static int64_t min_i64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 /* acc[j] += rint(v[j] * 2^shift), |v| <= 1, shift <= 62, with no instruction newer than SSE2: the value is split at 2^32
  * into two halves that the add-and-subtract of 1.5 * 2^52 rounds to nearest even. The split is exact, so the sum of the halves is
  * rint of the whole. Returns 1 if a |v| exceeds 1 or is NaN. */
