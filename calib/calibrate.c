@@ -225,15 +225,19 @@ static int quantize_group(struct job *job, int64_t l, enum group group, struct g
         job->options->group_size > 0 && job->options->group_size < d ? job->options->group_size : d;
     const int64_t n_groups = (d + group_size - 1) / group_size;
     int64_t bad = -1;
+    struct buf first_bad = {0};
+    TRY(buf_alloc(be, sizeof bad, &first_bad));
     TRY(mat_alloc(be, DT_F32, m, d, &bufs->e, e));
     TRY(mat_alloc(be, DT_U8, m, d, &bufs->codes, &q->codes));
     TRY(mat_alloc(be, DT_F16, m, n_groups, &bufs->scales, &q->scales));
     TRY(mat_alloc(be, DT_U8, m, n_groups, &bufs->zeros, &q->zeros));
     TRY(slices_stack(&job->slices, group, e));
-    TRY(be->ops->quantize(be, e, job->options->bits, group_size, &q->codes, &q->scales, &q->zeros, &bad));
+    TRY(be->ops->quantize(be, e, job->options->bits, group_size, &q->codes, &q->scales, &q->zeros, first_bad.p));
+    TRY(be->ops->get(be, &bad, first_bad.p, sizeof bad));
     if (bad >= 0)
         err = bad_row(job, l, group, bad);
 out:
+    buf_free(&first_bad);
     return err;
 }
 

@@ -143,6 +143,8 @@ int covariance_begin(struct comm *comm, const struct model_config *config, const
     memset(cov, 0, sizeof *cov);
     cov->comm = comm;
     cov->corpus = corpus;
+    TRY(buf_alloc(comm->be, N_GROUPS * sizeof(int32_t), &cov->outside));
+    TRY(comm->be->ops->zero(comm->be, cov->outside.p, cov->outside.bytes));
     TRY(comm_agree(comm, bounds_local(c, ck, slices, l, &b)));
     TRY(comm_max_f64(comm, b.values, c->n_kv_heads * hd));
     TRY(comm_max_f64(comm, b.gate, c->d_ff));
@@ -163,36 +165,53 @@ out:
     return err;
 }
 
-/* The row that isn't finite, to name its sequence: only after a leaf was refused. */
-static int64_t first_bad_row(struct backend *be, const struct mat *x)
-{
-    int64_t found = -1;
-    float *row = malloc((size_t)x->cols * sizeof *row);
-    for (int64_t t = 0; row && found < 0 && t < x->rows; t++) {
-        if (be->ops->get(be, row, (char *)x->data + (size_t)(t * x->ld) * sizeof *row, (size_t)x->cols * sizeof *row) !=
-            OK)
-            break;
-        for (int64_t j = 0; j < x->cols && found < 0; j++)
-            if (!isfinite(row[j]))
-                found = t;
-    }
-    free(row);
-    return found;
-}
-
 int covariance_observe(void *ctx, int64_t layer, enum group group, const struct mat *x)
 {
-    int err = OK, outside = 0;
     struct covariance *cov = ctx;
     struct backend *be = cov->comm->be;
     struct moment *m = &cov->moment[group];
-    TRY(be->ops->moment_add(be, x, &m->exp, m->shift, &m->acc, &outside));
-    TRY(be->ops->sync(be));
-    if (outside) {
-        int64_t row = first_bad_row(be, x);
+    (void)layer;
+    return be->ops->moment_add(be, x, &m->exp, m->shift, &m->acc, (int32_t *)cov->outside.p + group);
+}
+
+/* First row of m (f32) that isn't finite, or 0. */
+static int first_bad_row(struct backend *be, const struct mat *m, int64_t *bad)
+{
+    int err = OK;
+    float *row = malloc((size_t)m->cols * sizeof *row);
+    *bad = 0;
+    if (!row)
+        FAIL(ERR_NOMEM, "a row of %lld", (long long)m->cols);
+    for (int64_t t = 0; t < m->rows; t++) {
+        TRY(be->ops->get(be, row, (float *)m->data + t * m->ld, (size_t)m->cols * sizeof *row));
+        for (int64_t j = 0; j < m->cols; j++) {
+            if (!isfinite(row[j])) {
+                *bad = t;
+                goto out;
+            }
+        }
+    }
+out:
+    free(row);
+    return err;
+}
+
+/* The flags are looked at once a super-block, when the group's input is gone: but what isn't finite there isn't finite in the
+ * layer's output either, and attention carries it to later tokens only, so its first row is the same. */
+int covariance_check(struct covariance *cov, int64_t layer, int64_t first_sequence, const struct mat *hidden)
+{
+    int err = OK;
+    struct backend *be = cov->comm->be;
+    int32_t outside[N_GROUPS];
+    int64_t row;
+    TRY(be->ops->get(be, outside, cov->outside.p, sizeof outside));
+    for (int g = 0; g < N_GROUPS; g++) {
+        if (!outside[g])
+            continue;
+        TRY(first_bad_row(be, hidden, &row));
         FAIL(ERR_NUMERIC,
              "layer %lld, group %s: the input holds NaN or infinity at calibration sequence %lld, token %lld",
-             (long long)layer, group_name(group), (long long)(cov->first_sequence + row / cov->corpus->seq_len),
+             (long long)layer, group_name((enum group)g), (long long)(first_sequence + row / cov->corpus->seq_len),
              (long long)(row % cov->corpus->seq_len));
     }
 out:
@@ -212,4 +231,5 @@ void covariance_free(struct covariance *cov)
 {
     for (int g = 0; g < N_GROUPS; g++)
         moment_free(&cov->moment[g]);
+    buf_free(&cov->outside);
 }

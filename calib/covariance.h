@@ -21,14 +21,17 @@ struct covariance {
     struct comm *comm;
     const struct corpus *corpus;
     struct moment moment[N_GROUPS];
-    int64_t first_sequence; /* of the super-block now running, for messages */
+    struct buf outside; /* i32 [N_GROUPS]: a leaf left its bound */
 };
 
 /* Zero moments with exponents for layer l, whose slices are read. Collective. */
 int covariance_begin(struct comm *comm, const struct model_config *config, const struct corpus *corpus,
                      const struct checkpoint *ck, const struct slices *slices, int64_t l, struct covariance *cov);
-/* The observer's callback: adds one leaf. ERR_NUMERIC names layer, group and calibration sequence. Not collective. */
+/* The observer's callback: adds one leaf. Not collective. */
 int covariance_observe(void *ctx, int64_t layer, enum group group, const struct mat *x);
+/* After each super-block, with what came out of the layer: ERR_NUMERIC names layer, group, calibration sequence and token where
+ * something wasn't finite. Waits. Not collective. */
+int covariance_check(struct covariance *cov, int64_t layer, int64_t first_sequence, const struct mat *hidden);
 /* Sums over the ranks: every rank ends with the whole Sigma_x of each group. Collective. */
 int covariance_reduce(struct covariance *cov);
 void covariance_free(struct covariance *cov);

@@ -55,6 +55,7 @@ int exact_open(struct exact *x, struct comm *comm, const struct panels *panels, 
     for (int64_t i = 0; i < n; i++)
         x->row0[i + 1] = local_panel(panels, i).end;
     TRY(buf_alloc(x->be, (size_t)capacity * sizeof(int64_t), &x->acc));
+    TRY(buf_alloc(x->be, sizeof(int32_t), &x->overflow));
     if (wide_cols > 0) {
         TRY(buf_alloc(x->be, (size_t)(wide_rows(wide_cols) * wide_cols) * dtype_bytes(dtype), &x->wide[0]));
         TRY(buf_alloc(x->be, (size_t)(PANEL_ROWS * wide_cols) * dtype_bytes(dtype), &x->wide[1]));
@@ -70,6 +71,7 @@ void exact_close(struct exact *x)
     free(x->row0);
     x->row0 = NULL;
     buf_free(&x->acc);
+    buf_free(&x->overflow);
     buf_free(&x->wide[0]);
     buf_free(&x->wide[1]);
 }
@@ -92,23 +94,26 @@ out:
 
 int exact_product(struct exact *x, const struct operand *a, const struct operand *b, struct mat *out)
 {
-    int err = OK, overflow = 0;
+    int err = OK;
+    int32_t overflow = 0;
     int64_t rows = a->m->cols, cols = b->m->cols, flag = 0;
     struct mat acc = mat_view(x->acc.p, DT_I64, rows, cols), pa, pb;
     assert(rows * cols <= x->capacity && out->rows == rows && out->cols == cols && out->dtype == DT_F64);
     TRY(x->be->ops->zero(x->be, acc.data, mat_bytes(&acc)));
+    TRY(x->be->ops->zero(x->be, x->overflow.p, sizeof overflow));
     if (a->m->dtype == x->dtype && b->m->dtype == x->dtype) {
         TRY(x->be->ops->gemm_fixed(x->be, a->m, b->m, x->row0, local_panels(x->panels), a->exp, b->exp, x->shift, &acc,
-                                   &overflow));
+                                   x->overflow.p));
     } else {
         for (int64_t i = 0; i < local_panels(x->panels); i++) {
             struct range panel = local_panel(x->panels, i);
             TRY(rows_as(x, 0, a->m, panel, &pa));
             TRY(rows_as(x, 1, b->m, panel, &pb));
             TRY(x->be->ops->gemm_fixed(x->be, &pa, &pb, (int64_t[2]){0, pa.rows}, 1, a->exp, b->exp, x->shift, &acc,
-                                       &overflow));
+                                       x->overflow.p));
         }
     }
+    TRY(x->be->ops->get(x->be, &overflow, x->overflow.p, sizeof overflow));
     flag = overflow;
     TRY(comm_max_i64(x->comm, &flag, 1));
     if (flag) {

@@ -21,7 +21,7 @@ struct exact {
     int shift;        /* 62 - ceil(log2(number of panels)): the sum of that many leaves fits 63 bits */
     int64_t capacity; /* elements of a sum */
     int64_t *row0;    /* [local panels + 1] rows of this rank's panels */
-    struct buf acc, wide[2];
+    struct buf acc, overflow, wide[2];
 };
 
 /* A local matrix and i32 [1, cols] exponents: every panel's column j has Euclidean norm <= 2^exp[j]. */

@@ -97,10 +97,13 @@ int forward_layer(struct forward *f, const struct layer *layer, int64_t l, struc
     const struct observer observer = {covariance_observe, cov};
     for (int64_t b = f->blocks.begin; b < f->blocks.end; b++) {
         struct mat rows = block_rows(f, b);
-        if (cov)
-            corpus_block(f->corpus, b, &cov->first_sequence);
         TRY(batch_of_block(f, b));
         TRY(decoder_layer(&f->dec, layer, l, &f->batch, &f->kv, &rows, cov ? &observer : NULL));
+        if (cov) {
+            int64_t first;
+            corpus_block(f->corpus, b, &first);
+            TRY(covariance_check(cov, l, first, &rows));
+        }
     }
     TRY(f->dec.be->ops->sync(f->dec.be));
 out:

@@ -97,9 +97,8 @@ int slices_stack(const struct slices *slices, enum group group, struct mat *w)
     int count;
     int64_t row = 0;
     const int64_t d_in = slices->d_in[group];
-    float *panel = malloc((size_t)(PANEL_ROWS * d_in) * sizeof *panel);
-    if (!panel)
-        FAIL(ERR_NOMEM, "a panel of %lld columns", (long long)d_in);
+    struct buf stored = {0};
+    TRY(buf_alloc(be, (size_t)(PANEL_ROWS * d_in) * sizeof(float), &stored)); /* the widest type of a checkpoint */
     group_modules(group, &first, &count);
     for (int i = (int)first; i < (int)first + count; i++) {
         const int64_t n = slices->rows[i].end - slices->rows[i].begin;
@@ -107,13 +106,14 @@ int slices_stack(const struct slices *slices, enum group group, struct mat *w)
         for (int64_t done = 0; done < n; done += PANEL_ROWS) {
             int64_t rows = n - done < PANEL_ROWS ? n - done : PANEL_ROWS;
             struct mat to = mat_rows(w, row, rows);
-            convert(panel, DT_F32, (const char *)slices->raw[i] + (size_t)done * row_bytes, slices->dtype[i],
-                    rows * d_in);
-            TRY(be->ops->put(be, to.data, panel, (size_t)(rows * d_in) * sizeof *panel));
+            struct mat from = mat_view(stored.p, slices->dtype[i], rows, d_in);
+            TRY(be->ops->put(be, from.data, (const char *)slices->raw[i] + (size_t)done * row_bytes,
+                             (size_t)rows * row_bytes));
+            TRY(be->ops->convert(be, &from, &to));
             row += rows;
         }
     }
 out:
-    free(panel);
+    buf_free(&stored);
     return err;
 }

@@ -1,21 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The backends this build knows, and memory that someone owns. */
 #include "kernels/cpu/cpu.h"
-#include "kernels/kernels.h"
+#include "kernels/module.h"
 
 #include "base/err.h"
 
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const struct {
     const char *name;
-    const struct backend_ops *(*ops)(void);
+    const struct backend_ops *(*ops)(void); /* NULL: in a module */
 } known[] = {
-    {"cpu", cpu_ops},
-    {"cpu:ref", cpu_ref_ops},
-    {"cpu:check", cpu_check_ops},
+    {"cpu", cpu_ops}, {"cpu:ref", cpu_ref_ops}, {"cpu:check", cpu_check_ops}, {"cuda", NULL}, {"cuda:sim", NULL},
 };
 
 static int bound_cores(void)
@@ -26,20 +25,77 @@ static int bound_cores(void)
     return CPU_COUNT(&mask);
 }
 
-int backend_open(struct backend *be, const char *name, int n_threads)
+/* "cuda:1:f32" -> name "cuda", index 1, f32. "cpu:check", "cpu:ref" and "cuda:sim" are names. */
+static int parse(const char *device, char *name, size_t n_name, int *index, enum dtype *act)
+{
+    int err = OK, n_given = 0;
+    const char *at = device + strcspn(device, ":");
+    snprintf(name, n_name, "%.*s", (int)(at - device), device);
+    *act = strcmp(name, "cuda") == 0 ? DT_BF16 : DT_F32;
+    *index = 0;
+    for (; *at; at += strcspn(at, ":")) {
+        const char *word = ++at;
+        const int n = (int)strcspn(word, ":");
+        char *end;
+        long number = strtol(word, &end, 10);
+        if (n == 3 && strncmp(word, "f32", 3) == 0)
+            *act = DT_F32;
+        else if (n == 4 && strncmp(word, "bf16", 4) == 0)
+            *act = DT_BF16;
+        else if (n > 0 && end == word + n && number >= 0 && number < 4096)
+            *index = (int)number;
+        else if (n > 0 && n_given++ == 0 && (size_t)(word + n - device) < n_name)
+            snprintf(name, n_name, "%.*s", (int)(word + n - device), device);
+        else
+            FAIL(ERR_UNSUPPORTED, "device \"%s\": \"%.*s\" is no index, f32 or bf16", device, n, word);
+    }
+out:
+    return err;
+}
+
+static int open_module(struct backend *be)
 {
     int err = OK;
+    char why[512];
+    const struct backend_module *module = module_load(be->name, why, sizeof why);
+    if (!module)
+        FAIL(ERR_UNSUPPORTED, "device \"%s\" is not available: %s", be->name, why);
+    const int n = module->count(why, sizeof why);
+    if (n == 0)
+        FAIL(ERR_UNSUPPORTED, "device \"%s\" is not available: %s", be->name, why);
+    if (be->index >= n)
+        FAIL(ERR_ARG, "device \"%s:%d\": this host has %d GPU%s, numbered from 0", be->name, be->index, n,
+             n == 1 ? "" : "s");
+    be->ops = module->ops;
+    TRY(be->ops->open(be));
+out:
+    if (err)
+        be->ops = NULL;
+    return err;
+}
+
+int backend_open(struct backend *be, const char *device, int n_threads)
+{
+    int err = OK;
+    char name[32];
     memset(be, 0, sizeof *be);
+    TRY(parse(device, name, sizeof name, &be->index, &be->act));
+    be->n_threads = n_threads > 0 ? n_threads : bound_cores();
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(known[i].name, name) != 0)
             continue;
         be->name = known[i].name;
+        if (!known[i].ops) {
+            TRY(open_module(be));
+            goto out;
+        }
+        if (be->act != DT_F32 || be->index != 0)
+            FAIL(ERR_UNSUPPORTED, "device \"%s\": %s computes in f32 and has no index", device, name);
         be->ops = known[i].ops();
-        be->n_threads = n_threads > 0 ? n_threads : bound_cores();
         TRY(be->ops->open(be));
         goto out;
     }
-    FAIL(ERR_UNSUPPORTED, "unknown device \"%s\": this build has cpu, cpu:ref, cpu:check", name);
+    FAIL(ERR_UNSUPPORTED, "unknown device \"%s\": glowq knows cpu, cpu:ref, cpu:check, cuda, cuda:sim", device);
 out:
     return err;
 }

@@ -2,19 +2,22 @@
  * Kernels: the op table. Every arithmetic step of calibration and inference goes through it; a backend is one table.
  * Every op honours the ld of its mats; plain pointers are dense.
  *
- * Memory. A `struct mat` or `struct packed` argument lives in the backend's memory ("device memory", also on the CPU); `host`
- * arguments say so. Ops may be queued: only get, sync and host_begin wait for them. Buffers stay alive until then.
+ * Memory. A `struct mat` or `struct packed` argument and every plain pointer lives in the backend's memory ("device memory",
+ * also on the CPU); `host` arguments say so. Ops may be queued: get, sync, host_begin and the factorizations (qr, cholesky,
+ * eigh, svd) wait for them, nothing else does; free takes its turn behind them. Host arguments are read before an op returns.
  * Every op returns OK or a negative code (base/err.h), checks the shapes it is given with assert (they come from our own
  * files), and is not collective.
  *
- * Numbers. Activations, residual, R, logits and KV are f32 on the CPU; accumulation is f32 with fused multiply-add unless an
- * op says f64. Row invariance (CPU): in every op marked [row], output row t depends, to the bit, on row t's own data alone:
- * never on the batch, its position in it, the number of threads or the instruction set's vector length... K has one order:
- * ascending, one chain an output element (linear), softmax merged at absolute multiples of ATTENTION_SPAN keys.
+ * Numbers. Residual, R and logits are f32; what a product reads (x) and the KV cache are in be->act: f32 on the CPU and under
+ * --dtype f32, else bf16. "x act" takes be->act or f32. Accumulation is f32 with fused multiply-add unless an op says f64; in
+ * f32 no op rounds to less (no TF32). Row invariance (CPU): in every op marked [row], output row t depends, to the bit, on row
+ * t's own data alone: never on the batch, its position in it, the number of threads or the instruction set's vector length.
+ * K has one order: ascending, one chain an output element (linear), softmax merged at absolute multiples of ATTENTION_SPAN keys.
  * Thread invariance: the bits of every op are the same for any number of threads: threads take whole tiles of fixed shape.
  *
  * "cpu:ref" is plain C and accumulates in f64: the oracle. "cpu" overwrites entries by AVX2 / AVX-512 versions the processor
- * has (GLOWQ_DISABLE=avx512,avx2 leaves them out). "cpu:check" runs "cpu" behind protected memory filled with NaN.
+ * has (GLOWQ_DISABLE=avx512,avx2 leaves them out). "cpu:check" queues the ops of "cpu" behind protected memory filled with NaN.
+ * "cuda" is a module loaded at run time (kernels/cuda/module.h); "cuda:sim" is its kernels compiled for the host.
  */
 #ifndef GLOWQ_KERNELS_KERNELS_H
 #define GLOWQ_KERNELS_KERNELS_H
@@ -29,17 +32,20 @@ struct backend_ops;
 
 struct backend {
     const struct backend_ops *ops;
-    const char *name; /* "cpu", "cpu:ref", "cpu:check" */
+    const char *name; /* "cpu", "cpu:ref", "cpu:check", "cuda", "cuda:sim" */
     int n_threads;
+    int index;                    /* of the GPU; 0 elsewhere */
+    enum dtype act;               /* of what products read and of the KV cache: F32 or BF16 */
     void *state;                  /* the backend's own */
     char description[96];         /* "cpu avx512, 2 threads, OpenBLAS SkylakeX" */
     char numerics[64];            /* what calibration's bits depend on, never threads: "cpu, OpenBLAS SkylakeX" */
     size_t bytes_now, bytes_peak; /* allocated through buf_alloc */
 };
 
-/* name: "cpu", "cpu:ref", "cpu:check"; n_threads 0 = cores of this process's binding mask.
- * ERR_UNSUPPORTED lists the known names. Keeps be until backend_close. */
-int backend_open(struct backend *be, const char *name, int n_threads);
+/* device: NAME[:INDEX][:f32|:bf16], e.g. "cpu", "cpu:check", "cuda", "cuda:1", "cuda:1:f32", "cuda:sim:f32"; CUDA's default is
+ * GPU 0 and bf16. n_threads 0 = cores of this process's binding mask. ERR_UNSUPPORTED lists the known names, or says what "cuda"
+ * lacks here: the module, the driver, the device. Keeps be until backend_close. */
+int backend_open(struct backend *be, const char *device, int n_threads);
 void backend_close(struct backend *be);
 
 /* Device memory that someone owns. p is NULL when empty. Alignment 64 bytes. */
@@ -80,6 +86,12 @@ struct k_split {
     int64_t bounds[TREE_LEAVES + 1];
 };
 
+/* A run of ops that is issued again and again with the same arguments, its inputs changing in device memory alone: a decode
+ * step. Zeroed by its owner; freed by step_free. */
+struct step {
+    void *recorded;
+};
+
 struct linear_args {
     const struct packed *w;      /* [d_out, d_in] */
     const struct mat *bias;      /* f32 [1, d_out] or NULL; added once, not allowed with split */
@@ -112,39 +124,47 @@ struct backend_ops {
     int (*copy)(struct backend *be, const struct mat *from, struct mat *to); /* same shape and dtype; ld may differ */
     int (*zero)(struct backend *be, void *device, size_t bytes);
     int (*sync)(struct backend *be);
+    /* Bytes of this device that are free now, and all of it. */
+    int (*memory)(struct backend *be, size_t *host_free, size_t *host_total);
     /* Host access to device memory (comm uses it): *host equals p on the CPU. Waits. End before the next op. */
     int (*host_begin)(struct backend *be, void *p, size_t bytes, void **host);
     int (*host_end)(struct backend *be, void *p, size_t bytes, void *host);
 
+    /* Ops between step_begin and step_end are one step. *host_replayed = 1: the backend has queued the recorded step itself and
+     * the caller issues nothing, not even step_end. A step holds no alloc, free, put, get, sync, host_begin or factorization. */
+    int (*step_begin)(struct backend *be, struct step *step, int *host_replayed);
+    int (*step_end)(struct backend *be, struct step *step);
+    void (*step_free)(struct backend *be, struct step *step);
+
     /* ---- weights ------------------------------------------------------------------------------------------------ */
     /* Fill in data for the shape and format already set in w. */
     int (*weight_alloc)(struct backend *be, struct packed *w);
-    /* Rows [row0, row0 + panel->rows) from a host panel of w->dtype [rows, d_in] (row0 and, but for the last panel, rows are
+    /* Rows [row0, row0 + panel->rows) from a panel of w->dtype [rows, d_in] (row0 and, but for the last panel, rows are
      * multiples of 16). */
-    int (*weight_put_dense)(struct backend *be, struct packed *w, int64_t row0, const struct mat *host_panel);
-    /* The same from host codes u8 [rows, d_in] (one code a byte), scales f16 [rows, n_groups], zeros u8 [rows, n_groups]. */
-    int (*weight_put_codes)(struct backend *be, struct packed *w, int64_t row0, int64_t rows, const uint8_t *host_codes,
-                            const uint16_t *host_scales, const uint8_t *host_zeros);
+    int (*weight_put_dense)(struct backend *be, struct packed *w, int64_t row0, const struct mat *panel);
+    /* The same from codes u8 [rows, d_in] (one code a byte), scales f16 [rows, n_groups], zeros u8 [rows, n_groups]. */
+    int (*weight_put_codes)(struct backend *be, struct packed *w, int64_t row0, const struct mat *codes,
+                            const struct mat *scales, const struct mat *zeros);
 
     /* ---- decoder [row] ------------------------------------------------------------------------------------------ */
     /* out[t] = row ids[t] - first_id of the dense packed table as f32, or +0 where the id lies outside the table's rows (other
      * ranks add theirs). Packed, so that tied embeddings are held once. */
     int (*embed)(struct backend *be, const struct packed *table, int64_t first_id, const int32_t *ids, struct mat *out);
-    /* out = x / sqrt(mean(x^2) + eps) * weight, over each row; x and out f32 [n, d], out may be x. weight f32 [1, d]. */
+    /* out = x / sqrt(mean(x^2) + eps) * weight, over each row; x f32, out act [n, d], out may be x. weight f32 [1, d]. */
     int (*rmsnorm)(struct backend *be, const struct mat *x, const struct mat *weight, float eps, struct mat *out);
-    /* y = x W^T (+ bias) (+ A R): x f32 [T, d_in], y f32 [T, d_out] or [n_parts T, d_out]. Low-bit weights: q = s (c - z),
+    /* y = x W^T (+ bias) (+ A R): x act [T, d_in], y f32 [T, d_out] or [n_parts T, d_out]. Low-bit weights: q = s (c - z),
      * computed a group at a time as acc += s (sum_k x c - z sum_k x). Never a dequantized copy of the weight. */
     int (*linear)(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
     /* Rotary embedding in place, half-split as in Hugging Face weights: (x_i, x_{i+d/2}) rotated by pos * inv_freq[i], the
      * angle formed in f32. x f32 [T, n_heads * head_dim], pos i32 [T], inv_freq f32 [head_dim / 2]. */
     int (*rope)(struct backend *be, struct mat *x, const int32_t *pos, const float *inv_freq, int64_t head_dim);
-    /* cache[slot[t]] = rows of x; cache f32 [n_slots, n_kv_heads * head_dim]. */
+    /* cache[slot[t]] = rows of x; x f32, cache be->act [n_slots, n_kv_heads * head_dim]. */
     int (*kv_append)(struct backend *be, const struct mat *x, const int32_t *slot, struct mat *cache);
-    /* out = softmax(q k^T scale) v, causal by absolute position, a head at a time; q, out f32 [T, n_heads * head_dim]. */
+    /* out = softmax(q k^T scale) v, causal by absolute position, a head at a time; q f32, out act [T, n_heads * head_dim]. */
     int (*attention)(struct backend *be, const struct mat *q, const struct mat *k_cache, const struct mat *v_cache,
                      const struct attention_args *args, struct mat *out);
-    int (*silu_mul)(struct backend *be, const struct mat *gate, const struct mat *up,
-                    struct mat *out);                                           /* out may be gate */
+    /* out = silu(gate) * up; gate, up f32, out act; an f32 out may be gate. */
+    int (*silu_mul)(struct backend *be, const struct mat *gate, const struct mat *up, struct mat *out);
     int (*add)(struct backend *be, struct mat *x, const struct mat *y);         /* x += y, f32 */
     int (*add_bias)(struct backend *be, struct mat *x, const struct mat *bias); /* x[t] += bias [1, d] */
     int (*gather_rows)(struct backend *be, const struct mat *x, const int32_t *rows, struct mat *out);
@@ -188,21 +208,21 @@ struct backend_ops {
 
     /* ---- exact sums (calibration; DESIGN: leaves are summed in 64-bit fixed point) -------------------------------- */
     /* acc i64 [rows, cols] += rint(leaf * 2^(shift - row_exp[i] - col_exp[j])); leaf f32 or f64; exponents i32 [1, n].
-     * *host_overflow |= 1 if any |leaf| > 2^(row_exp + col_exp) or is not finite. */
+     * *overflow |= 1 if any |leaf| > 2^(row_exp + col_exp) or is not finite. */
     int (*fixed_add)(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp,
-                     int shift, struct mat *acc, int *host_overflow);
+                     int shift, struct mat *acc, int32_t *overflow);
     /* fixed_add of A_p^T B_p for each panel p, rows [host_row0[p], host_row0[p + 1]) of A [m, rows] and B [m, cols], both f32 or
-     * both f64; A_p^T B_p has the bits that gemm gives it. */
+     * both f64; (CPU) A_p^T B_p has the bits that gemm gives it. */
     int (*gemm_fixed)(struct backend *be, const struct mat *a, const struct mat *b, const int64_t *host_row0,
                       int64_t n_panels, const struct mat *row_exp, const struct mat *col_exp, int shift,
-                      struct mat *acc, int *host_overflow);
+                      struct mat *acc, int32_t *overflow);
     /* out f64 = acc * 2^(row_exp + col_exp - shift). */
     int (*fixed_get)(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp,
                      int shift, struct mat *out);
-    /* One leaf of Sigma_x: the lower triangle of X^T X (X f32 [t, d], f32 products in fixed tiles) is added to acc, a packed
+    /* One leaf of Sigma_x: the lower triangle of X^T X (X act [t, d], f32 products in fixed tiles) is added to acc, a packed
      * lower triangle i64 [1, d (d + 1) / 2] (row i at i (i + 1) / 2), with exponents exp i32 [1, d] for rows and columns. */
     int (*moment_add)(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
-                      int *host_overflow);
+                      int32_t *overflow);
     /* Rows [row0, row0 + s->rows) of S, all d columns (both triangles), f32 or f64: acc * 2^(exp_i + exp_j - shift) * factor. */
     int (*moment_get)(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
                       int64_t row0, struct mat *s);
@@ -211,9 +231,9 @@ struct backend_ops {
     /* Round to nearest, asymmetric, per row and group of group_size columns (the last group may be shorter); MATH section 3:
      * min <= 0 <= max; s = f16((max - min) / (2^bits - 1)); z = clamp(rint(-min / s)); c = clamp(rint(w / s) + z).
      * W f32 [rows, d] becomes the error E = W - s (c - z). codes u8 [rows, d], scales f16 [rows, n_groups], zeros u8.
-     * *host_bad_row: first row whose scale leaves f16's normal range or that isn't finite, or -1. */
+     * *bad_row: first row whose scale leaves f16's normal range or that isn't finite, or -1. */
     int (*quantize)(struct backend *be, struct mat *w, int bits, int64_t group_size, struct mat *codes,
-                    struct mat *scales, struct mat *zeros, int64_t *host_bad_row);
+                    struct mat *scales, struct mat *zeros, int64_t *bad_row);
 };
 
 #endif

@@ -9,8 +9,8 @@
 
 int kv_create(struct backend *be, int64_t n_layers, int64_t n_blocks, int64_t width, struct kv_cache *kv)
 {
-    *kv = (struct kv_cache){.n_layers = n_layers, .n_blocks = n_blocks, .width = width};
-    return buf_alloc(be, (size_t)(2 * n_layers * n_blocks * KV_BLOCK * width) * sizeof(float), &kv->buf);
+    *kv = (struct kv_cache){.n_layers = n_layers, .n_blocks = n_blocks, .width = width, .dtype = be->act};
+    return buf_alloc(be, (size_t)(2 * n_layers * n_blocks * KV_BLOCK * width) * dtype_bytes(be->act), &kv->buf);
 }
 
 void kv_free(struct kv_cache *kv)
@@ -21,7 +21,8 @@ void kv_free(struct kv_cache *kv)
 static struct mat kv_plane(const struct kv_cache *kv, int64_t plane)
 {
     int64_t slots = kv->n_blocks * KV_BLOCK;
-    return mat_view((float *)kv->buf.p + plane * slots * kv->width, DT_F32, slots, kv->width);
+    return mat_view((char *)kv->buf.p + (size_t)(plane * slots * kv->width) * dtype_bytes(kv->dtype), kv->dtype, slots,
+                    kv->width);
 }
 
 struct mat kv_keys(const struct kv_cache *kv, int64_t layer)

@@ -12,11 +12,12 @@
 /* K and V of n_layers layers; a pool of one layer serves passes that finish layer by layer (calibration, evaluation). */
 struct kv_cache {
     int64_t n_layers, n_blocks, width; /* width = local kv heads * head_dim */
+    enum dtype dtype;                  /* the backend's act */
     struct buf buf;
 };
 int kv_create(struct backend *be, int64_t n_layers, int64_t n_blocks, int64_t width, struct kv_cache *kv);
 void kv_free(struct kv_cache *kv);
-/* f32 [n_blocks * KV_BLOCK, width] of a layer. */
+/* [n_blocks * KV_BLOCK, width] of a layer. */
 struct mat kv_keys(const struct kv_cache *kv, int64_t layer);
 struct mat kv_values(const struct kv_cache *kv, int64_t layer);
 

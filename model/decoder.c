@@ -125,33 +125,37 @@ int decoder_create(struct decoder *dec, const struct model_config *config, struc
     const int64_t n_parts = s->o_split.n_parts > s->down_split.n_parts ? s->o_split.n_parts : s->down_split.n_parts;
     const int64_t sum_parts = (n_parts > 1 ? n_parts + 1 : 1) * (config->d_model + max_rank);
     const int64_t t = max_tokens;
+    const enum dtype act = dec->be->act;
     const struct {
-        float **at;
+        void **at;
         int64_t n;
+        enum dtype dtype;
     } wants[] = {
-        {&dec->hidden, t * config->d_model},
-        {&dec->x, t * config->d_model},
-        {&dec->q, t * q_width},
-        {&dec->k, t * kv_width},
-        {&dec->v, t * kv_width},
-        {&dec->mixed, t * q_width},
-        {&dec->r, t * max_rank},
-        {&dec->gate, t * ff},
-        {&dec->up, t * ff},
-        {&dec->parts, t * sum_parts},
-        {&dec->logits, LOGIT_ROWS * vocab},
-        {&dec->stats, LOGIT_ROWS * (3 * TREE_LEAVES + 1)},
+        {(void **)&dec->hidden, t * config->d_model, DT_F32},
+        {&dec->x, t * config->d_model, act},
+        {(void **)&dec->q, t * q_width, DT_F32},
+        {(void **)&dec->k, t * kv_width, DT_F32},
+        {(void **)&dec->v, t * kv_width, DT_F32},
+        {&dec->mixed, t * q_width, act},
+        {(void **)&dec->r, t * max_rank, DT_F32},
+        {(void **)&dec->gate, t * ff, DT_F32},
+        {(void **)&dec->up, t * ff, DT_F32},
+        {&dec->product, act == DT_F32 ? 0 : t * ff, act},
+        {(void **)&dec->parts, t * sum_parts, DT_F32},
+        {(void **)&dec->logits, LOGIT_ROWS * vocab, DT_F32},
+        {(void **)&dec->stats, LOGIT_ROWS * (3 * TREE_LEAVES + 1), DT_F32},
     };
-    const size_t n_wants = sizeof wants / sizeof wants[0];
-    int64_t total = 0;
+    const size_t n_wants = sizeof wants / sizeof wants[0], line = 64;
+    size_t total = 0, at = 0;
     for (size_t i = 0; i < n_wants; i++)
-        total += (wants[i].n + 15) / 16 * 16; /* every array starts on a cache line */
-    TRY(buf_alloc(dec->be, (size_t)total * sizeof(float), &dec->scratch));
-    float *p = dec->scratch.p;
+        total += ((size_t)wants[i].n * dtype_bytes(wants[i].dtype) + line - 1) / line * line;
+    TRY(buf_alloc(dec->be, total, &dec->scratch));
     for (size_t i = 0; i < n_wants; i++) {
-        *wants[i].at = p;
-        p += (wants[i].n + 15) / 16 * 16;
+        *wants[i].at = (char *)dec->scratch.p + at;
+        at += ((size_t)wants[i].n * dtype_bytes(wants[i].dtype) + line - 1) / line * line;
     }
+    if (act == DT_F32)
+        dec->product = dec->gate;
 out:
     if (err)
         decoder_free(dec);
@@ -252,10 +256,10 @@ static int attention_block(struct decoder *dec, const struct layer *layer, int64
     const struct shape *s = &dec->shape;
     const int64_t t = hidden->rows, hd = c->head_dim;
     const int64_t n_heads = s->heads.end - s->heads.begin, n_kv = s->kv_heads.end - s->kv_heads.begin;
-    struct mat x = mat_view(dec->x, DT_F32, t, c->d_model), r;
+    struct mat x = mat_view(dec->x, be->act, t, c->d_model), r;
     struct mat q = mat_view(dec->q, DT_F32, t, n_heads * hd);
     struct mat k = mat_view(dec->k, DT_F32, t, n_kv * hd), v = mat_view(dec->v, DT_F32, t, n_kv * hd);
-    struct mat mixed = mat_view(dec->mixed, DT_F32, t, n_heads * hd);
+    struct mat mixed = mat_view(dec->mixed, be->act, t, n_heads * hd);
     struct mat keys = kv_keys(kv, l), values = kv_values(kv, l);
 
     TRY(be->ops->rmsnorm(be, hidden, &layer->vector[VEC_ATTN_NORM], (float)c->norm_eps, &x));
@@ -301,17 +305,18 @@ static int mlp_block(struct decoder *dec, const struct layer *layer, int64_t l, 
     struct backend *be = dec->be;
     const struct model_config *c = dec->config;
     const int64_t t = hidden->rows, ff = dec->shape.ff.end - dec->shape.ff.begin;
-    struct mat x = mat_view(dec->x, DT_F32, t, c->d_model), r;
+    struct mat x = mat_view(dec->x, be->act, t, c->d_model), r;
     struct mat gate = mat_view(dec->gate, DT_F32, t, ff), up = mat_view(dec->up, DT_F32, t, ff);
+    struct mat product = mat_view(dec->product, be->act, t, ff);
 
     TRY(be->ops->rmsnorm(be, hidden, &layer->vector[VEC_MLP_NORM], (float)c->norm_eps, &x));
     TRY(observe(observer, l, GROUP_GATE_UP, &x));
     TRY(project(dec, layer, GROUP_GATE_UP, &x, &r));
     TRY(linear_apply(be, &layer->module[MOD_GATE], &x, &r, &gate));
     TRY(linear_apply(be, &layer->module[MOD_UP], &x, &r, &up));
-    TRY(be->ops->silu_mul(be, &gate, &up, &gate));
-    TRY(observe(observer, l, GROUP_DOWN, &gate));
-    TRY(row_parallel(dec, layer, MOD_DOWN, &dec->shape.down_split, &gate, hidden));
+    TRY(be->ops->silu_mul(be, &gate, &up, &product));
+    TRY(observe(observer, l, GROUP_DOWN, &product));
+    TRY(row_parallel(dec, layer, MOD_DOWN, &dec->shape.down_split, &product, hidden));
 out:
     return err;
 }
@@ -362,11 +367,12 @@ static int local_logits(struct decoder *dec, const struct batch *batch, const st
 {
     int err = OK;
     struct backend *be = dec->be;
-    struct mat x = mat_view(dec->x, DT_F32, n, dec->config->d_model);
+    struct mat rows = mat_view(dec->parts, DT_F32, n, dec->config->d_model);
+    struct mat x = mat_view(dec->x, be->act, n, dec->config->d_model);
     const struct linear_args args = {.w = &dec->head};
     *logits = mat_view(dec->logits, DT_F32, n, dec->shape.vocab.end - dec->shape.vocab.begin);
-    TRY(be->ops->gather_rows(be, hidden, batch->out_row + row0, &x));
-    TRY(be->ops->rmsnorm(be, &x, &dec->norm, (float)dec->config->norm_eps, &x));
+    TRY(be->ops->gather_rows(be, hidden, batch->out_row + row0, &rows));
+    TRY(be->ops->rmsnorm(be, &rows, &dec->norm, (float)dec->config->norm_eps, &x));
     if (logits->cols > 0)
         TRY(be->ops->linear(be, &x, &args, logits));
 out:

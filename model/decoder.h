@@ -52,9 +52,10 @@ struct decoder {
     struct packed embedding, head; /* vocabulary rows of this rank; tied: head is a view of embedding */
     struct buf norm_buf, inv_freq_buf;
     struct mat norm;
-    /* activations, f32, capacity max_tokens */
+    /* activations, capacity max_tokens: what products read in the backend's act, all else f32 */
     struct buf scratch;
-    float *hidden, *x, *q, *k, *v, *mixed, *r, *gate, *up, *parts, *logits, *stats;
+    void *x, *mixed, *product; /* product = silu(gate) * up; gate itself where act is f32 */
+    float *hidden, *q, *k, *v, *r, *gate, *up, *parts, *logits, *stats;
 };
 
 /* group_size of the weights (0: dense) decides down's unit. ERR_ARG when the ranks can't share the heads. */

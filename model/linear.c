@@ -14,19 +14,24 @@ int packed_load_dense(struct backend *be, fetch_rows fetch, void *ctx, enum dtyp
     const size_t element = dtype_bytes(dtype);
     const int64_t d_out = rows.end - rows.begin;
     char *panel = NULL;
+    struct buf staged = {0};
+    struct mat whole;
     *w = (struct packed){.d_out = d_out, .d_in = columns.end - columns.begin, .dtype = dtype};
     TRY(be->ops->weight_alloc(be, w));
+    TRY(mat_alloc(be, dtype, min_i64(d_out, PANEL_ROWS), d_in_source, &staged, &whole));
     if (!(panel = malloc((size_t)PANEL_ROWS * (size_t)d_in_source * element)))
         FAIL(ERR_NOMEM, "%lld bytes for a weight panel", (long long)(PANEL_ROWS * d_in_source * (int64_t)element));
     for (int64_t row = 0; row < d_out; row += PANEL_ROWS) {
         int64_t n = d_out - row < PANEL_ROWS ? d_out - row : PANEL_ROWS;
         TRY(fetch(ctx, rows.begin + row, n, panel));
-        struct mat whole = mat_view(panel, dtype, n, d_in_source);
-        struct mat slice = mat_cols(&whole, columns.begin, w->d_in);
+        TRY(be->ops->put(be, whole.data, panel, (size_t)(n * d_in_source) * element));
+        struct mat slice = mat_rows(&whole, 0, n);
+        slice = mat_cols(&slice, columns.begin, w->d_in);
         TRY(be->ops->weight_put_dense(be, w, row, &slice));
     }
 out:
     free(panel);
+    buf_free(&staged);
     if (err)
         buf_free(&w->data);
     return err;

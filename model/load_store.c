@@ -8,6 +8,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* The first n rows of m, columns [col0, col0 + cols). */
+static struct mat slice_of(const struct mat *m, int64_t n, int64_t col0, int64_t cols)
+{
+    const struct mat rows = mat_rows(m, 0, n);
+    return mat_cols(&rows, col0, cols);
+}
+
 /* Codes of rows x columns into w. A slice that begins inside a quantization group keeps that group whole in scales and zeros
  * and says where it begins (group_offset). */
 static int codes_load(struct backend *be, struct store_layer *store, enum module module,
@@ -19,6 +26,8 @@ static int codes_load(struct backend *be, struct store_layer *store, enum module
     uint8_t *codes = malloc((size_t)(PANEL_ROWS * facts->d_in));
     uint16_t *scales = malloc((size_t)(PANEL_ROWS * facts->n_groups) * sizeof *scales);
     uint8_t *zeros = malloc((size_t)(PANEL_ROWS * facts->n_groups));
+    struct buf bufs[3] = {{0}};
+    struct mat c, s, z;
     *w = (struct packed){.d_out = rows.end - rows.begin,
                          .d_in = k,
                          .bits = facts->bits,
@@ -28,20 +37,25 @@ static int codes_load(struct backend *be, struct store_layer *store, enum module
     if (!codes || !scales || !zeros)
         FAIL(ERR_NOMEM, "a panel of %s, %lld columns", module_name(module), (long long)facts->d_in);
     TRY(be->ops->weight_alloc(be, w));
+    TRY(mat_alloc(be, DT_U8, PANEL_ROWS, facts->d_in, &bufs[0], &c));
+    TRY(mat_alloc(be, DT_F16, PANEL_ROWS, facts->n_groups, &bufs[1], &s));
+    TRY(mat_alloc(be, DT_U8, PANEL_ROWS, facts->n_groups, &bufs[2], &z));
     for (int64_t row = rows.begin; row < rows.end; row += PANEL_ROWS) {
         int64_t n = rows.end - row < PANEL_ROWS ? rows.end - row : PANEL_ROWS;
         TRY(store_read_codes(store, module, row, n, codes, scales, zeros));
-        for (int64_t i = 0; i < n; i++) { /* columns of the slice, moved together in place */
-            memmove(codes + i * k, codes + i * facts->d_in + columns.begin, (size_t)k);
-            memmove(scales + i * n_groups, scales + i * facts->n_groups + g0, (size_t)n_groups * sizeof *scales);
-            memmove(zeros + i * n_groups, zeros + i * facts->n_groups + g0, (size_t)n_groups);
-        }
-        TRY(be->ops->weight_put_codes(be, w, row - rows.begin, n, codes, scales, zeros));
+        TRY(be->ops->put(be, c.data, codes, (size_t)(n * facts->d_in)));
+        TRY(be->ops->put(be, s.data, scales, (size_t)(n * facts->n_groups) * sizeof *scales));
+        TRY(be->ops->put(be, z.data, zeros, (size_t)(n * facts->n_groups)));
+        const struct mat own_c = slice_of(&c, n, columns.begin, k), own_s = slice_of(&s, n, g0, n_groups),
+                         own_z = slice_of(&z, n, g0, n_groups);
+        TRY(be->ops->weight_put_codes(be, w, row - rows.begin, &own_c, &own_s, &own_z));
     }
 out:
     free(codes);
     free(scales);
     free(zeros);
+    for (int i = 0; i < 3; i++)
+        buf_free(&bufs[i]);
     return err;
 }
 

@@ -121,7 +121,7 @@ static void fill(struct packed *w, const float *dense)
     if (w->bits == 0) {
         void *stored = allocate((size_t)n * dtype_bytes(w->dtype));
         convert(stored, w->dtype, dense, DT_F32, n);
-        struct mat panel = mat_view(stored, w->dtype, w->d_out, w->d_in);
+        struct mat panel = mat_view(stored, w->dtype, w->d_out, w->d_in); /* the CPU's memory is the host's */
         need(be.ops->weight_put_dense(&be, w, 0, &panel));
         free(stored);
         return;
@@ -134,7 +134,9 @@ static void fill(struct packed *w, const float *dense)
         zeros[i] = (uint8_t)(1 << (w->bits - 1));
         scales[i] = f32_to_f16(0.01f);
     }
-    need(be.ops->weight_put_codes(&be, w, 0, w->d_out, codes, scales, zeros));
+    const struct mat c = mat_view(codes, DT_U8, w->d_out, w->d_in), s = mat_view(scales, DT_F16, w->d_out, w->n_groups),
+                     z = mat_view(zeros, DT_U8, w->d_out, w->n_groups);
+    need(be.ops->weight_put_codes(&be, w, 0, &c, &s, &z));
     free(codes);
     free(zeros);
     free(scales);

@@ -63,7 +63,8 @@ out:
 /* X = G diag(f) H, f falling from 1 to 1/30: two superblocks of 2 d tokens in all. */
 static int make_moment(struct bench *b)
 {
-    int err = OK, overflow = 0;
+    int err = OK;
+    int32_t overflow = 0;
     struct buf bufs[5] = {0};
     struct mat g, h, x, max, fall;
     struct moment *moment = &b->moment;

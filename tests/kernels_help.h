@@ -87,6 +87,20 @@ static inline void *device_get(struct backend *be, const struct device_mat *d)
     return host;
 }
 
+/* A device flag, i32 or i64 as the op wants it: starts at 0. */
+static inline struct device_mat device_flag(struct backend *be)
+{
+    const int64_t zero = 0;
+    return device_of(be, DT_I64, 1, 1, &zero);
+}
+
+static inline int32_t device_flag_get(struct backend *be, const struct device_mat *flag)
+{
+    int32_t v;
+    assert_ok(be->ops->get(be, &v, flag->m.data, sizeof v));
+    return v;
+}
+
 /* sum (got - want)^2 / sum want^2; 0 / 0 = 0. NaN anywhere gives NaN. */
 static inline double nmse(const float *got, const double *want, int64_t n)
 {

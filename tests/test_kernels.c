@@ -306,9 +306,10 @@ static void test_embed(void **unused)
         float *values = draw_floats(IDS * WIDTH), want[T * WIDTH] = {0};
         char stored[IDS * WIDTH * 4];
         convert(stored, dtypes[f], values, DT_F32, IDS * WIDTH);
-        struct mat panel = mat_view(stored, dtypes[f], IDS, WIDTH);
+        struct device_mat panel = device_of(&be, dtypes[f], IDS, WIDTH, stored);
         assert_ok(be.ops->weight_alloc(&be, &table));
-        assert_ok(be.ops->weight_put_dense(&be, &table, 0, &panel));
+        assert_ok(be.ops->weight_put_dense(&be, &table, 0, &panel.m));
+        buf_free(&panel.buf);
         for (int t = 0; t < T; t++)
             if (ids[t] >= FIRST && ids[t] < FIRST + IDS)
                 convert(want + t * WIDTH, DT_F32, stored + (size_t)((ids[t] - FIRST) * WIDTH) * dtype_bytes(dtypes[f]),

@@ -419,7 +419,7 @@ static void fixed(struct backend *be)
 {
     int32_t row_exp[FIXED_ROWS], col_exp[FIXED_COLS];
     int64_t want[FIXED_ROWS * FIXED_COLS] = {0};
-    int overflow = 0;
+    struct device_mat overflow = device_flag(be);
     for (int i = 0; i < FIXED_ROWS; i++)
         row_exp[i] = i % 9 - 4;
     for (int j = 0; j < FIXED_COLS; j++)
@@ -437,11 +437,11 @@ static void fixed(struct backend *be)
                 (int64_t)rintl((long double)x[i] * powl(2, SHIFT - row_exp[i / FIXED_COLS] - col_exp[i % FIXED_COLS]));
         }
         struct device_mat dx = device_doubles_of(be, dtype, FIXED_ROWS, FIXED_COLS, x);
-        assert_ok(be->ops->fixed_add(be, &dx.m, &dr.m, &dc.m, SHIFT, &acc.m, &overflow));
+        assert_ok(be->ops->fixed_add(be, &dx.m, &dr.m, &dc.m, SHIFT, &acc.m, overflow.m.data));
         free(x);
         buf_free(&dx.buf);
     }
-    assert_int_equal(overflow, 0);
+    assert_int_equal(device_flag_get(be, &overflow), 0);
     int64_t *got = device_get(be, &acc);
     assert_memory_equal(got, want, sizeof want);
     assert_ok(be->ops->fixed_get(be, &acc.m, &dr.m, &dc.m, SHIFT, &out.m));
@@ -453,13 +453,14 @@ static void fixed(struct backend *be)
         double x[FIXED_ROWS * FIXED_COLS] = {0};
         x[FIXED_ROWS * FIXED_COLS - 1] = ldexp(bad[b], row_exp[FIXED_ROWS - 1] + col_exp[FIXED_COLS - 1]);
         struct device_mat dx = device_of(be, DT_F64, FIXED_ROWS, FIXED_COLS, x);
-        overflow = 0;
-        assert_ok(be->ops->fixed_add(be, &dx.m, &dr.m, &dc.m, SHIFT, &acc.m, &overflow));
-        assert_int_equal(overflow, 1);
+        assert_ok(be->ops->zero(be, overflow.m.data, sizeof(int64_t)));
+        assert_ok(be->ops->fixed_add(be, &dx.m, &dr.m, &dc.m, SHIFT, &acc.m, overflow.m.data));
+        assert_int_equal(device_flag_get(be, &overflow), 1);
         buf_free(&dx.buf);
     }
     free(got), free(values);
     buf_free(&dr.buf), buf_free(&dc.buf), buf_free(&acc.buf), buf_free(&out.buf);
+    buf_free(&overflow.buf);
 }
 
 static void test_fixed_point(void **unused)
@@ -478,7 +479,7 @@ static void one_moment(struct backend *be, int64_t t, int64_t d)
     int64_t n = d * (d + 1) / 2;
     double *want = must(calloc((size_t)(d * d + 1), sizeof *want));
     int64_t *zero = must(calloc((size_t)n + 1, sizeof *zero));
-    int overflow = 0;
+    struct device_mat overflow = device_flag(be);
     for (int64_t j = 0; j < d; j++)
         exps[j] = (int32_t)(j % 21) - 10 + 8; /* |x| < 2^(e - 8), t <= 2^15: far inside */
     struct device_mat de = device_of(be, DT_I32, 1, d, exps), acc = device_of(be, DT_I64, 1, n, zero);
@@ -491,11 +492,11 @@ static void one_moment(struct backend *be, int64_t t, int64_t d)
                 for (int64_t k = 0; k < d; k++)
                     want[j * d + k] += (double)x[i * d + j] * x[i * d + k] * factor;
         struct device_mat dx = device_of(be, DT_F32, t, d, x);
-        assert_ok(be->ops->moment_add(be, &dx.m, &de.m, shift, &acc.m, &overflow));
+        assert_ok(be->ops->moment_add(be, &dx.m, &de.m, shift, &acc.m, overflow.m.data));
         free(x);
         buf_free(&dx.buf);
     }
-    assert_int_equal(overflow, 0);
+    assert_int_equal(device_flag_get(be, &overflow), 0);
     for (int f = 0; f < 2; f++) /* rows of S in three pieces, either triangle, f32 and f64 */
         for (int64_t row0 = 0, rows; row0 < d; row0 += rows) {
             rows = (d + 2) / 3 < d - row0 ? (d + 2) / 3 : d - row0;
@@ -511,6 +512,7 @@ static void one_moment(struct backend *be, int64_t t, int64_t d)
         }
     free(exps), free(want), free(zero);
     buf_free(&de.buf), buf_free(&acc.buf);
+    buf_free(&overflow.buf);
 }
 
 static void moments(struct backend *be)
@@ -522,12 +524,13 @@ static void moments(struct backend *be)
     float nan[4] = {1, NAN, 1, 1};
     int32_t exps[4] = {4, 4, 4, 4};
     int64_t zero[10] = {0};
-    int overflow = 0;
+    struct device_mat overflow = device_flag(be);
     struct device_mat dx = device_of(be, DT_F32, 1, 4, nan), de = device_of(be, DT_I32, 1, 4, exps);
     struct device_mat acc = device_of(be, DT_I64, 1, 10, zero);
-    assert_ok(be->ops->moment_add(be, &dx.m, &de.m, 52, &acc.m, &overflow));
-    assert_int_equal(overflow, 1);
+    assert_ok(be->ops->moment_add(be, &dx.m, &de.m, 52, &acc.m, overflow.m.data));
+    assert_int_equal(device_flag_get(be, &overflow), 1);
     buf_free(&dx.buf), buf_free(&de.buf), buf_free(&acc.buf);
+    buf_free(&overflow.buf);
 }
 
 static void test_moments(void **unused)
@@ -556,6 +559,7 @@ static void check_golden(struct backend *be, const struct checkpoint *ck, const 
 {
     static const char *const parts[] = {"codes", "scales", "zeros", "dequant"};
     int64_t rows, d, unused, n_groups, bad = 7;
+    struct device_mat first_bad = device_flag(be);
     void *want[4];
     float *w = golden(ck, weights, &rows, &d);
     if (group == 0)
@@ -568,7 +572,8 @@ static void check_golden(struct backend *be, const struct checkpoint *ck, const 
     struct device_mat dw = device_of(be, DT_F32, rows, d, w), codes = device_alloc(be, DT_U8, rows, d, 3);
     struct device_mat scales = device_alloc(be, DT_F16, rows, n_groups, 1),
                       zeros = device_alloc(be, DT_U8, rows, n_groups, 1);
-    assert_ok(be->ops->quantize(be, &dw.m, bits, group, &codes.m, &scales.m, &zeros.m, &bad));
+    assert_ok(be->ops->quantize(be, &dw.m, bits, group, &codes.m, &scales.m, &zeros.m, first_bad.m.data));
+    assert_ok(be->ops->get(be, &bad, first_bad.m.data, sizeof bad));
     assert_int_equal(bad, -1);
     void *got[3] = {device_get(be, &codes), device_get(be, &scales), device_get(be, &zeros)};
     assert_memory_equal(got[0], want[0], mat_bytes(&codes.m));
@@ -581,6 +586,7 @@ static void check_golden(struct backend *be, const struct checkpoint *ck, const 
         free(want[i]);
     free(got[0]), free(got[1]), free(got[2]), free(error), free(w);
     buf_free(&dw.buf), buf_free(&codes.buf), buf_free(&scales.buf), buf_free(&zeros.buf);
+    buf_free(&first_bad.buf);
 }
 
 static void quantize(struct backend *be)
@@ -600,19 +606,22 @@ static void quantize(struct backend *be)
     check_golden(be, ck, "edge.", "edge.w", 4, 0);
     /* each row that must be refused, behind two good ones */
     int64_t rows, d, bad;
+    struct device_mat first_bad = device_flag(be);
     float *wrong = golden(ck, "error.w", &rows, &d);
     for (int64_t i = 0; i < rows; i++) {
         float *w = draw_floats(4 * d);
         memcpy(w + 2 * d, wrong + i * d, (size_t)d * sizeof *w);
         struct device_mat dw = device_of(be, DT_F32, 4, d, w), codes = device_alloc(be, DT_U8, 4, d, 0);
         struct device_mat scales = device_alloc(be, DT_F16, 4, 1, 0), zeros = device_alloc(be, DT_U8, 4, 1, 0);
-        assert_ok(be->ops->quantize(be, &dw.m, 4, d, &codes.m, &scales.m, &zeros.m, &bad));
+        assert_ok(be->ops->quantize(be, &dw.m, 4, d, &codes.m, &scales.m, &zeros.m, first_bad.m.data));
+        assert_ok(be->ops->get(be, &bad, first_bad.m.data, sizeof bad));
         assert_int_equal(bad, 2);
         free(w);
         buf_free(&dw.buf), buf_free(&codes.buf), buf_free(&scales.buf), buf_free(&zeros.buf);
     }
     free(wrong);
     checkpoint_close(ck);
+    buf_free(&first_bad.buf);
 }
 
 static void test_quantize(void **unused)
@@ -630,7 +639,6 @@ static int64_t *algebra(int n_threads, size_t *bytes)
     enum { M = 600, N = 700, K = 90, D = 600 };
     struct backend be;
     int32_t exps[N];
-    int overflow = 0;
     draws = 5000;
     for (int j = 0; j < N; j++)
         exps[j] = 8;
@@ -645,7 +653,8 @@ static int64_t *algebra(int n_threads, size_t *bytes)
     assert_ok(be.ops->gemm(&be, 0, 0, 1, &da.m, &db.m, 0, &dc.m));
     assert_ok(be.ops->cholesky(&be, &dp.m));
     assert_ok(be.ops->trsm_right(&be, 1, &dp.m, &dq.m));
-    assert_ok(be.ops->moment_add(&be, &dc.m, &de.m, 50, &acc.m, &overflow));
+    struct device_mat overflow = device_flag(&be);
+    assert_ok(be.ops->moment_add(&be, &dc.m, &de.m, 50, &acc.m, overflow.m.data));
     const struct device_mat *all[] = {&dc, &dp, &dq, &acc};
     char *out = NULL;
     *bytes = 0;
@@ -659,7 +668,7 @@ static int64_t *algebra(int n_threads, size_t *bytes)
     }
     free(a), free(b), free(p), free(q), free(zero);
     buf_free(&da.buf), buf_free(&db.buf), buf_free(&dc.buf), buf_free(&dp.buf), buf_free(&dq.buf), buf_free(&de.buf);
-    buf_free(&acc.buf);
+    buf_free(&acc.buf), buf_free(&overflow.buf);
     backend_close(&be);
     return (int64_t *)(void *)out;
 }

@@ -31,8 +31,10 @@ static void put_dense(struct backend *be, struct weight *w)
         w->terms[i] = w->host[i] * w->host[i];
     for (int64_t row = 0; row < w->p.d_out; row += 32) {
         int64_t rows = w->p.d_out - row < 32 ? w->p.d_out - row : 32;
-        struct mat panel = mat_view(stored + (size_t)(row * w->p.d_in) * e, w->p.dtype, rows, w->p.d_in);
-        assert_ok(be->ops->weight_put_dense(be, &w->p, row, &panel));
+        struct device_mat panel =
+            device_of(be, w->p.dtype, rows, w->p.d_in, stored + (size_t)(row * w->p.d_in) * e);
+        assert_ok(be->ops->weight_put_dense(be, &w->p, row, &panel.m));
+        buf_free(&panel.buf);
     }
     free(stored);
     free(from);
@@ -56,10 +58,16 @@ static void put_codes(struct backend *be, struct weight *w)
             w->host[i] = scale * (codes[i] - zeros[g]);
             w->terms[i] = scale * scale * (codes[i] * codes[i] + zeros[g] * zeros[g]);
         }
-    for (int64_t row = 0; row < p->d_out; row += 32)
-        assert_ok(be->ops->weight_put_codes(be, p, row, p->d_out - row < 32 ? p->d_out - row : 32,
-                                            codes + row * p->d_in, scales + row * p->n_groups,
-                                            zeros + row * p->n_groups));
+    for (int64_t row = 0; row < p->d_out; row += 32) {
+        const int64_t rows = p->d_out - row < 32 ? p->d_out - row : 32;
+        struct device_mat c = device_of(be, DT_U8, rows, p->d_in, codes + row * p->d_in);
+        struct device_mat s = device_of(be, DT_F16, rows, p->n_groups, scales + row * p->n_groups);
+        struct device_mat z = device_of(be, DT_U8, rows, p->n_groups, zeros + row * p->n_groups);
+        assert_ok(be->ops->weight_put_codes(be, p, row, &c.m, &s.m, &z.m));
+        buf_free(&c.buf);
+        buf_free(&s.buf);
+        buf_free(&z.buf);
+    }
     free(codes);
     free(scales);
     free(zeros);

@@ -50,7 +50,7 @@ static void sum_both(enum dtype dtype, int64_t rows, int64_t cols, int threads)
     static const int64_t row0[] = {0, 256, 512, 640, 641, 897};
     enum { N = 5, SHIFT = 58 };
     struct backend be;
-    int overflow = 0;
+    int32_t overflow = 0;
     int64_t m = row0[N], n = rows * cols;
     void *a = normals(dtype, m * rows, 1), *b = normals(dtype, m * cols, 2);
     int32_t *exp = calloc((size_t)(rows > cols ? rows : cols), sizeof *exp);
@@ -62,17 +62,19 @@ static void sum_both(enum dtype dtype, int64_t rows, int64_t cols, int threads)
     struct held da = on_device(&be, dtype, m, rows, a), db = on_device(&be, dtype, m, cols, b);
     struct held re = on_device(&be, DT_I32, 1, rows, exp), ce = on_device(&be, DT_I32, 1, cols, exp);
     struct held sum = on_device(&be, DT_I64, rows, cols, NULL), leaf = on_device(&be, dtype, rows, cols, NULL);
+    struct held flag = on_device(&be, DT_I32, 1, 1, &overflow);
     assert_int_equal(be.ops->zero(&be, sum.m.data, mat_bytes(&sum.m)), OK);
-    assert_int_equal(be.ops->gemm_fixed(&be, &da.m, &db.m, row0, N, &re.m, &ce.m, SHIFT, &sum.m, &overflow), OK);
+    assert_int_equal(be.ops->gemm_fixed(&be, &da.m, &db.m, row0, N, &re.m, &ce.m, SHIFT, &sum.m, flag.m.data), OK);
     assert_int_equal(be.ops->get(&be, got, sum.m.data, mat_bytes(&sum.m)), OK);
     assert_int_equal(be.ops->zero(&be, sum.m.data, mat_bytes(&sum.m)), OK);
     for (int i = 0; i < N; i++) {
         struct mat pa = mat_rows(&da.m, row0[i], row0[i + 1] - row0[i]),
                    pb = mat_rows(&db.m, row0[i], row0[i + 1] - row0[i]);
         assert_int_equal(be.ops->gemm(&be, 1, 0, 1, &pa, &pb, 0, &leaf.m), OK);
-        assert_int_equal(be.ops->fixed_add(&be, &leaf.m, &re.m, &ce.m, SHIFT, &sum.m, &overflow), OK);
+        assert_int_equal(be.ops->fixed_add(&be, &leaf.m, &re.m, &ce.m, SHIFT, &sum.m, flag.m.data), OK);
     }
     assert_int_equal(be.ops->get(&be, want, sum.m.data, mat_bytes(&sum.m)), OK);
+    assert_int_equal(be.ops->get(&be, &overflow, flag.m.data, sizeof overflow), OK);
     assert_int_equal(overflow, 0);
     assert_memory_equal(got, want, (size_t)n * sizeof *got);
 
@@ -80,9 +82,10 @@ static void sum_both(enum dtype dtype, int64_t rows, int64_t cols, int threads)
     for (int64_t j = 0; j < rows; j++)
         exp[j] = -40;
     assert_int_equal(be.ops->put(&be, low.m.data, exp, mat_bytes(&low.m)), OK);
-    assert_int_equal(be.ops->gemm_fixed(&be, &da.m, &db.m, row0, N, &low.m, &ce.m, SHIFT, &sum.m, &overflow), OK);
+    assert_int_equal(be.ops->gemm_fixed(&be, &da.m, &db.m, row0, N, &low.m, &ce.m, SHIFT, &sum.m, flag.m.data), OK);
+    assert_int_equal(be.ops->get(&be, &overflow, flag.m.data, sizeof overflow), OK);
     assert_int_equal(overflow, 1);
-    struct held *all[] = {&da, &db, &re, &ce, &sum, &leaf, &low};
+    struct held *all[] = {&da, &db, &re, &ce, &sum, &leaf, &low, &flag};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         buf_free(&all[i]->buf);
     backend_close(&be);

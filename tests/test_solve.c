@@ -80,7 +80,7 @@ static void make_moment(struct made *made)
     int64_t t = s->n_tokens, d = s->d;
     struct mat g, h, x, e;
     struct buf bufs[4];
-    int overflow = 0;
+    int32_t overflow = 0;
     assert_int_equal(mat_alloc(&backend, DT_F32, t, d, &bufs[0], &g), OK);
     assert_int_equal(mat_alloc(&backend, DT_F32, d, d, &bufs[1], &h), OK);
     assert_int_equal(mat_alloc(&backend, DT_F32, t, d, &bufs[2], &x), OK);

@@ -166,20 +166,41 @@ static int sync_check(struct backend *be)
     return leave(be, enter(be)->wrapped->sync(be));
 }
 
+static int step_begin_check(struct backend *be, struct step *step, int *host_replayed)
+{
+    return leave(be, enter(be)->wrapped->step_begin(be, step, host_replayed));
+}
+
+static int step_end_check(struct backend *be, struct step *step)
+{
+    return leave(be, enter(be)->wrapped->step_end(be, step));
+}
+
+static void step_free_check(struct backend *be, struct step *step)
+{
+    enter(be)->wrapped->step_free(be, step);
+    leave(be, OK);
+}
+
+static int memory_check(struct backend *be, size_t *host_free, size_t *host_total)
+{
+    return leave(be, enter(be)->wrapped->memory(be, host_free, host_total));
+}
+
 static int weight_alloc_check(struct backend *be, struct packed *w)
 {
     return leave(be, enter(be)->wrapped->weight_alloc(be, w));
 }
 
-static int weight_put_dense_check(struct backend *be, struct packed *w, int64_t row0, const struct mat *host_panel)
+static int weight_put_dense_check(struct backend *be, struct packed *w, int64_t row0, const struct mat *panel)
 {
-    return leave(be, enter(be)->wrapped->weight_put_dense(be, w, row0, host_panel));
+    return leave(be, enter(be)->wrapped->weight_put_dense(be, w, row0, panel));
 }
 
-static int weight_put_codes_check(struct backend *be, struct packed *w, int64_t row0, int64_t rows,
-                                  const uint8_t *host_codes, const uint16_t *host_scales, const uint8_t *host_zeros)
+static int weight_put_codes_check(struct backend *be, struct packed *w, int64_t row0, const struct mat *codes,
+                                  const struct mat *scales, const struct mat *zeros)
 {
-    return leave(be, enter(be)->wrapped->weight_put_codes(be, w, row0, rows, host_codes, host_scales, host_zeros));
+    return leave(be, enter(be)->wrapped->weight_put_codes(be, w, row0, codes, scales, zeros));
 }
 
 static int embed_check(struct backend *be, const struct packed *table, int64_t first_id, const int32_t *ids,
@@ -315,17 +336,17 @@ static int svd_check(struct backend *be, struct mat *a, struct mat *u, struct ma
 }
 
 static int fixed_add_check(struct backend *be, const struct mat *leaf, const struct mat *row_exp,
-                           const struct mat *col_exp, int shift, struct mat *acc, int *host_overflow)
+                           const struct mat *col_exp, int shift, struct mat *acc, int32_t *overflow)
 {
-    return leave(be, enter(be)->wrapped->fixed_add(be, leaf, row_exp, col_exp, shift, acc, host_overflow));
+    return leave(be, enter(be)->wrapped->fixed_add(be, leaf, row_exp, col_exp, shift, acc, overflow));
 }
 
 static int gemm_fixed_check(struct backend *be, const struct mat *a, const struct mat *b, const int64_t *host_row0,
                             int64_t n_panels, const struct mat *row_exp, const struct mat *col_exp, int shift,
-                            struct mat *acc, int *host_overflow)
+                            struct mat *acc, int32_t *overflow)
 {
-    return leave(
-        be, enter(be)->wrapped->gemm_fixed(be, a, b, host_row0, n_panels, row_exp, col_exp, shift, acc, host_overflow));
+    return leave(be,
+                 enter(be)->wrapped->gemm_fixed(be, a, b, host_row0, n_panels, row_exp, col_exp, shift, acc, overflow));
 }
 
 static int fixed_get_check(struct backend *be, const struct mat *acc, const struct mat *row_exp,
@@ -335,9 +356,9 @@ static int fixed_get_check(struct backend *be, const struct mat *acc, const stru
 }
 
 static int moment_add_check(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
-                            int *host_overflow)
+                            int32_t *overflow)
 {
-    return leave(be, enter(be)->wrapped->moment_add(be, x, exp, shift, acc, host_overflow));
+    return leave(be, enter(be)->wrapped->moment_add(be, x, exp, shift, acc, overflow));
 }
 
 static int moment_get_check(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
@@ -347,9 +368,9 @@ static int moment_get_check(struct backend *be, const struct mat *acc, const str
 }
 
 static int quantize_check(struct backend *be, struct mat *w, int bits, int64_t group_size, struct mat *codes,
-                          struct mat *scales, struct mat *zeros, int64_t *host_bad_row)
+                          struct mat *scales, struct mat *zeros, int64_t *bad_row)
 {
-    return leave(be, enter(be)->wrapped->quantize(be, w, bits, group_size, codes, scales, zeros, host_bad_row));
+    return leave(be, enter(be)->wrapped->quantize(be, w, bits, group_size, codes, scales, zeros, bad_row));
 }
 
 static const struct backend_ops check_table = {
@@ -364,6 +385,10 @@ static const struct backend_ops check_table = {
     .copy = copy_check,
     .zero = zero_check,
     .sync = sync_check,
+    .memory = memory_check,
+    .step_begin = step_begin_check,
+    .step_end = step_end_check,
+    .step_free = step_free_check,
     .weight_alloc = weight_alloc_check,
     .weight_put_dense = weight_put_dense_check,
     .weight_put_codes = weight_put_codes_check,

@@ -4,6 +4,7 @@
 #include "kernels/cpu/inner.h"
 
 #include "base/err.h"
+#include "base/file.h"
 
 #include <assert.h>
 #include <cblas.h>
@@ -116,6 +117,46 @@ static int sync_cpu(struct backend *be)
     return OK;
 }
 
+static int memory_cpu(struct backend *be, size_t *host_free, size_t *host_total)
+{
+    int err = OK;
+    char *text = NULL;
+    size_t n = 0;
+    unsigned long long total = 0, available = 0;
+    (void)be;
+    TRY(file_read("/proc/meminfo", 1 << 20, &text, &n));
+    const char *at = strstr(text, "MemAvailable:");
+    if (sscanf(text, "MemTotal: %llu kB", &total) != 1 || !at || sscanf(at, "MemAvailable: %llu kB", &available) != 1)
+        FAIL(ERR_IO, "/proc/meminfo names no MemTotal and MemAvailable");
+    *host_free = (size_t)available << 10;
+    *host_total = (size_t)total << 10;
+out:
+    free(text);
+    return err;
+}
+
+/* Nothing is saved by recording on the CPU: a step is issued every time. */
+static int step_begin_cpu(struct backend *be, struct step *step, int *host_replayed)
+{
+    (void)be;
+    (void)step;
+    *host_replayed = 0;
+    return OK;
+}
+
+static int step_end_cpu(struct backend *be, struct step *step)
+{
+    (void)be;
+    (void)step;
+    return OK;
+}
+
+static void step_free_cpu(struct backend *be, struct step *step)
+{
+    (void)be;
+    (void)step;
+}
+
 static int host_begin_cpu(struct backend *be, void *p, size_t bytes, void **host)
 {
     (void)be;
@@ -194,7 +235,8 @@ void close_cpu(struct backend *be)
 /* What both tables share: memory, weights, ops that only move or compare data, and the calibration's dense algebra. */
 #define COMMON_OPS                                                                                                     \
     .open = open_cpu, .close = close_cpu, .alloc = alloc_cpu, .free = free_cpu, .put = put_cpu, .get = get_cpu,        \
-    .copy = copy_cpu, .zero = zero_cpu, .sync = sync_cpu, .host_begin = host_begin_cpu, .host_end = host_end_cpu,      \
+    .copy = copy_cpu, .zero = zero_cpu, .sync = sync_cpu, .memory = memory_cpu, .step_begin = step_begin_cpu,          \
+    .step_end = step_end_cpu, .step_free = step_free_cpu, .host_begin = host_begin_cpu, .host_end = host_end_cpu,      \
     .weight_alloc = weight_alloc_cpu, .weight_put_dense = weight_put_dense_cpu,                                        \
     .weight_put_codes = weight_put_codes_cpu, .embed = embed_cpu, .kv_append = kv_append_cpu, .add = add_cpu,          \
     .add_bias = add_bias_cpu, .gather_rows = gather_rows_cpu, .argmax = argmax_cpu, .gemm = gemm_cpu,                  \

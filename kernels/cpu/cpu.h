@@ -48,9 +48,9 @@ size_t packed_code_bytes(const struct packed *w); /* of the codes in a group's b
 int64_t packed_group_begin(const struct packed *w, int64_t g);
 int64_t packed_group_end(const struct packed *w, int64_t g);
 int weight_alloc_cpu(struct backend *be, struct packed *w);
-int weight_put_dense_cpu(struct backend *be, struct packed *w, int64_t row0, const struct mat *host_panel);
-int weight_put_codes_cpu(struct backend *be, struct packed *w, int64_t row0, int64_t rows, const uint8_t *host_codes,
-                         const uint16_t *host_scales, const uint8_t *host_zeros);
+int weight_put_dense_cpu(struct backend *be, struct packed *w, int64_t row0, const struct mat *panel);
+int weight_put_codes_cpu(struct backend *be, struct packed *w, int64_t row0, const struct mat *codes,
+                         const struct mat *scales, const struct mat *zeros);
 
 /* ---- decoder.c ---- */
 int embed_cpu(struct backend *be, const struct packed *table, int64_t first_id, const int32_t *ids, struct mat *out);
@@ -100,18 +100,18 @@ int eigh_cpu(struct backend *be, struct mat *a, struct mat *w);
 int svd_cpu(struct backend *be, struct mat *a, struct mat *u, struct mat *s, struct mat *vt);
 /* moments.c: exact sums and Sigma_x leaves */
 int fixed_add_cpu(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp,
-                  int shift, struct mat *acc, int *host_overflow);
+                  int shift, struct mat *acc, int32_t *overflow);
 int gemm_fixed_cpu(struct backend *be, const struct mat *a, const struct mat *b, const int64_t *host_row0,
                    int64_t n_panels, const struct mat *row_exp, const struct mat *col_exp, int shift, struct mat *acc,
-                   int *host_overflow);
+                   int32_t *overflow);
 int fixed_get_cpu(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp,
                   int shift, struct mat *out);
 int moment_add_cpu(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
-                   int *host_overflow);
+                   int32_t *overflow);
 int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
                    int64_t row0, struct mat *s);
 /* quantize.c */
 int quantize_cpu(struct backend *be, struct mat *w, int bits, int64_t group_size, struct mat *codes, struct mat *scales,
-                 struct mat *zeros, int64_t *host_bad_row);
+                 struct mat *zeros, int64_t *bad_row);
 
 #endif

@@ -97,7 +97,7 @@ static int add_rows(const void *leaf, enum dtype dtype, int64_t ld, int64_t rows
 }
 
 int fixed_add_cpu(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp,
-                  int shift, struct mat *acc, int *host_overflow)
+                  int shift, struct mat *acc, int32_t *overflow)
 {
     const int32_t *re = row_exp->data, *ce = col_exp->data;
     int bad = 0;
@@ -109,7 +109,7 @@ int fixed_add_cpu(struct backend *be, const struct mat *leaf, const struct mat *
         bad |= add_rows((const char *)leaf->data + (size_t)(i * leaf->ld) * dtype_bytes(leaf->dtype), leaf->dtype,
                         leaf->ld, min_i64(32, leaf->rows - i), leaf->cols, re + i, ce, shift,
                         (int64_t *)acc->data + i * acc->ld, acc->ld);
-    *host_overflow |= bad;
+    *overflow |= bad;
     return OK;
 }
 
@@ -147,7 +147,7 @@ static int sum_panels(const struct gemm_plan *plan, const struct fixed_product *
 
 int gemm_fixed_cpu(struct backend *be, const struct mat *a, const struct mat *b, const int64_t *host_row0,
                    int64_t n_panels, const struct mat *row_exp, const struct mat *col_exp, int shift, struct mat *acc,
-                   int *host_overflow)
+                   int32_t *overflow)
 {
     int err = OK, bad = 0;
     struct gemm_plan plan;
@@ -175,7 +175,7 @@ int gemm_fixed_cpu(struct backend *be, const struct mat *a, const struct mat *b,
         bad |= sum_panels(&plan, &p, task / parts, first, last, parts > 1 ? mine + elements * sizeof(int64_t) : mine,
                           parts > 1 ? (int64_t *)mine : NULL);
     }
-    *host_overflow |= bad;
+    *overflow |= bad;
 out:
     return err;
 }
@@ -227,7 +227,7 @@ static int moment_tile(const struct mat *x, const int32_t *exp, int shift, int64
 }
 
 int moment_add_cpu(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
-                   int *host_overflow)
+                   int32_t *overflow)
 {
     int err = OK, bad = 0;
     int64_t d = x->cols, n = (d + MOMENT_TILE - 1) / MOMENT_TILE;
@@ -244,7 +244,7 @@ int moment_add_cpu(struct backend *be, const struct mat *x, const struct mat *ex
         bad |= moment_tile(x, exp->data, shift, ti, tj, scratch + omp_get_thread_num() * MOMENT_TILE * MOMENT_TILE,
                            acc->data);
     }
-    *host_overflow |= bad;
+    *overflow |= bad;
 out:
     free(scratch);
     return err;

@@ -7,11 +7,6 @@
 #include <assert.h>
 #include <string.h>
 
-static int64_t min64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 static int64_t n_tiles(const struct packed *w)
 {
     return (w->d_out + TILE - 1) / TILE;
@@ -25,12 +20,12 @@ int64_t packed_group_begin(const struct packed *w, int64_t g)
 
 int64_t packed_group_end(const struct packed *w, int64_t g)
 {
-    return min64(w->d_in, (g + 1) * w->group_size - w->group_offset);
+    return min_i64(w->d_in, (g + 1) * w->group_size - w->group_offset);
 }
 
 size_t packed_code_bytes(const struct packed *w)
 {
-    int64_t columns = min64(w->group_size, w->d_in); /* most columns of a group that w can have */
+    int64_t columns = min_i64(w->group_size, w->d_in); /* most columns of a group that w can have */
     return TILE * (size_t)(w->bits == 8 ? columns : (columns + 1) / 2);
 }
 
@@ -83,44 +78,47 @@ static void put_dense_tile(char *tile, const struct mat *panel, int64_t row0, in
     }
 }
 
-int weight_put_dense_cpu(struct backend *be, struct packed *w, int64_t row0, const struct mat *host_panel)
+int weight_put_dense_cpu(struct backend *be, struct packed *w, int64_t row0, const struct mat *panel)
 {
-    assert(w->bits == 0 && host_panel->dtype == w->dtype && host_panel->cols == w->d_in);
-    assert(row0 % TILE == 0 && row0 + host_panel->rows <= w->d_out);
-    assert(host_panel->rows % TILE == 0 || row0 + host_panel->rows == w->d_out);
+    assert(w->bits == 0 && panel->dtype == w->dtype && panel->cols == w->d_in);
+    assert(row0 % TILE == 0 && row0 + panel->rows <= w->d_out);
+    assert(panel->rows % TILE == 0 || row0 + panel->rows == w->d_out);
 #pragma omp parallel for num_threads(be->n_threads)
-    for (int64_t i = 0; i < host_panel->rows; i += TILE) {
+    for (int64_t i = 0; i < panel->rows; i += TILE) {
         char *tile = (char *)w->data.p + (size_t)((row0 + i) / TILE) * packed_tile_bytes(w);
-        put_dense_tile(tile, host_panel, i, min64(TILE, host_panel->rows - i));
+        put_dense_tile(tile, panel, i, min_i64(TILE, panel->rows - i));
     }
     return OK;
 }
 
-/* One group of one tile. codes, scales and zeros point at the tile's first row and the group's first column. */
-static void put_code_group(const struct packed *w, uint8_t *block, int64_t rows, int64_t columns, const uint8_t *codes,
-                           const uint16_t *scales, const uint8_t *zeros)
+/* One group of one tile: codes [16 rows or fewer, columns], scales and zeros [rows, 1]. */
+static void put_code_group(const struct packed *w, uint8_t *block, const struct mat *codes, const struct mat *scales,
+                           const struct mat *zeros)
 {
     uint16_t *block_scales = (uint16_t *)(void *)(block + packed_code_bytes(w));
     uint8_t *block_zeros = (uint8_t *)(block_scales + TILE);
-    for (int64_t i = 0; i < rows; i++) {
-        const uint8_t *from = codes + i * w->d_in;
-        block_scales[i] = scales[i * w->n_groups];
-        block_zeros[i] = zeros[i * w->n_groups];
+    for (int64_t i = 0; i < codes->rows; i++) {
+        const uint8_t *from = (const uint8_t *)codes->data + i * codes->ld;
+        block_scales[i] = ((const uint16_t *)scales->data)[i * scales->ld];
+        block_zeros[i] = ((const uint8_t *)zeros->data)[i * zeros->ld];
         if (w->bits == 8) {
-            for (int64_t k = 0; k < columns; k++)
+            for (int64_t k = 0; k < codes->cols; k++)
                 block[k * TILE + i] = from[k];
         } else {
-            for (int64_t k = 0; k < columns; k++)
+            for (int64_t k = 0; k < codes->cols; k++)
                 block[k / 2 * TILE + i] |= (uint8_t)(k % 2 ? from[k] << 4 : from[k]);
         }
     }
 }
 
-int weight_put_codes_cpu(struct backend *be, struct packed *w, int64_t row0, int64_t rows, const uint8_t *host_codes,
-                         const uint16_t *host_scales, const uint8_t *host_zeros)
+int weight_put_codes_cpu(struct backend *be, struct packed *w, int64_t row0, const struct mat *codes,
+                         const struct mat *scales, const struct mat *zeros)
 {
+    const int64_t rows = codes->rows;
     assert(w->bits > 0 && row0 % TILE == 0 && row0 + rows <= w->d_out);
     assert(rows % TILE == 0 || row0 + rows == w->d_out);
+    assert(codes->dtype == DT_U8 && codes->cols == w->d_in && scales->dtype == DT_F16 && zeros->dtype == DT_U8);
+    assert(scales->rows == rows && zeros->rows == rows && scales->cols == w->n_groups && zeros->cols == w->n_groups);
     if (w->d_in == 0)
         return OK;
 #pragma omp parallel for num_threads(be->n_threads)
@@ -128,10 +126,12 @@ int weight_put_codes_cpu(struct backend *be, struct packed *w, int64_t row0, int
         uint8_t *tile = (uint8_t *)w->data.p + (size_t)((row0 + i) / TILE) * packed_tile_bytes(w);
         memset(tile, 0, packed_tile_bytes(w)); /* nibbles are or-ed in; a panel may be put again */
         for (int64_t g = 0; g < w->n_groups; g++) {
-            int64_t k = packed_group_begin(w, g);
-            put_code_group(w, tile + (size_t)g * packed_group_bytes(w), min64(TILE, rows - i),
-                           packed_group_end(w, g) - k, host_codes + i * w->d_in + k, host_scales + i * w->n_groups + g,
-                           host_zeros + i * w->n_groups + g);
+            const int64_t n = min_i64(TILE, rows - i), k = packed_group_begin(w, g), k_end = packed_group_end(w, g);
+            struct mat c = mat_rows(codes, i, n), s = mat_rows(scales, i, n), z = mat_rows(zeros, i, n);
+            c = mat_cols(&c, k, k_end - k);
+            s = mat_cols(&s, g, 1);
+            z = mat_cols(&z, g, 1);
+            put_code_group(w, tile + (size_t)g * packed_group_bytes(w), &c, &s, &z);
         }
     }
     return OK;

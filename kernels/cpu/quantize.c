@@ -48,7 +48,7 @@ static int quantize_group(float *w, int64_t n, float top, uint8_t *codes, uint16
 }
 
 int quantize_cpu(struct backend *be, struct mat *w, int bits, int64_t group_size, struct mat *codes, struct mat *scales,
-                 struct mat *zeros, int64_t *host_bad_row)
+                 struct mat *zeros, int64_t *bad_row)
 {
     int64_t d = w->cols, n_groups = (d + group_size - 1) / group_size, bad = w->rows;
     float top = (float)((1 << bits) - 1);
@@ -65,6 +65,6 @@ int quantize_cpu(struct backend *be, struct mat *w, int bits, int64_t group_size
                 i < bad)
                 bad = i;
         }
-    *host_bad_row = bad < w->rows ? bad : -1;
+    *bad_row = bad < w->rows ? bad : -1;
     return OK;
 }
