@@ -21,4 +21,14 @@ if(TARGET glowq)
   add_cli(verify mpi 300)
   add_cli(lost_rank fault 300)
   add_cli(disk_full fault 300)
+  foreach(device cuda:sim cuda) # on a card, and its kernels compiled for the host
+    string(REPLACE ":" "_" suffix ${device})
+    add_test(NAME cli_device_${suffix} COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/cli/device.sh ${device}
+      WORKING_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
+    set_tests_properties(cli_device_${suffix} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 900 PROCESSORS 2
+      ENVIRONMENT "${test_environment};GLOWQ_MPIEXEC=${MPIEXEC_EXECUTABLE}")
+  endforeach()
+  set_tests_properties(cli_device_cuda_sim PROPERTIES LABELS mpi)
+  set_tests_properties(cli_device_cuda PROPERTIES LABELS gpu)
+  list_gpu(cli_device_cuda cli/device.sh "" 900 "" cuda)
 endif()

@@ -1,0 +1,108 @@
+#!/bin/sh
+# Makes a relocatable folder of an existing build that runs where nothing is installed and nobody is root:
+#   launch/bundle.sh OUT && OUT/run.sh mpirun -n 2 glowq calibrate ...
+# Inside: glowq and its modules, Open MPI with its plugins and help files, HDF5, OpenBLAS and all else they load but glibc,
+# CUDA and the driver; and the GPU tests with their data (OUT/run.sh tests/gpu-suite.sh RESULTS).
+set -eu
+[ $# = 1 ] || { echo "usage: launch/bundle.sh OUT" >&2; exit 2; }
+mkdir -p "$1"
+OUT=$(cd "$1" && pwd)
+cd "$(dirname "$0")/.."
+BUILD="${BUILD:-build}"                          # an existing build
+MAX_MIB="${MAX_MIB:-60}"                         # refuse to make more
+LIBS=/usr/lib/$(gcc -print-multiarch)
+MPI=$LIBS/openmpi/lib PMIX=$LIBS/pmix2
+
+fail() { echo "bundle.sh: $*" >&2; exit 1; }
+[ -x "$BUILD/glowq" ] || fail "$BUILD/glowq isn't there: build first (launch/build.sh)"
+[ -d "$MPI/openmpi3" ] || fail "Open MPI's plugins aren't in $MPI (Debian's libopenmpi3 puts them there)"
+[ -z "$(ls -A "$OUT")" ] || [ -e "$OUT/run.sh" ] || fail "$OUT holds something else"
+rm -rf "$OUT" && mkdir -p "$OUT/bin" "$OUT/lib/glowq" "$OUT/etc" "$OUT/share" "$OUT/openmpi/openmpi3" "$OUT/pmix/lib/pmix"
+
+# ---- programs, modules, tests and their data
+list=$BUILD/tests/gpu.list
+programs=$(cut -f 2 "$list" | sort -u)
+cp "$BUILD/glowq" "$BUILD"/tests/bench_* "$OUT/bin/"
+for p in $programs; do [ ! -x "$BUILD/tests/$p" ] || cp "$BUILD/tests/$p" "$OUT/bin/"; done
+cp "$BUILD"/libglowq_*.so "$OUT/lib/glowq/"
+mkdir -p "$OUT/source/tests" "$OUT/source/examples"
+cp "$list" "$OUT/source/tests/"
+cp -r tests/cli tests/golden tests/*.py tests/gpu-suite.sh "$OUT/source/tests/"
+cp -r examples/dense examples/moe examples/texts examples/shapes examples/golden.json "$OUT/source/examples/"
+ln -s source/tests "$OUT/tests"
+
+# ---- Open MPI: the launcher and its plugins, but for fabrics, other launchers, SHMEM, checkpointing and profiling
+cp -L /usr/bin/orterun "$OUT/bin/mpirun"
+cp -L /usr/bin/orted "$OUT/bin/"
+for f in "$MPI"/openmpi3/mca_*.so; do
+    case ${f##*/mca_} in
+    *_ofi.so | *_openib.so | *_ucx.so | *_psm*.so | *_portals4.so | *_flux.so | *monitoring.so | *gridengine* | schizo_jsm* | \
+    memheap_* | scoll_* | spml_* | sshmem_* | vprotocol_* | compress_* | ras_simulator* | crs_* | topo_treematch* | \
+    io_romio* | fbtl_* | fs_* | fcoll_* | sharedfp_*) ;;
+    *) cp -L "$f" "$OUT/openmpi/openmpi3/" ;;
+    esac
+done
+cp -r /usr/share/openmpi "$OUT/share/"
+rm -f "$OUT"/share/openmpi/*wrapper-data.txt
+[ ! -d "$PMIX/lib/pmix" ] || cp -L "$PMIX"/lib/pmix/*.so "$OUT/pmix/lib/pmix/"
+[ ! -d "$PMIX/share" ] || cp -r "$PMIX/share" "$OUT/pmix/"
+cat >"$OUT/etc/openmpi-mca-params.conf" <<'C'
+btl = self,vader,tcp
+pml = ob1
+btl_base_warn_component_unused = 0
+orte_tmpdir_base = /tmp
+C
+: >"$OUT/etc/openmpi-default-hostfile"
+
+# ---- OpenBLAS and LAPACKE: one library of the routines that are called, made from Debian's static ones (45 MB -> some 20)
+undefined() { nm -D --undefined-only "$1" 2>/dev/null | awk '{ print $2 }' | grep -E '^(cblas_|LAPACKE_|openblas_)' || true; }
+for f in "$OUT"/bin/* "$OUT"/lib/glowq/*.so; do undefined "$f"; done | sort -u >"$OUT/blas.symbols"
+gcc -shared -o "$OUT/lib/libopenblas.so.0" -Wl,-soname,libopenblas.so.0 $(sed 's/^/-Wl,-u,/' "$OUT/blas.symbols") \
+    "$LIBS/liblapacke.a" "$LIBS/libopenblas.a" -lgfortran -lm -lpthread
+for f in liblapacke.so.3 liblapack.so.3 libblas.so.3 libtmglib.so.3; do ln -s libopenblas.so.0 "$OUT/lib/$f"; done
+rm "$OUT/blas.symbols"
+
+# ---- everything that these load, until nothing new is found
+not_ours='/(ld-linux|libc|libm|libdl|librt|libpthread|libresolv|libutil|libnsl|libcuda|libcudart|libcublas|libcublasLt|libcusolver|libcusparse|libnvJitLink|libnccl)[-.][^/]*$'
+needed() {
+    find "$OUT/bin" "$OUT/lib" "$OUT/openmpi" "$OUT/pmix" -type f \( -name '*.so*' -o -perm -u+x \) -print0 |
+        LD_LIBRARY_PATH="$OUT/lib" xargs -0 -n 1 ldd 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u |
+        grep -Ev "$not_ours" | grep -v "^$OUT/"
+}
+while :; do
+    new=$(needed | while read -r so; do [ -e "$OUT/lib/${so##*/}" ] || echo "$so"; done)
+    [ -n "$new" ] || break
+    cp -L $new "$OUT/lib/"
+done
+find "$OUT" -type f \( -name '*.so*' -o -path '*/bin/*' \) -exec strip --strip-unneeded {} + 2>/dev/null || true
+
+# ---- how it is run
+cat >"$OUT/run.sh" <<'W'
+#!/bin/sh
+# run.sh COMMAND...: runs it with this folder's programs and libraries first. CUDA is found where it usually is, or in CUDA_HOME.
+D=$(cd "$(dirname "$0")" && pwd)
+[ $# -gt 0 ] || { echo "usage: $0 COMMAND...   e.g. $0 mpirun -n 2 glowq --version" >&2; exit 2; }
+export OPAL_PREFIX="$D" OPAL_LIBDIR="$D/openmpi" OPAL_PKGLIBDIR="$D/openmpi/openmpi3" OPAL_DATADIR="$D/share"
+export OPAL_PKGDATADIR="$D/share/openmpi" OPAL_SYSCONFDIR="$D/etc" OPAL_BINDIR="$D/bin"
+export PMIX_PREFIX="$D/pmix" PMIX_LIBDIR="$D/pmix/lib" PMIX_PKGLIBDIR="$D/pmix/lib/pmix" PMIX_DATADIR="$D/pmix/share"
+export PMIX_PKGDATADIR="$D/pmix/share/pmix" PMIX_SYSCONFDIR="$D/etc"
+# CUDA's libraries: a toolkit, or the ones that Python packages bring along
+cuda=""
+for d in "${CUDA_HOME:-/usr/local/cuda}/lib64" "${CUDA_HOME:-/usr/local/cuda}/targets/x86_64-linux/lib"; do
+    [ ! -d "$d" ] || cuda="$cuda:$d"
+done
+if [ -z "$cuda" ] && command -v python3 >/dev/null; then
+    cuda=$(python3 -c 'import glob, sysconfig
+print("".join(":" + d for d in glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib")))')
+fi
+export LD_LIBRARY_PATH="$D/lib$cuda${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" PATH="$D/bin:$PATH"
+export GLOWQ_MODULE_DIR="$D/lib/glowq" GLOWQ_SOURCE_DIR="$D/source" GLOWQ_BINARY="$D/bin/glowq" GLOWQ_MPIEXEC="$D/bin/mpirun"
+. "$D/etc/mpi_env.sh"
+case $1 in tests/*) command=$D/$1; shift; set -- "$command" "$@" ;; esac
+exec "$@"
+W
+cp launch/mpi_env.sh "$OUT/etc/"
+chmod +x "$OUT/run.sh"
+mib=$(du -sm --apparent-size "$OUT" | cut -f 1)
+echo "$OUT: $mib MiB"
+[ "$mib" -le "$MAX_MIB" ] || fail "more than $MAX_MIB MiB"
