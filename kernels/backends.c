@@ -102,9 +102,39 @@ out:
 
 void backend_close(struct backend *be)
 {
+    if (be->guest)
+        be->guest->leave(be->guest);
+    be->guest = NULL;
     if (be->ops)
         be->ops->close(be);
     be->ops = NULL;
+}
+
+static int is_module(const char *name)
+{
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (strcmp(known[i].name, name) == 0)
+            return !known[i].ops;
+    return 0;
+}
+
+int backend_count(const char *name, char *why, size_t n_why)
+{
+    if (!is_module(name))
+        return 1;
+    const struct backend_module *module = module_load(name, why, n_why);
+    return module ? module->count(why, n_why) : 0;
+}
+
+int backend_identify(const struct backend *be, char *name, size_t n_name, char *pci, size_t n_pci)
+{
+    char why[512];
+    const struct backend_module *module = is_module(be->name) ? module_load(be->name, why, sizeof why) : NULL;
+    if (module)
+        return module->identify(be->index, name, n_name, pci, n_pci);
+    snprintf(name, n_name, "%s", be->description);
+    snprintf(pci, n_pci, "%s", "");
+    return OK;
 }
 
 int buf_alloc(struct backend *be, size_t bytes, struct buf *buf)

@@ -29,12 +29,23 @@
 #include <stdint.h>
 
 struct backend_ops;
+struct backend;
+
+/* Someone who queues work of its own on the backend's stream: comm's NCCL transport. */
+struct backend_guest {
+    /* Wherever the host waits for the device it asks again and again, every millisecond or so, having waited this long; not OK
+     * ends the wait with that code: what it waits for may never come. */
+    int (*poll)(struct backend_guest *guest, double waited_s);
+    void (*leave)(struct backend_guest *guest); /* the backend closes */
+};
 
 struct backend {
     const struct backend_ops *ops;
     const char *name; /* "cpu", "cpu:ref", "cpu:check", "cuda", "cuda:sim" */
     int n_threads;
     int index;                    /* of the GPU; 0 elsewhere */
+    int host_memory;              /* device memory is the host's own, and host_begin costs nothing */
+    struct backend_guest *guest;  /* or NULL */
     enum dtype act;               /* of what products read and of the KV cache: F32 or BF16 */
     void *state;                  /* the backend's own */
     char description[96];         /* "cpu avx512, 2 threads, OpenBLAS SkylakeX" */
@@ -47,6 +58,10 @@ struct backend {
  * lacks here: the module, the driver, the device. Keeps be until backend_close. */
 int backend_open(struct backend *be, const char *device, int n_threads);
 void backend_close(struct backend *be);
+/* GPUs that answer to "cuda" or "cuda:sim"; 0: why says what is missing. "cpu" and its kin: 1. */
+int backend_count(const char *name, char *why, size_t n_why);
+/* What be computes on: "NVIDIA H100 80GB HBM3" and "0000:17:00.0"; the description and "" on the CPU. */
+int backend_identify(const struct backend *be, char *name, size_t n_name, char *pci, size_t n_pci);
 
 /* Device memory that someone owns. p is NULL when empty. Alignment 64 bytes. */
 struct buf {
@@ -141,6 +156,8 @@ struct backend_ops {
     int (*copy)(struct backend *be, const struct mat *from, struct mat *to); /* same shape and dtype; ld may differ */
     int (*zero)(struct backend *be, void *device, size_t bytes);
     int (*sync)(struct backend *be);
+    /* The queue that ops go to, for a library that queues beside them: cudaStream_t; NULL on the CPU. */
+    void *(*stream)(struct backend *be);
     /* Bytes of this device that are free now, and all of it. */
     int (*memory)(struct backend *be, size_t *host_free, size_t *host_total);
     /* Host access to device memory (comm uses it): *host equals p on the CPU. Waits. End before the next op. */

@@ -18,6 +18,8 @@ struct backend_module {
     int (*count)(char *why, size_t n_why);
     /* Of device index: "NVIDIA H100 80GB HBM3", "0000:17:00.0". */
     int (*identify)(int index, char *name, size_t n_name, char *pci, size_t n_pci);
+    /* Of its libraries, as loaded: "13.0 (driver 13.0), cuBLAS 13.0.2". */
+    void (*version)(char *text, size_t n);
 };
 
 const struct backend_module *glowq_module(void);

@@ -166,6 +166,13 @@ static int sync_check(struct backend *be)
     return leave(be, enter(be)->wrapped->sync(be));
 }
 
+static void *stream_check(struct backend *be)
+{
+    void *stream = enter(be)->wrapped->stream(be);
+    leave(be, OK);
+    return stream;
+}
+
 static int step_begin_check(struct backend *be, struct step *step, int *host_replayed)
 {
     return leave(be, enter(be)->wrapped->step_begin(be, step, host_replayed));
@@ -385,6 +392,7 @@ static const struct backend_ops check_table = {
     .copy = copy_check,
     .zero = zero_check,
     .sync = sync_check,
+    .stream = stream_check,
     .memory = memory_check,
     .step_begin = step_begin_check,
     .step_end = step_end_check,

@@ -135,6 +135,12 @@ out:
     return err;
 }
 
+static void *stream_cpu(struct backend *be)
+{
+    (void)be;
+    return NULL;
+}
+
 /* Nothing is saved by recording on the CPU: a step is issued every time. */
 static int step_begin_cpu(struct backend *be, struct step *step, int *host_replayed)
 {
@@ -209,6 +215,7 @@ int open_cpu(struct backend *be)
     if (!(state = calloc(1, sizeof *state)))
         FAIL(ERR_NOMEM, "cannot allocate %zu bytes of memory", sizeof *state);
     be->state = state;
+    be->host_memory = 1;
     state->inner = choose_inner();
     /* Our threads take tiles; a BLAS that also splits would change the bits with the number of threads. */
     openblas_set_num_threads(1);
@@ -235,9 +242,9 @@ void close_cpu(struct backend *be)
 /* What both tables share: memory, weights, ops that only move or compare data, and the calibration's dense algebra. */
 #define COMMON_OPS                                                                                                     \
     .open = open_cpu, .close = close_cpu, .alloc = alloc_cpu, .free = free_cpu, .put = put_cpu, .get = get_cpu,        \
-    .copy = copy_cpu, .zero = zero_cpu, .sync = sync_cpu, .memory = memory_cpu, .step_begin = step_begin_cpu,          \
-    .step_end = step_end_cpu, .step_free = step_free_cpu, .host_begin = host_begin_cpu, .host_end = host_end_cpu,      \
-    .weight_alloc = weight_alloc_cpu, .weight_put_dense = weight_put_dense_cpu,                                        \
+    .copy = copy_cpu, .zero = zero_cpu, .sync = sync_cpu, .stream = stream_cpu, .memory = memory_cpu,                  \
+    .step_begin = step_begin_cpu, .step_end = step_end_cpu, .step_free = step_free_cpu, .host_begin = host_begin_cpu,  \
+    .host_end = host_end_cpu, .weight_alloc = weight_alloc_cpu, .weight_put_dense = weight_put_dense_cpu,              \
     .weight_put_codes = weight_put_codes_cpu, .embed = embed_cpu, .kv_append = kv_append_cpu, .add = add_cpu,          \
     .add_bias = add_bias_cpu, .gather_rows = gather_rows_cpu, .argmax = argmax_cpu, .gemm = gemm_cpu,                  \
     .convert = convert_cpu, .transpose = transpose_cpu, .scale = scale_cpu, .randn = randn_cpu,                        \
