@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The warp's matrix instructions and asynchronous copies that our kernels use: PTX on the card (sm_80 and later), emulated
+ * with the same layouts in "cuda:sim", so that kernels on the tensor cores run under ASan without a card.
+ *
+ * Fragments of mma.m16n8k16 (PTX ISA, "Matrix fragments for mma.m16n8k16"), lane = 4 g + q, a pair = two bf16, the lower
+ * index in the lower half:
+ *   A [16, 16]  a[0] = (g, 2q..2q+1)  a[1] = (g + 8, 2q..)  a[2] = (g, 2q+8..)  a[3] = (g + 8, 2q+8..)
+ *   B [16, 8]   b[0] = (k 2q..2q+1, column g)  b[1] = (k 2q+8.., column g)
+ *   C [16, 8]   c[0] c[1] = (g, 2q..2q+1)  c[2] c[3] = (g + 8, 2q..)
+ * A matrix of ldmatrix is 8 rows of 16 bytes; lane 8 i + j gives the address of row j of matrix i; r[i] = (row g, pair q), and
+ * with _trans the pair (rows 2q, 2q+1; column g).
+ */
+#ifndef GLOWQ_KERNELS_CUDA_MMA_H
+#define GLOWQ_KERNELS_CUDA_MMA_H
+
+#include "kernels/cuda/device.h"
+
+/* Two f32, rounded to bf16: lo in the lower half. */
+__device__ inline uint32_t bf16_pair(float lo, float hi)
+{
+#ifdef __CUDACC__
+    uint32_t r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    return r;
+#else
+    return (uint32_t)bf16_round(hi) << 16 | bf16_round(lo);
+#endif
+}
+
+/* a - b in both halves. Exact where the result is a bf16: our use (integers up to 256). One fma.rn.bf16x2: sm_80 has no sub. */
+__device__ inline uint32_t bf16_pair_sub(uint32_t a, uint32_t b)
+{
+#ifdef __CUDACC__
+    uint32_t r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(0x3f803f80u), "r"(b ^ 0x80008000u));
+    return r;
+#else
+    return bf16_pair(bf16_value((uint16_t)a) - bf16_value((uint16_t)b),
+                     bf16_value((uint16_t)(a >> 16)) - bf16_value((uint16_t)(b >> 16)));
+#endif
+}
+
+#ifdef __CUDACC__
+
+/* C += A B, f32 sums. */
+__device__ inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2])
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ inline uint32_t shared_address(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+__device__ inline void ldmatrix_x1(uint32_t r[1], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
+                 : "=r"(r[0])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+__device__ inline void ldmatrix_x2(uint32_t r[2], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+__device__ inline void ldmatrix_x4(uint32_t r[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+__device__ inline void ldmatrix_x1_trans(uint32_t r[1], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
+                 : "=r"(r[0])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+__device__ inline void ldmatrix_x2_trans(uint32_t r[2], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+__device__ inline void ldmatrix_x4_trans(uint32_t r[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+/* 16 bytes of shared memory, 16-byte aligned: the first `bytes` of them from global memory, 16-byte aligned, the rest zeros.
+ * With bytes = 0 nothing is read, but global must still be an address of some allocation. */
+__device__ inline void cp_async_16(void *shared, const void *global, int bytes)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(shared_address(shared)), "l"(global), "r"(bytes)
+                 : "memory");
+}
+
+/* This thread's copies since the last commit become a group. */
+__device__ inline void cp_async_commit(void)
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Until all but the newest N groups of this thread have landed. Others' copies need a barrier after it. */
+template <int N> __device__ inline void cp_async_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory");
+}
+
+#else /* ---- the same in the simulator ---- */
+
+/* Products of bf16 are exact in f32; sums here ascend in k. (The card sums a few at a time, with fewer roundings.) */
+static inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2], const char *file = __builtin_FILE(),
+                            int line = __builtin_LINE())
+{
+    struct operands {
+        uint16_t a[4][2], b[2][2];
+    } mine;
+    memcpy(mine.a, a, sizeof mine.a);
+    memcpy(mine.b, b, sizeof mine.b);
+    const struct operands *all = (const struct operands *)sim_warp_gather(0xffffffffu, &mine, sizeof mine, file, line);
+    const int g = sim_lane() / 4, q = sim_lane() % 4;
+    for (int i = 0; i < 4; i++) {
+        const int row_half = i / 2, column = 2 * q + i % 2;
+        for (int k = 0; k < 16; k++) {
+            const int holder = k % 8 / 2, upper = k / 8;
+            c[i] += bf16_value(all[4 * g + holder].a[2 * upper + row_half][k % 2]) *
+                    bf16_value(all[4 * column + holder].b[upper][k % 2]);
+        }
+    }
+}
+
+template <int N> static inline void sim_ldmatrix(uint32_t *r, const void *row, int trans, const char *file, int line)
+{
+    const unsigned char *const *rows =
+        (const unsigned char *const *)sim_warp_gather(0xffffffffu, &row, sizeof row, file, line);
+    const int g = sim_lane() / 4, q = sim_lane() % 4;
+    for (int i = 0; i < N; i++) {
+        for (int j = 0; j < 8; j++) /* every row is read, by one lane at least: ASan sees all addresses */
+            if ((uintptr_t)rows[8 * i + j] % 16)
+                __builtin_trap();
+        if (trans) {
+            uint16_t lo, hi;
+            memcpy(&lo, rows[8 * i + 2 * q] + 2 * g, 2);
+            memcpy(&hi, rows[8 * i + 2 * q + 1] + 2 * g, 2);
+            r[i] = (uint32_t)hi << 16 | lo;
+        } else {
+            memcpy(&r[i], rows[8 * i + g] + 4 * q, 4);
+        }
+    }
+}
+
+#define SIM_LDMATRIX(name, n, trans)                                                                                   \
+    static inline void name(uint32_t *r, const void *row, const char *file = __builtin_FILE(),                         \
+                            int line = __builtin_LINE())                                                               \
+    {                                                                                                                  \
+        sim_ldmatrix<n>(r, row, trans, file, line);                                                                    \
+    }
+SIM_LDMATRIX(ldmatrix_x1, 1, 0)
+SIM_LDMATRIX(ldmatrix_x2, 2, 0)
+SIM_LDMATRIX(ldmatrix_x4, 4, 0)
+SIM_LDMATRIX(ldmatrix_x1_trans, 1, 1)
+SIM_LDMATRIX(ldmatrix_x2_trans, 2, 1)
+SIM_LDMATRIX(ldmatrix_x4_trans, 4, 1)
+#undef SIM_LDMATRIX
+
+/* Copies happen as late as the card may do them, at the wait: what is read before its wait is still the old content. A thread
+ * must have waited for all its copies when its kernel ends. */
+struct sim_copies {
+    enum { MOST = 512 };
+    struct {
+        void *to;
+        const void *from;
+        int bytes, group;
+    } queue[MOST];
+    int first, n, group; /* pending: n from first on, around the end; group: the open one */
+};
+
+inline struct sim_copies *sim_copies_mine(void)
+{
+    static thread_local struct sim_copies *of_thread[1024];
+    struct sim_copies **mine = &of_thread[sim_self()->linear];
+    if (!*mine)
+        *mine = new sim_copies();
+    return *mine;
+}
+
+static inline void cp_async_16(void *shared, const void *global, int bytes)
+{
+    struct sim_copies *c = sim_copies_mine();
+    if (c->n == c->MOST || (uintptr_t)shared % 16 || (uintptr_t)global % 16 || bytes < 0 || bytes > 16)
+        __builtin_trap();
+    c->queue[(c->first + c->n++) % c->MOST] = {shared, global, bytes, c->group};
+}
+
+static inline void cp_async_commit(void)
+{
+    sim_copies_mine()->group++;
+}
+
+template <int N> static inline void cp_async_wait(void)
+{
+    struct sim_copies *c = sim_copies_mine();
+    for (; c->n > 0 && c->queue[c->first].group < c->group - N; c->first = (c->first + 1) % c->MOST, c->n--) {
+        memset(c->queue[c->first].to, 0, 16);
+        memcpy(c->queue[c->first].to, c->queue[c->first].from, (size_t)c->queue[c->first].bytes);
+    }
+}
+
+#endif
+#endif
