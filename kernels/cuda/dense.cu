@@ -6,7 +6,7 @@
  * logarithm and cosine are the device's (CUDA C++ Programming Guide, mathematical functions: log 1 ulp, cos 2 ulp, sqrt exact),
  * so that a number differs from the host's by less than 8 ulp of f64. col_sumsq adds in a fixed tree instead of by rows.
  */
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/tiles.h"
 
 #define PHILOX_FUNCTION __device__ static inline
 extern "C" {
@@ -14,13 +14,8 @@ extern "C" {
 }
 
 enum {
-    WARP = 32,
-    LINES = 8,           /* rows that a block takes at once, a warp each */
-    EACH = 4,            /* elements a thread */
-    WIDTH = WARP * EACH, /* columns that a block takes */
-    COLUMN_ROWS = 256,   /* rows a block adds up in column statistics: a row panel needs one pass */
-    FLAT = 1 << 14,      /* units of a row into which a dense copy is cut */
-    MAX_GRID_Y = 65535
+    COLUMN_ROWS = 256, /* rows a block adds up in column statistics: a row panel needs one pass */
+    FLAT = 1 << 14     /* bytes of a row into which a dense copy is cut */
 };
 
 struct bf16 {
@@ -32,24 +27,6 @@ struct f16 {
 struct alignas(16) unit16 {
     uint64_t a, b;
 };
-
-static unsigned blocks(int64_t n, int64_t each)
-{
-    return (unsigned)((n + each - 1) / each);
-}
-
-/* Blocks of WARP x LINES threads over rows x cols; kernels go on at rows past the grid's end. */
-static dim3 cover(int64_t rows, int64_t cols)
-{
-    return dim3(blocks(cols, WIDTH), (unsigned)min_i64((rows + LINES - 1) / LINES, MAX_GRID_Y));
-}
-
-/* For every element of rows x cols that is this thread's. */
-#define FOR_ROWS(i, rows)                                                                                              \
-    for (int64_t i = (int64_t)blockIdx.y * LINES + threadIdx.y; i < (rows); i += (int64_t)gridDim.y * LINES)
-#define FOR_COLS(j, cols)                                                                                              \
-    _Pragma("unroll") for (int e = 0; e < EACH;                                                                        \
-                           e++) if (int64_t j = (int64_t)blockIdx.x * WIDTH + e * WARP + threadIdx.x; j < (cols))
 
 /* ---- copies ------------------------------------------------------------------------------------------------------------ */
 
