@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The calls of comm.h: what is common to all transports. Mats are reached through host_begin/host_end of their backend,
- * which on the CPU is the memory itself and elsewhere a staged copy. */
+ * The calls of comm.h: what is common to all transports. */
 #include "comm/comm.h"
+#include "comm/comm_nccl.h"
+#include "comm/shard.h"
 
 #include "base/err.h"
 
@@ -12,6 +13,7 @@ void comm_close(struct comm *comm)
 {
     if (!comm->ops)
         return;
+    comm_leave_nccl(comm);
     comm->ops->close(comm);
     free(comm->scratch);
     *comm = (struct comm){0};
@@ -96,60 +98,46 @@ int comm_recv(struct comm *comm, void *host, size_t bytes, int from, int tag)
     return comm->ops->recv(comm, host, bytes, from, tag);
 }
 
-/* Host view of a dense mat. host is NULL and nothing is to be ended where the mat is empty. */
-static int mat_begin(struct comm *comm, struct mat *m, void **host)
+/* Shapes are the same on every rank, so what is empty on one is empty on all: nobody calls the transport. */
+static int is_empty(const struct mat *m)
 {
     assert(m->ld == m->cols);
-    *host = NULL;
-    if (mat_bytes(m) == 0)
-        return OK;
-    return comm->be->ops->host_begin(comm->be, m->data, mat_bytes(m), host);
-}
-
-static int mat_end(struct comm *comm, struct mat *m, void *host)
-{
-    return host ? comm->be->ops->host_end(comm->be, m->data, mat_bytes(m), host) : OK;
+    return mat_bytes(m) == 0;
 }
 
 int comm_sum_exact(struct comm *comm, struct mat *acc)
 {
-    int err = OK;
-    void *host = NULL;
     assert(acc->dtype == DT_I64);
-    TRY(mat_begin(comm, acc, &host));
-    err = comm->ops->sum_i64(comm, host, acc->rows * acc->cols);
-    int ended = mat_end(comm, acc, host);
-    err = err ? err : ended;
-out:
-    return err;
+    return is_empty(acc) ? OK : comm->ops->sum_exact(comm, acc);
 }
 
 int comm_allgather_rows(struct comm *comm, struct mat *m, const int64_t *row0)
 {
-    int err = OK;
-    void *host = NULL, *bytes = NULL;
-    size_t row_bytes = (size_t)m->cols * dtype_bytes(m->dtype);
     assert(row0[0] == 0 && row0[comm->size] == m->rows);
-    TRY(comm_scratch(comm, (size_t)comm->size * sizeof(size_t), &bytes));
-    for (int p = 0; p < comm->size; p++)
-        ((size_t *)bytes)[p] = (size_t)(row0[p + 1] - row0[p]) * row_bytes;
-    TRY(mat_begin(comm, m, &host));
-    if (host) /* empty on one rank is empty on all */
-        err = comm->ops->allgather(comm, (char *)host + (size_t)row0[comm->rank] * row_bytes, bytes, host);
-    int ended = mat_end(comm, m, host);
-    err = err ? err : ended;
-out:
-    return err;
+    return is_empty(m) ? OK : comm->ops->allgather_rows(comm, m, row0);
 }
 
 int comm_bcast_mat(struct comm *comm, struct mat *m, int root)
 {
+    return is_empty(m) ? OK : comm->ops->bcast_mat(comm, m, root);
+}
+
+int comm_tree_sum(struct comm *comm, const struct mat *parts, struct mat *sum)
+{
     int err = OK;
-    void *host = NULL;
-    TRY(mat_begin(comm, m, &host));
-    err = comm->ops->bcast(comm, host, mat_bytes(m), root);
-    int ended = mat_end(comm, m, host);
-    err = err ? err : ended;
+    struct range own[TREE_LEAVES];
+    if (comm->size > TREE_LEAVES)
+        FAIL(ERR_UNSUPPORTED, "tensor parallel over %d ranks, at most %d are supported", comm->size, TREE_LEAVES);
+    assert(parts->dtype == DT_F32 && sum->dtype == DT_F32 && parts->ld == parts->cols);
+    assert(parts->cols == sum->cols && parts->rows == sum->rows * shard_parts(comm->rank, comm->size, own));
+    (void)own;
+    if (!is_empty(sum))
+        TRY(comm->ops->tree_sum(comm, parts, sum));
 out:
     return err;
+}
+
+int comm_is_queued(const struct comm *comm)
+{
+    return comm->size == 1 || comm->nccl || comm->be->host_memory;
 }

@@ -5,8 +5,13 @@
  * same on every rank unless said otherwise. All calls but send and recv are collective; errors of the transport are
  * ERR_COMM. Ordinary failures (a missing file) are agreed before ranks go on: err = comm_agree(comm, open_it(...)).
  *
+ * Mats travel by one of three roads. In the CPU's memory they are sent from where they stand. From a GPU they go through the
+ * host in pieces of stage_bytes ("staged": comm_stage.c), which waits for the device; or NCCL carries them from GPU to GPU, in
+ * the backend's own queue and waited for by nobody (comm_use_nccl).
+ *
  * Reproducibility: sums are comm_sum_exact (64-bit integers: any order, any algorithm, same bits) or comm_tree_sum (f32
- * in one fixed binary tree over TREE_LEAVES leaves, however many ranks own them).
+ * in one fixed binary tree over TREE_LEAVES leaves, however many ranks own them). NCCL's comm_tree_sum is the exception: it adds
+ * in an order of its own, which no rank count shares; the GPUs' promise is a bound, not bits.
  */
 #ifndef GLOWQ_COMM_COMM_H
 #define GLOWQ_COMM_COMM_H
@@ -17,13 +22,17 @@
 #include <stdint.h>
 
 struct comm_ops;
+struct nccl_state;
 
 struct comm {
     const struct comm_ops *ops;
     int rank, size;
+    int host, local_rank, local_size; /* the first rank on this host, this one's number there, and how many there are */
     struct backend *be; /* whose memory mats live in; may be set after open, before the first mat argument */
     void *state;
-    void *scratch; /* comm_scratch */
+    struct nccl_state *nccl; /* NULL: mats are staged */
+    size_t stage_bytes;      /* of a piece of a staged mat */
+    void *scratch;           /* comm_scratch */
     size_t scratch_bytes;
 };
 
@@ -39,6 +48,19 @@ void comm_close(struct comm *comm);
 /* Ends all ranks at once with this exit code, for errors that are not agreed. Doesn't return under MPI; with one rank
  * it does, and the caller ends itself. */
 void comm_abort(struct comm *comm, int exit_code);
+
+/* Lets NCCL carry the mats if it can: comm->be is a GPU of its own for every rank, and every rank finds libnccl.so.2, 2.19 or
+ * newer. how (one line) says "nccl 2.28.9", or what carries them instead and why. ERR_COMM with NCCL's text when it was found and
+ * fails. comm stays where it is until comm->be or comm closes. Once after the backend is open on every rank; collective.
+ *
+ * GLOWQ_NCCL=PATH names the library, GLOWQ_NCCL=off does without it. GLOWQ_NCCL_TIMEOUT=SECONDS (1800) is how long a rank waits
+ * for the others inside a collective. A named library is used on any backend and for one rank too: the hook of the tests, whose
+ * stand-in for NCCL works on host memory. */
+int comm_use_nccl(struct comm *comm, char *how, size_t n_how);
+/* "2.28.9 (/usr/lib/x86_64-linux-gnu/libnccl.so.2)", or why there is none. Not collective. */
+void comm_nccl_version(char *text, size_t n);
+/* Mats are carried without a wait for the device, so that these calls may stand in a step (kernels.h). */
+int comm_is_queued(const struct comm *comm);
 
 /* Host memory that calls of this comm (and only they) use while they run: kept and grown, so that no step allocates. */
 int comm_scratch(struct comm *comm, size_t bytes, void **p);
@@ -72,7 +94,7 @@ int comm_recv(struct comm *comm, void *host, size_t bytes, int from, int tag);
 int comm_tree_sum(struct comm *comm, const struct mat *parts, struct mat *sum);
 
 struct comm_ops {
-    const char *name; /* "self", "mpi" */
+    const char *name; /* "self", "mpi", "nccl" */
     void (*close)(struct comm *);
     void (*abort)(struct comm *, int exit_code);
     int (*barrier)(struct comm *);
@@ -87,6 +109,11 @@ struct comm_ops {
     int (*recv)(struct comm *, void *host, size_t bytes, int from, int tag);
     /* Send mine to peer and receive theirs from it: both call it. */
     int (*exchange)(struct comm *, const void *mine, void *theirs, size_t bytes, int peer);
+    /* Of the mats, none of them empty: comm_stage.c or comm_nccl.c. */
+    int (*sum_exact)(struct comm *, struct mat *acc);
+    int (*tree_sum)(struct comm *, const struct mat *parts, struct mat *sum);
+    int (*allgather_rows)(struct comm *, struct mat *m, const int64_t *row0);
+    int (*bcast_mat)(struct comm *, struct mat *m, int root);
 };
 
 #endif

@@ -10,6 +10,7 @@
  * to 4 MB). */
 #include "comm/comm_mpi.h"
 #include "comm/comm.h"
+#include "comm/comm_stage.h"
 
 #include "base/err.h"
 
@@ -251,6 +252,10 @@ static const struct comm_ops mpi_ops = {
     .send = send_pieces,
     .recv = recv_pieces,
     .exchange = exchange_mpi,
+    .sum_exact = sum_exact_staged,
+    .tree_sum = tree_sum_staged,
+    .allgather_rows = allgather_rows_staged,
+    .bcast_mat = bcast_mat_staged,
 };
 
 /* mpirun, mpiexec (Open MPI, MPICH, MVAPICH) and srun --mpi=pmix|pmi2 set one of these for every rank. Without any,
@@ -275,6 +280,22 @@ out:
     return err;
 }
 
+/* Ranks on one host are those that can share memory. */
+static int find_neighbours(struct comm *comm)
+{
+    int err = OK;
+    MPI_Comm near = MPI_COMM_NULL;
+    TRY_MPI(MPI_Comm_split_type(state_of(comm)->world, MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &near));
+    TRY_MPI(MPI_Comm_rank(near, &comm->local_rank));
+    TRY_MPI(MPI_Comm_size(near, &comm->local_size));
+    comm->host = comm->rank; /* the lowest of them is its rank 0 */
+    TRY_MPI(MPI_Bcast(&comm->host, 1, MPI_INT, 0, near));
+out:
+    if (near != MPI_COMM_NULL)
+        MPI_Comm_free(&near);
+    return err;
+}
+
 int comm_open_mpi(struct comm *comm, struct backend *be)
 {
     int err = OK, initialized = 0, provided = 0;
@@ -291,7 +312,7 @@ int comm_open_mpi(struct comm *comm, struct backend *be)
     s->world = MPI_COMM_NULL;
     s->reduce_bytes = REDUCE_BYTES;
     s->move_bytes = MOVE_BYTES;
-    *comm = (struct comm){.ops = &mpi_ops, .size = 1, .be = be, .state = s};
+    *comm = (struct comm){.ops = &mpi_ops, .size = 1, .be = be, .state = s, .stage_bytes = STAGE_BYTES};
     if (!initialized) {
         TRY_MPI(MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided));
         s->finalize = 1;
@@ -309,6 +330,7 @@ int comm_open_mpi(struct comm *comm, struct backend *be)
     s->starts = malloc((size_t)comm->size * sizeof *s->starts);
     if (!s->counts || !s->starts)
         FAIL(ERR_NOMEM, "counts of %d ranks", comm->size);
+    TRY(find_neighbours(comm));
     err_set_rank(comm->rank, comm->size);
 out:
     if (err && comm->ops) {

@@ -2,6 +2,7 @@
  * comm "self": one rank, no library. Collectives over one rank are copies or nothing; a message to oneself would wait
  * for ever under MPI's blocking rules, so it is refused. */
 #include "comm/comm.h"
+#include "comm/comm_stage.h"
 
 #include "base/err.h"
 
@@ -127,10 +128,14 @@ static const struct comm_ops self_ops = {
     .send = send_self,
     .recv = recv_self,
     .exchange = exchange_self,
+    .sum_exact = sum_exact_staged,
+    .tree_sum = tree_sum_staged,
+    .allgather_rows = allgather_rows_staged,
+    .bcast_mat = bcast_mat_staged,
 };
 
 int comm_open_self(struct comm *comm, struct backend *be)
 {
-    *comm = (struct comm){.ops = &self_ops, .rank = 0, .size = 1, .be = be};
+    *comm = (struct comm){.ops = &self_ops, .size = 1, .local_size = 1, .be = be, .stage_bytes = STAGE_BYTES};
     return OK;
 }

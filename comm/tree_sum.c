@@ -14,7 +14,7 @@
  * shard_parts). With 1, 2, 4 or 8 ranks each rank holds one subtree of equal height: recursive doubling climbs the rest
  * of the tree, both partners adding left + right. Otherwise subtrees of several heights are spread over the ranks: all
  * ranks gather all parts and climb alone. */
-#include "comm/comm.h"
+#include "comm/comm_stage.h"
 #include "comm/shard.h"
 
 #include "base/err.h"
@@ -31,16 +31,13 @@ static void add(const float *left, const float *right, float *sum, int64_t n)
         sum[i] = left[i] + right[i];
 }
 
-/* mine [n] becomes the sum over ranks; the number of ranks is a power of two. */
-static int recursive_doubling(struct comm *comm, float *mine, int64_t n)
+/* mine [n] becomes the sum over ranks; the number of ranks is a power of two. theirs [n]: working memory. */
+static int recursive_doubling(struct comm *comm, float *mine, float *theirs, int64_t n)
 {
     int err = OK;
-    size_t bytes = (size_t)n * sizeof *mine;
-    void *theirs = NULL;
-    TRY(comm_scratch(comm, bytes, &theirs));
     for (int distance = 1; distance < comm->size; distance *= 2) {
         int peer = comm->rank ^ distance;
-        TRY(comm->ops->exchange(comm, mine, theirs, bytes, peer));
+        TRY(comm->ops->exchange(comm, mine, theirs, (size_t)n * sizeof *mine, peer));
         if (comm->rank < peer)
             add(mine, theirs, mine, n);
         else
@@ -75,47 +72,59 @@ static void climb(const struct parts *parts, int64_t begin, int64_t end, int64_t
     add(out, right, out, count);
 }
 
-static int gather_and_climb(struct comm *comm, const float *mine, float *sum, int64_t n)
+/* sum [n] of all ranks' parts; data: working memory for all of them. */
+static int gather_and_climb(struct comm *comm, const float *mine, float *data, float *sum, int64_t n)
 {
     int err = OK;
-    struct parts all = {.n = n};
+    struct parts all = {.data = data, .n = n};
     size_t bytes[TREE_LEAVES];
-    void *data = NULL;
     for (int p = 0; p < comm->size; p++) {
         int k = shard_parts(p, comm->size, all.leaves + all.n_parts);
         bytes[p] = (size_t)k * (size_t)n * sizeof *mine;
         all.n_parts += k;
     }
-    TRY(comm_scratch(comm, (size_t)all.n_parts * (size_t)n * sizeof *mine, &data));
     TRY(comm->ops->allgather(comm, mine, bytes, data));
-    all.data = data;
     for (int64_t at = 0; at < n; at += BLOCK)
         climb(&all, 0, TREE_LEAVES, at, n - at < BLOCK ? n - at : BLOCK, sum + at);
 out:
     return err;
 }
 
-int comm_tree_sum(struct comm *comm, const struct mat *parts, struct mat *sum)
+static int is_power_of_two(int n)
+{
+    return (n & (n - 1)) == 0;
+}
+
+/* Floats of working memory an element of the sum needs: the partner's, or all ranks' parts. */
+static size_t work_floats(const struct comm *comm)
+{
+    struct range parts[TREE_LEAVES];
+    size_t n = 0;
+    if (is_power_of_two(comm->size))
+        return 1;
+    for (int p = 0; p < comm->size; p++)
+        n += (size_t)shard_parts(p, comm->size, parts);
+    return n;
+}
+
+/* In the memory of the backend itself, which is the host's. */
+static int sum_in_place(struct comm *comm, const struct mat *parts, struct mat *sum)
 {
     int err = OK;
-    struct range own[TREE_LEAVES];
     struct backend *be = comm->be;
-    void *from = NULL, *to = NULL;
-    int64_t n = sum->rows * sum->cols;
-    int power_of_two = (comm->size & (comm->size - 1)) == 0;
-    if (comm->size > TREE_LEAVES)
-        FAIL(ERR_UNSUPPORTED, "tensor parallel over %d ranks, at most %d are supported", comm->size, TREE_LEAVES);
-    assert(parts->dtype == DT_F32 && sum->dtype == DT_F32 && parts->ld == parts->cols && sum->ld == sum->cols);
-    assert(parts->cols == sum->cols && parts->rows == sum->rows * shard_parts(comm->rank, comm->size, own));
-    (void)own;
-    if (n == 0)
-        goto out;
+    void *from = NULL, *to = NULL, *work = NULL;
+    const int64_t n = sum->rows * sum->cols;
+    TRY(comm_scratch(comm, work_floats(comm) * (size_t)n * sizeof(float), &work));
     TRY(be->ops->host_begin(be, sum->data, mat_bytes(sum), &to));
     if (parts->data != sum->data)
         TRY(be->ops->host_begin(be, parts->data, mat_bytes(parts), &from));
-    if (power_of_two && from)
+    if (!is_power_of_two(comm->size)) {
+        err = gather_and_climb(comm, from ? from : to, work, to, n);
+        goto out;
+    }
+    if (from)
         memcpy(to, from, mat_bytes(sum));
-    err = power_of_two ? recursive_doubling(comm, to, n) : gather_and_climb(comm, from ? from : to, to, n);
+    err = recursive_doubling(comm, to, work, n);
 out:
     if (from) {
         int ended = be->ops->host_end(be, parts->data, mat_bytes(parts), from);
@@ -126,4 +135,37 @@ out:
         err = err ? err : ended;
     }
     return err;
+}
+
+/* Piece by piece through the host. The tree is climbed element by element, so pieces change no bit. */
+static int sum_in_pieces(struct comm *comm, const struct mat *parts, struct mat *sum)
+{
+    int err = OK;
+    struct backend *be = comm->be;
+    const size_t element = sizeof(float), work = work_floats(comm);
+    const int64_t n = sum->rows * sum->cols, n_parts = parts->rows / sum->rows;
+    const int64_t piece = min_i64(n, max_i64(1, (int64_t)(comm->stage_bytes / element / work)));
+    void *scratch = NULL;
+    TRY(comm_scratch(comm, (work + (size_t)n_parts + 1) * (size_t)piece * element, &scratch));
+    float *to = scratch, *from = to + piece, *rest = from + n_parts * piece;
+    for (int64_t at = 0; at < n; at += piece) {
+        const int64_t count = min_i64(piece, n - at);
+        const size_t bytes = (size_t)count * element;
+        for (int64_t p = 0; p < n_parts; p++)
+            TRY(be->ops->get(be, from + p * count, (const float *)parts->data + p * n + at, bytes));
+        if (is_power_of_two(comm->size))
+            TRY(recursive_doubling(comm, from, rest, count));
+        else
+            TRY(gather_and_climb(comm, from, rest, to, count));
+        TRY(be->ops->put(be, (float *)sum->data + at, is_power_of_two(comm->size) ? from : to, bytes));
+    }
+out:
+    return err;
+}
+
+int tree_sum_staged(struct comm *comm, const struct mat *parts, struct mat *sum)
+{
+    if (comm->size == 1)
+        return parts->data == sum->data ? OK : comm->be->ops->copy(comm->be, parts, sum);
+    return comm->be->host_memory ? sum_in_place(comm, parts, sum) : sum_in_pieces(comm, parts, sum);
 }

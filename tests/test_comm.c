@@ -3,8 +3,8 @@
  * every rank from (rank, index) alone. Checks count failures instead of leaving the function, so that ranks stay in
  * step.
  *
- * Mats live in a backend of this test whose device memory is readable only through host_begin: what it hands out is a
- * copy, as on a GPU, so that a call that touches device memory itself, or forgets host_end, gives wrong numbers here.
+ * Mats live in a backend of this test whose device memory is readable only through its entries: get, put and host_begin hand
+ * out copies, as on a GPU, so that a call that touches device memory itself, or forgets host_end, gives wrong numbers here.
  */
 #include "comm/comm.h"
 #include "comm/comm_mpi.h"
@@ -57,7 +57,37 @@ static int host_end_staged(struct backend *be, void *p, size_t bytes, void *host
     return OK;
 }
 
-static const struct backend_ops staged_ops = {.host_begin = host_begin_staged, .host_end = host_end_staged};
+static int64_t n_gets, most_bytes; /* of one get or put */
+
+static int get_staged(struct backend *be, void *host, const void *device, size_t bytes)
+{
+    (void)be;
+    invert(host, device, bytes);
+    n_gets++;
+    most_bytes = max_i64(most_bytes, (int64_t)bytes);
+    return OK;
+}
+
+static int put_staged(struct backend *be, void *device, const void *host, size_t bytes)
+{
+    (void)be;
+    invert(device, host, bytes);
+    most_bytes = max_i64(most_bytes, (int64_t)bytes);
+    return OK;
+}
+
+static int copy_staged(struct backend *be, const struct mat *from, struct mat *to)
+{
+    (void)be;
+    memcpy(to->data, from->data, mat_bytes(from));
+    return OK;
+}
+
+static const struct backend_ops staged_ops = {.host_begin = host_begin_staged,
+                                              .host_end = host_end_staged,
+                                              .get = get_staged,
+                                              .put = put_staged,
+                                              .copy = copy_staged};
 static struct backend staged = {.ops = &staged_ops, .name = "staged"};
 
 static void *device_copy(const void *host, size_t bytes)
@@ -421,9 +451,40 @@ static void test_all(struct comm *c)
     test_messages(c);
     test_agree(c);
     test_errors(c);
+}
+
+/* Both roads: through the memory itself, and through the host in pieces, of which none is larger than was allowed. */
+static void test_mats(struct comm *c)
+{
+    static const size_t stage_bytes[] = {4 << 20, 1000, 8};
+    staged.host_memory = 1;
     test_sum_exact(c);
     test_mats_move(c);
     test_tree_sum(c);
+    CHECK(n_gets == 0);
+    CHECK(comm_is_queued(c));
+    staged.host_memory = 0;
+    for (size_t k = 0; k < 3; k++) {
+        const size_t before = c->stage_bytes;
+        c->stage_bytes = stage_bytes[k];
+        most_bytes = 0;
+        test_sum_exact(c);
+        CHECK(c->size == 1 || most_bytes == min_i64((int64_t)stage_bytes[k], 700 * 500 * 8));
+        if (stage_bytes[k] > 8) { /* eight bytes at a time, three thousand floats are enough */
+            test_mats_move(c);
+            test_tree_sum(c);
+        }
+        CHECK(most_bytes <= (int64_t)stage_bytes[k]);
+        c->stage_bytes = before;
+    }
+    CHECK((n_gets > 0) == (c->size > 1));
+    CHECK(comm_is_queued(c) == (c->size == 1)); /* one rank moves nothing and waits for nothing */
+    n_gets = 0;
+}
+
+static void test_neighbours(struct comm *c)
+{
+    CHECK(c->local_size == c->size && c->local_rank == c->rank && c->host == 0); /* tests start on one host */
 }
 
 int main(int argc, char **argv)
@@ -449,12 +510,15 @@ int main(int argc, char **argv)
     if (launched && getenv("OMPI_COMM_WORLD_SIZE"))
         CHECK(c.size == atoi(getenv("OMPI_COMM_WORLD_SIZE")));
 
+    test_neighbours(&c);
     test_all(&c);
+    test_mats(&c);
     if (launched) { /* the same with calls so small that everything goes in pieces */
         struct mpi_state *s = c.state;
         s->move_bytes = 70000;
         s->reduce_bytes = 4096;
         test_all(&c);
+        test_mats(&c);
     }
     CHECK(open_views == 0);
 

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Mats through the host: see comm_stage.h.
+ *
+ * Where device memory is the host's own (the CPU backends) the transport works in it. Elsewhere a mat passes through a buffer in
+ * pieces: get, the transport's call, put. A copy of full size would cost as much host memory as the device has, and leave the
+ * caches between each of the three. Every rank cuts the same pieces, so calls meet piece by piece. */
+#include "comm/comm_stage.h"
+
+#include "base/err.h"
+
+#include <string.h>
+
+static size_t smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Ends a host view and keeps the first error. */
+static int end_view(struct backend *be, struct mat *m, void *host, int err)
+{
+    int ended = be->ops->host_end(be, m->data, mat_bytes(m), host);
+    return err ? err : ended;
+}
+
+int sum_exact_staged(struct comm *comm, struct mat *acc)
+{
+    int err = OK;
+    struct backend *be = comm->be;
+    const size_t bytes = mat_bytes(acc), element = sizeof(int64_t);
+    const size_t piece = smaller(bytes, comm->stage_bytes / element * element);
+    char *device = acc->data;
+    void *host = NULL;
+    if (comm->size == 1)
+        goto out;
+    if (be->host_memory) {
+        TRY(be->ops->host_begin(be, device, bytes, &host));
+        err = end_view(be, acc, host, comm->ops->sum_i64(comm, host, acc->rows * acc->cols));
+        goto out;
+    }
+    TRY(comm_scratch(comm, piece, &host));
+    for (size_t at = 0; at < bytes; at += piece) {
+        const size_t n = smaller(piece, bytes - at);
+        TRY(be->ops->get(be, host, device + at, n));
+        TRY(comm->ops->sum_i64(comm, host, (int64_t)(n / element)));
+        TRY(be->ops->put(be, device + at, host, n));
+    }
+out:
+    return err;
+}
+
+int bcast_mat_staged(struct comm *comm, struct mat *m, int root)
+{
+    int err = OK;
+    struct backend *be = comm->be;
+    const size_t bytes = mat_bytes(m), piece = smaller(bytes, comm->stage_bytes);
+    char *device = m->data;
+    void *host = NULL;
+    if (comm->size == 1)
+        goto out;
+    if (be->host_memory) {
+        TRY(be->ops->host_begin(be, device, bytes, &host));
+        err = end_view(be, m, host, comm->ops->bcast(comm, host, bytes, root));
+        goto out;
+    }
+    TRY(comm_scratch(comm, piece, &host));
+    for (size_t at = 0; at < bytes; at += piece) {
+        const size_t n = smaller(piece, bytes - at);
+        if (comm->rank == root)
+            TRY(be->ops->get(be, host, device + at, n));
+        TRY(comm->ops->bcast(comm, host, n, root));
+        if (comm->rank != root)
+            TRY(be->ops->put(be, device + at, host, n));
+    }
+out:
+    return err;
+}
+
+/* One round of a staged gather: each rank gives its next bytes, at most `most`, of what it has left. start[p] is where rank p's
+ * rows begin in the mat. */
+static int gather_round(struct comm *comm, char *device, const size_t *start, size_t given, size_t most, size_t *bytes,
+                        char *host)
+{
+    int err = OK;
+    struct backend *be = comm->be;
+    size_t own = 0, at = 0;
+    for (int p = 0; p < comm->size; p++) {
+        const size_t all = start[p + 1] - start[p];
+        bytes[p] = given < all ? smaller(most, all - given) : 0;
+        own += p < comm->rank ? bytes[p] : 0;
+    }
+    if (bytes[comm->rank] > 0)
+        TRY(be->ops->get(be, host + own, device + start[comm->rank] + given, bytes[comm->rank]));
+    TRY(comm->ops->allgather(comm, host + own, bytes, host));
+    for (int p = 0; p < comm->size; at += bytes[p++])
+        if (p != comm->rank && bytes[p] > 0)
+            TRY(be->ops->put(be, device + start[p] + given, host + at, bytes[p]));
+out:
+    return err;
+}
+
+int allgather_rows_staged(struct comm *comm, struct mat *m, const int64_t *row0)
+{
+    int err = OK;
+    struct backend *be = comm->be;
+    const size_t row_bytes = (size_t)m->cols * dtype_bytes(m->dtype), ranks = (size_t)comm->size;
+    const size_t line = 64; /* copies to and from a device like aligned places */
+    const size_t table = ((2 * ranks + 1) * sizeof(size_t) / line + 1) * line; /* start and bytes, before the pieces */
+    const size_t most = (smaller(comm->stage_bytes, (size_t)m->rows * row_bytes) / ranks / line + 1) * line;
+    size_t longest = 0;
+    void *scratch = NULL, *host = NULL;
+    if (comm->size == 1)
+        goto out;
+    TRY(comm_scratch(comm, table + (be->host_memory ? 0 : most * ranks), &scratch));
+    size_t *start = scratch, *bytes = start + ranks + 1;
+    start[0] = 0;
+    for (int p = 0; p < comm->size; p++) {
+        bytes[p] = (size_t)(row0[p + 1] - row0[p]) * row_bytes;
+        start[p + 1] = start[p] + bytes[p];
+        longest = bytes[p] > longest ? bytes[p] : longest;
+    }
+    if (be->host_memory) {
+        TRY(be->ops->host_begin(be, m->data, mat_bytes(m), &host));
+        err = end_view(be, m, host, comm->ops->allgather(comm, (char *)host + start[comm->rank], bytes, host));
+        goto out;
+    }
+    for (size_t given = 0; given < longest; given += most)
+        TRY(gather_round(comm, m->data, start, given, most, bytes, (char *)scratch + table));
+out:
+    return err;
+}
