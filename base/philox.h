@@ -12,7 +12,8 @@ enum philox_stream {
     STREAM_SKETCH = 2,
     STREAM_PROBES = 3,
     STREAM_SAMPLING = 4,
-    STREAM_WEIGHTS = 5
+    STREAM_WEIGHTS = 5,
+    STREAM_TOKENS = 6
 };
 
 void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);

@@ -25,7 +25,7 @@ struct job {
     struct comm *comm;
     struct model_config config;
     struct tokenizer *tokenizer;
-    struct checkpoint *ck;
+    struct weights weights;
     struct corpus corpus;
     struct slices slices;
     struct forward forward;
@@ -38,22 +38,32 @@ struct job {
 
 /* ---- opening ------------------------------------------------------------------------------------------------------ */
 
+static int weights_open(struct job *job)
+{
+    const struct calibrate_options *o = job->options;
+    return o->synthetic.config ? weights_open_synthetic(job->comm->be, &o->synthetic, &job->config, 0, &job->weights)
+                               : weights_open_checkpoint(job->comm->be, o->model, &job->config, &job->weights);
+}
+
 static int job_open_local(struct job *job)
 {
     int err = OK;
     const struct calibrate_options *o = job->options;
-    TRY(config_read(o->model, &job->config));
-    TRY(tokenizer_open(o->model, &job->tokenizer));
-    TRY(checkpoint_open(o->model, &job->ck));
-    TRY(family_check(&job->config, job->ck));
+    TRY(o->synthetic.config ? synthetic_config(&o->synthetic, &job->config) : config_read(o->model, &job->config));
+    TRY(weights_open(job));
+    if (o->n_texts > 0)
+        TRY(tokenizer_open(o->model, &job->tokenizer));
     if (o->seq_len > job->config.max_position)
         FAIL(ERR_ARG, "--seq-len %lld: this model takes up to %lld positions", (long long)o->seq_len,
              (long long)job->config.max_position);
     if (o->solve.rank > job->config.d_model)
         FAIL(ERR_ARG, "--rank %lld is larger than the hidden size %lld", (long long)o->solve.rank,
              (long long)job->config.d_model);
-    TRY(corpus_read(job->tokenizer, o->texts, o->n_texts, o->samples, o->seq_len, job->config.vocab_size, o->solve.seed,
-                    &job->corpus));
+    if (o->n_texts > 0)
+        TRY(corpus_read(job->tokenizer, o->texts, o->n_texts, o->samples, o->seq_len, job->config.vocab_size,
+                        o->solve.seed, &job->corpus));
+    else
+        TRY(corpus_synthetic(o->samples, o->seq_len, job->config.vocab_size, o->solve.seed, &job->corpus));
     if (!(job->finished = calloc((size_t)job->config.n_layers, 1)))
         FAIL(ERR_NOMEM, "%lld layers", (long long)job->config.n_layers);
 out:
@@ -83,15 +93,16 @@ static int job_fingerprint(struct job *job)
     int err = OK;
     const struct calibrate_options *o = job->options;
     const struct solve_params *s = &o->solve;
-    char checkpoint_hex[65], config_hex[65], path[PATH_MAX], text[2048];
-    TRY(checkpoint_fingerprint(job->ck, checkpoint_hex));
-    TRY(file_join(path, sizeof path, o->model, "config.json"));
-    TRY(sha256_file(path, config_hex));
+    char weights_hex[65], config_hex[65], path[PATH_MAX], text[2048];
+    TRY(weights_fingerprint(&job->weights, weights_hex));
+    if (!o->synthetic.config)
+        TRY(file_join(path, sizeof path, o->model, "config.json"));
+    TRY(sha256_file(o->synthetic.config ? o->synthetic.config : path, config_hex));
     int n = snprintf(text, sizeof text,
                      "glowq numerics 1\n%s\n%s\n%s\nsequences %lld x %lld, block %lld, panel %d\nbits %d group %lld\n"
                      "solver %d qr %d rank %lld + %lld power %d stop %.17g steps %d damp %d %.17g factors %d exact %d "
                      "seed %llu\n%s\n",
-                     checkpoint_hex, config_hex, job->corpus.ids_sha256, (long long)job->corpus.n_sequences,
+                     weights_hex, config_hex, job->corpus.ids_sha256, (long long)job->corpus.n_sequences,
                      (long long)job->corpus.seq_len, (long long)job->corpus.block_sequences, PANEL_ROWS, o->bits,
                      (long long)o->group_size, (int)s->solver, (int)s->qr, (long long)s->rank, (long long)s->oversample,
                      s->power, s->stop, s->max_steps, (int)s->damp, s->alpha, (int)s->factor_dtype, s->exact_energy,
@@ -159,12 +170,12 @@ static int job_open(struct job *job)
     TRY(comm_agree(comm, local));
     TRY(comm_bcast(comm, job->finished, (size_t)job->config.n_layers, 0));
     if (comm->rank == 0 && !has_head)
-        local = write_head(job->options->out, &job->config, job->ck, job->fingerprint);
+        local = write_head(job->options->out, &job->weights, job->fingerprint);
     TRY(comm_agree(comm, local));
-    TRY(comm_agree(comm,
-                   facts_create(job->options, &job->config, &job->corpus, job->ck, job->fingerprint, &job->facts)));
+    TRY(comm_agree(
+        comm, facts_create(job->options, &job->config, &job->corpus, &job->weights, job->fingerprint, &job->facts)));
     TRY(comm_agree(comm, slices_create(comm, &job->config, &job->slices)));
-    TRY(comm_agree(comm, forward_create(comm, &job->config, &job->corpus, job->ck, &job->forward)));
+    TRY(comm_agree(comm, forward_create(comm, &job->config, &job->corpus, &job->weights, &job->forward)));
 out:
     return err;
 }
@@ -175,7 +186,7 @@ static void job_close(struct job *job)
     slices_free(&job->slices);
     facts_free(&job->facts);
     corpus_free(&job->corpus);
-    checkpoint_close(job->ck);
+    weights_close(&job->weights);
     tokenizer_close(job->tokenizer);
     free(job->finished);
     if (job->lock >= 0)
@@ -275,14 +286,14 @@ static int solve_layer(struct job *job, int64_t l, struct covariance *cov)
     struct store_layer_facts shapes;
     struct layer_file file = {0};
     double start = now_s();
-    TRY(comm_agree(job->comm, layer_facts(&job->config, job->ck, l, job->fingerprint, o->bits, o->group_size,
-                                          o->solve.rank, o->solve.factor_dtype, &shapes)));
+    TRY(comm_agree(job->comm, layer_facts(&job->weights, l, job->fingerprint, o->bits, o->group_size, o->solve.rank,
+                                          o->solve.factor_dtype, &shapes)));
     TRY(layer_file_create(job->comm, o->out, (int)(l % job->comm->size), &shapes, &file));
     facts_stage(&job->facts, STAGE_WRITE, start);
     for (int g = 0; g < N_GROUPS; g++)
         TRY(calibrate_group(job, l, (enum group)g, cov, &file));
     start = now_s();
-    TRY(layer_file_vectors(&file, &job->config, job->ck));
+    TRY(layer_file_vectors(&file, &job->weights));
     TRY(layer_file_publish(&file));
     facts_stage(&job->facts, STAGE_WRITE, start);
 out:
@@ -299,16 +310,16 @@ static int calibrate_layer(struct job *job, int64_t l)
     struct layer layer = {0};
     const int finished = job->finished[l];
     double start = now_s();
-    TRY(comm_agree(comm, slices_read(&job->slices, &job->config, job->ck, l)));
+    TRY(comm_agree(comm, slices_read(&job->slices, &job->weights, l)));
     const struct module_source source = slices_source(&job->slices);
-    int local = load_layer_checkpoint(comm->be, &job->config, &job->forward.dec.shape, job->ck, l, &source, &layer);
+    int local = load_layer_weights(&job->weights, &job->forward.dec.shape, l, &source, NULL, &layer);
     if (local && comm->size > 1) /* others may wait in this layer's broadcasts: they can't be told */
         comm_abort(comm, err_exit_code(local));
     TRY(local);
     facts_stage(&job->facts, STAGE_READ, start);
     start = now_s();
     if (!finished)
-        TRY(covariance_begin(comm, &job->config, &job->corpus, job->ck, &job->slices, l, &cov));
+        TRY(covariance_begin(comm, &job->config, &job->corpus, &job->weights, &job->slices, l, &cov));
     const double compute_start = now_s();
     local = forward_layer(&job->forward, &layer, l, finished ? NULL : &cov);
     job->facts.compute_s += now_s() - compute_start;
@@ -330,6 +341,20 @@ out:
 
 /* ---- the whole ---------------------------------------------------------------------------------------------------- */
 
+static int copy_files(const struct calibrate_options *o)
+{
+    int err = OK;
+    char path[PATH_MAX];
+    if (o->model)
+        TRY(store_copy_files(o->model, o->out));
+    if (o->synthetic.config) { /* with the number of layers that there are */
+        TRY(file_join(path, sizeof path, o->out, "config.json"));
+        TRY(synthetic_config_write(&o->synthetic, path));
+    }
+out:
+    return err;
+}
+
 /* Rank 0: the files that make the folder whole; the manifest last. */
 static int finish(struct job *job)
 {
@@ -344,7 +369,7 @@ static int finish(struct job *job)
     snprintf(facts.solver, sizeof facts.solver, "%s", o->solve.solver == SOLVER_KRYLOV ? "krylov" : "qr-rsvd");
     TRY(facts_read_layers(&job->facts, o->out));
     facts.max_rank = job->facts.max_rank;
-    TRY(store_copy_files(o->model, o->out));
+    TRY(copy_files(o));
     TRY(store_model_publish(o->out, &facts, &job->config));
     TRY(facts_publish(&job->facts, o->out));
 out:
@@ -370,9 +395,10 @@ int calibrate(struct comm *comm, const struct calibrate_options *options, struct
     int64_t resumed = 0;
     for (int64_t l = 0; l < job.config.n_layers; l++)
         resumed += job.finished[l];
-    log_info("%s: %lld layers, %lld sequences of %lld tokens, %d bits, rank %lld, on %d rank%s%s", options->model,
-             (long long)job.config.n_layers, (long long)job.corpus.n_sequences, (long long)job.corpus.seq_len,
-             options->bits, (long long)options->solve.rank, comm->size, comm->size == 1 ? "" : "s",
+    log_info("%s: %lld layers, %lld sequences of %lld tokens, %d bits, rank %lld, on %d rank%s%s",
+             options->synthetic.config ? options->synthetic.config : options->model, (long long)job.config.n_layers,
+             (long long)job.corpus.n_sequences, (long long)job.corpus.seq_len, options->bits,
+             (long long)options->solve.rank, comm->size, comm->size == 1 ? "" : "s",
              resumed ? "; going on where an earlier run stopped" : "");
     progress_begin(&job.progress, "layer", last + 1);
     for (int64_t l = 0; l <= last; l++) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Calibration: checkpoint + text -> NAME.glowq. The pipeline, one file a stage:
+ * Calibration: checkpoint (or synthetic weights) + text -> NAME.glowq. The pipeline, one file a stage:
  *   corpus.c (text -> token sequences) -> covariance.c (Sigma_x of every group) -> quantize + solve.c (E, A, B) -> write.c
  * Layer by layer, memory of one layer; a finished layer is published as one file and skipped on a rerun.
  */
@@ -8,12 +8,14 @@
 
 #include "calib/solve.h"
 #include "comm/comm.h"
+#include "model/synthetic.h"
 
 #include <stdint.h>
 
 struct calibrate_options {
-    const char *model;        /* Hugging Face folder */
-    const char *const *texts; /* UTF-8 files, concatenated in this order */
+    const char *model;          /* Hugging Face folder; with synthetic: where its tokenizer is */
+    struct synthetic synthetic; /* config != NULL: weights made from the seed instead of read */
+    const char *const *texts; /* UTF-8 files, concatenated in this order; none with synthetic: ids made from the seed */
     int n_texts;
     const char *out;           /* NAME.glowq, made if missing */
     int bits;                  /* 2, 3, 4, 8 */

@@ -7,6 +7,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/philox.h"
+#include "model/synthetic.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -63,6 +64,40 @@ out:
     return err;
 }
 
+/* Shapes and room for the ids. */
+static int corpus_alloc(int64_t n_sequences, int64_t seq_len, struct corpus *corpus)
+{
+    int err = OK;
+    corpus->n_sequences = n_sequences;
+    corpus->seq_len = seq_len;
+    corpus->block_sequences = seq_len < BLOCK_TOKENS ? BLOCK_TOKENS / seq_len : 1;
+    corpus->n_blocks = (n_sequences + corpus->block_sequences - 1) / corpus->block_sequences;
+    if (!(corpus->ids = malloc((size_t)(n_sequences * seq_len) * sizeof *corpus->ids)))
+        FAIL(ERR_NOMEM, "%lld sequences of %lld tokens", (long long)n_sequences, (long long)seq_len);
+out:
+    return err;
+}
+
+static int hash_ids(struct corpus *corpus)
+{
+    return sha256_hex(corpus->ids, (size_t)(corpus->n_sequences * corpus->seq_len) * sizeof *corpus->ids,
+                      corpus->ids_sha256);
+}
+
+int corpus_synthetic(int64_t samples, int64_t seq_len, int64_t vocab_size, uint64_t seed, struct corpus *corpus)
+{
+    int err = OK;
+    memset(corpus, 0, sizeof *corpus);
+    TRY(sha256_hex("", 0, corpus->text_sha256));
+    TRY(corpus_alloc(samples, seq_len, corpus));
+    synthetic_ids(seed, vocab_size, samples * seq_len, corpus->ids);
+    TRY(hash_ids(corpus));
+out:
+    if (err)
+        corpus_free(corpus);
+    return err;
+}
+
 int corpus_read(const struct tokenizer *tokenizer, const char *const *texts, int n_texts, int64_t samples,
                 int64_t seq_len, int64_t vocab_size, uint64_t seed, struct corpus *corpus)
 {
@@ -80,17 +115,12 @@ int corpus_read(const struct tokenizer *tokenizer, const char *const *texts, int
         if (stream.ids[i] >= vocab_size)
             FAIL(ERR_FORMAT, "the tokenizer gives id %d, the model's vocabulary ends at %lld", stream.ids[i],
                  (long long)vocab_size - 1);
-    corpus->n_sequences = samples < available ? samples : available;
     if (available < samples)
         log_warn("the text holds %lld sequences of %lld tokens, --samples asks for %lld: using %lld",
                  (long long)available, (long long)seq_len, (long long)samples, (long long)available);
-    corpus->seq_len = seq_len;
-    corpus->block_sequences = seq_len < BLOCK_TOKENS ? BLOCK_TOKENS / seq_len : 1;
-    corpus->n_blocks = (corpus->n_sequences + corpus->block_sequences - 1) / corpus->block_sequences;
-    corpus->ids = malloc((size_t)(corpus->n_sequences * seq_len) * sizeof *corpus->ids);
-    chosen = malloc((size_t)corpus->n_sequences * sizeof *chosen);
-    if (!corpus->ids || !chosen)
-        FAIL(ERR_NOMEM, "%lld sequences of %lld tokens", (long long)corpus->n_sequences, (long long)seq_len);
+    TRY(corpus_alloc(min_i64(samples, available), seq_len, corpus));
+    if (!(chosen = malloc((size_t)corpus->n_sequences * sizeof *chosen)))
+        FAIL(ERR_NOMEM, "%lld windows", (long long)corpus->n_sequences);
     TRY(draw_windows(available, corpus->n_sequences, seed, chosen));
     for (int64_t i = 0; i < corpus->n_sequences; i++) {
         int32_t *sequence = corpus->ids + i * seq_len;
@@ -98,7 +128,7 @@ int corpus_read(const struct tokenizer *tokenizer, const char *const *texts, int
             sequence[0] = (int32_t)bos;
         memcpy(sequence + lead, stream.ids + chosen[i] * body, (size_t)body * sizeof *sequence);
     }
-    TRY(sha256_hex(corpus->ids, (size_t)(corpus->n_sequences * seq_len) * sizeof *corpus->ids, corpus->ids_sha256));
+    TRY(hash_ids(corpus));
 out:
     free(stream.ids);
     free(chosen);

@@ -22,6 +22,8 @@ struct corpus {
 /* Fewer windows than samples: all of them, with a warning. Shorter than one window: ERR_ARG. Not collective. */
 int corpus_read(const struct tokenizer *tokenizer, const char *const *texts, int n_texts, int64_t samples,
                 int64_t seq_len, int64_t vocab_size, uint64_t seed, struct corpus *corpus);
+/* Ids drawn from the seed instead of a text; text_sha256 is that of no bytes. */
+int corpus_synthetic(int64_t samples, int64_t seq_len, int64_t vocab_size, uint64_t seed, struct corpus *corpus);
 void corpus_free(struct corpus *corpus);
 /* Sequences [*first, *first + n) of super-block b; returns n. */
 int64_t corpus_block(const struct corpus *corpus, int64_t b, int64_t *first);

@@ -39,45 +39,79 @@ void moment_free(struct moment *moment)
     buf_free(&moment->exp_buf);
 }
 
-/* bound[row] = ||W_row g|| sqrt(d) + |b_row| for this rank's rows of a module, 0 elsewhere: a MAX over ranks completes it. */
-static int row_bounds(const struct checkpoint *ck, const struct model_config *config, const struct slices *slices,
-                      int64_t l, enum module module, const float *gain, double *bound)
+/* Device memory in which the row norms of one layer's matrices are made, a panel at a time. */
+struct row_norms {
+    struct buf gain_buf, wide_buf, turned_buf, sums_buf;
+    struct mat gain, sums; /* f64 [1, d_model]; f64 [1, rows] */
+};
+
+static void row_norms_free(struct row_norms *n)
+{
+    buf_free(&n->gain_buf);
+    buf_free(&n->wide_buf);
+    buf_free(&n->turned_buf);
+    buf_free(&n->sums_buf);
+}
+
+static int row_norms_create(struct backend *be, int64_t d, int64_t rows, struct row_norms *n)
 {
     int err = OK;
-    const struct range rows = slices->rows[module];
-    const int64_t d = config->d_model;
-    const size_t element = dtype_bytes(slices->dtype[module]);
-    float *row = malloc((size_t)d * sizeof *row);
-    if (!row)
-        FAIL(ERR_NOMEM, "a row of %lld", (long long)d);
-    for (int64_t i = rows.begin; i < rows.end; i++) {
-        double sum = 0;
-        convert(row, DT_F32, (char *)slices->raw[module] + (size_t)((i - rows.begin) * d) * element,
-                slices->dtype[module], d);
-        for (int64_t j = 0; j < d; j++)
-            sum += (double)row[j] * gain[j] * ((double)row[j] * gain[j]);
-        bound[i] = sqrt(sum * (double)d);
-    }
-    if (module_has_bias(config, module) && rows.end > rows.begin) {
-        char name[160];
-        const struct tensor *t = NULL;
-        int64_t d_out, d_in;
-        module_shape(config, module, &d_out, &d_in);
-        tensor_of_module(l, module, 1, name, sizeof name);
-        TRY(checkpoint_expect(ck, name, 1, d_out, 0, &t));
-        for (int64_t i = rows.begin; i < rows.end; i++) {
-            TRY(checkpoint_read_f32(ck, t, i, 1, row));
-            bound[i] += fabs((double)row[0]);
-        }
+    TRY(mat_alloc(be, DT_F64, 1, d, &n->gain_buf, &n->gain));
+    TRY(mat_alloc(be, DT_F64, 1, rows, &n->sums_buf, &n->sums));
+    TRY(buf_alloc(be, (size_t)(PANEL_ROWS * d) * sizeof(float), &n->wide_buf));
+    TRY(buf_alloc(be, (size_t)(PANEL_ROWS * d) * sizeof(float), &n->turned_buf));
+out:
+    return err;
+}
+
+/* sums[i] = ||W_i g||^2 over the rows of w. */
+static int row_norms_make(struct backend *be, struct row_norms *n, const struct mat *w)
+{
+    int err = OK;
+    for (int64_t row = 0; row < w->rows; row += PANEL_ROWS) {
+        const int64_t rows = min_i64(w->rows - row, PANEL_ROWS);
+        struct mat stored = mat_rows(w, row, rows), wide = mat_view(n->wide_buf.p, DT_F32, rows, w->cols);
+        struct mat turned = mat_view(n->turned_buf.p, DT_F32, w->cols, rows), sums = mat_cols(&n->sums, row, rows);
+        TRY(be->ops->convert(be, &stored, &wide));
+        TRY(be->ops->scale(be, &wide, NULL, &n->gain));
+        TRY(be->ops->transpose(be, &wide, &turned));
+        TRY(be->ops->col_sumsq(be, &turned, &sums));
     }
 out:
-    free(row);
+    return err;
+}
+
+/* bound[row] = ||W_row g|| sqrt(d) + |b_row| for this rank's rows of a module, 0 elsewhere: a MAX over ranks completes it. */
+static int row_bounds(struct weights *weights, const struct slices *slices, int64_t l, enum module module,
+                      const double *gain, struct row_norms *norms, double *bound)
+{
+    int err = OK;
+    struct backend *be = weights->be;
+    const struct range rows = slices->rows[module];
+    const int64_t d = weights->config->d_model, n = rows.end - rows.begin;
+    float *bias = malloc((size_t)n * sizeof *bias + 1);
+    if (!bias)
+        FAIL(ERR_NOMEM, "%lld biases", (long long)n);
+    if (n == 0)
+        goto out;
+    TRY(be->ops->put(be, norms->gain.data, gain, (size_t)d * sizeof *gain));
+    TRY(row_norms_make(be, norms, &slices->stored[module]));
+    TRY(be->ops->get(be, bound + rows.begin, norms->sums.data, (size_t)n * sizeof *bound));
+    for (int64_t i = rows.begin; i < rows.end; i++)
+        bound[i] = sqrt(bound[i] * (double)d);
+    if (module_has_bias(weights->config, module)) {
+        TRY(weights_vector(weights, &(struct tensor_id){PART_BIAS, l, module}, rows.begin, n, bias));
+        for (int64_t i = rows.begin; i < rows.end; i++)
+            bound[i] += fabs((double)bias[i - rows.begin]);
+    }
+out:
+    free(bias);
     return err;
 }
 
 /* Host arrays of one layer's bounds. */
 struct bounds {
-    float *attn_gain, *mlp_gain;             /* [d_model] */
+    double *attn_gain, *mlp_gain;            /* [d_model] */
     double *normed, *values, *o, *gate, *up; /* normed [d_model]; values [kv]; o [q]; gate, up [d_ff] */
 };
 
@@ -92,25 +126,29 @@ static void bounds_free(struct bounds *b)
     free(b->up);
 }
 
-static int gain_read(const struct checkpoint *ck, int64_t l, enum vector vector, int64_t d, float *gain)
+static int gain_read(struct weights *weights, int64_t l, enum vector vector, double *gain)
 {
     int err = OK;
-    char name[160];
-    const struct tensor *t = NULL;
-    tensor_of_vector(l, vector, name, sizeof name);
-    TRY(checkpoint_expect(ck, name, 1, d, 0, &t));
-    TRY(checkpoint_read_f32(ck, t, 0, d, gain));
+    const int64_t d = weights->config->d_model;
+    float *host = malloc((size_t)d * sizeof *host);
+    if (!host)
+        FAIL(ERR_NOMEM, "a norm of %lld", (long long)d);
+    TRY(weights_vector(weights, &(struct tensor_id){PART_VECTOR, l, vector}, 0, d, host));
+    for (int64_t j = 0; j < d; j++)
+        gain[j] = (double)host[j];
 out:
+    free(host);
     return err;
 }
 
-static int bounds_local(const struct model_config *c, const struct checkpoint *ck, const struct slices *slices,
-                        int64_t l, struct bounds *b)
+static int bounds_local(struct weights *weights, const struct slices *slices, int64_t l, struct bounds *b)
 {
     int err = OK;
+    const struct model_config *c = weights->config;
+    struct row_norms norms = {0};
     const int64_t d = c->d_model;
-    b->attn_gain = malloc((size_t)d * sizeof(float));
-    b->mlp_gain = malloc((size_t)d * sizeof(float));
+    b->attn_gain = malloc((size_t)d * sizeof(double));
+    b->mlp_gain = malloc((size_t)d * sizeof(double));
     b->normed = malloc((size_t)d * sizeof(double));
     b->values = calloc((size_t)(c->n_kv_heads * c->head_dim), sizeof(double));
     b->o = calloc((size_t)(c->n_heads * c->head_dim), sizeof(double));
@@ -118,23 +156,25 @@ static int bounds_local(const struct model_config *c, const struct checkpoint *c
     b->up = calloc((size_t)c->d_ff, sizeof(double));
     if (!b->attn_gain || !b->mlp_gain || !b->normed || !b->values || !b->o || !b->gate || !b->up)
         FAIL(ERR_NOMEM, "bounds of layer %lld", (long long)l);
-    TRY(gain_read(ck, l, VEC_ATTN_NORM, d, b->attn_gain));
-    TRY(gain_read(ck, l, VEC_MLP_NORM, d, b->mlp_gain));
-    TRY(row_bounds(ck, c, slices, l, MOD_V, b->attn_gain, b->values));
-    TRY(row_bounds(ck, c, slices, l, MOD_GATE, b->mlp_gain, b->gate));
-    TRY(row_bounds(ck, c, slices, l, MOD_UP, b->mlp_gain, b->up));
+    TRY(gain_read(weights, l, VEC_ATTN_NORM, b->attn_gain));
+    TRY(gain_read(weights, l, VEC_MLP_NORM, b->mlp_gain));
+    TRY(row_norms_create(weights->be, d, max_i64(c->n_kv_heads * c->head_dim, c->d_ff), &norms));
+    TRY(row_bounds(weights, slices, l, MOD_V, b->attn_gain, &norms, b->values));
+    TRY(row_bounds(weights, slices, l, MOD_GATE, b->mlp_gain, &norms, b->gate));
+    TRY(row_bounds(weights, slices, l, MOD_UP, b->mlp_gain, &norms, b->up));
 out:
+    row_norms_free(&norms);
     return err;
 }
 
-static void norm_bounds(const float *gain, int64_t d, double *bound)
+static void norm_bounds(const double *gain, int64_t d, double *bound)
 {
     for (int64_t j = 0; j < d; j++)
-        bound[j] = fabs((double)gain[j]) * sqrt((double)d);
+        bound[j] = fabs(gain[j]) * sqrt((double)d);
 }
 
 int covariance_begin(struct comm *comm, const struct model_config *config, const struct corpus *corpus,
-                     const struct checkpoint *ck, const struct slices *slices, int64_t l, struct covariance *cov)
+                     struct weights *weights, const struct slices *slices, int64_t l, struct covariance *cov)
 {
     int err = OK;
     const struct model_config *c = config;
@@ -145,7 +185,7 @@ int covariance_begin(struct comm *comm, const struct model_config *config, const
     cov->corpus = corpus;
     TRY(buf_alloc(comm->be, N_GROUPS * sizeof(int32_t), &cov->outside));
     TRY(comm->be->ops->zero(comm->be, cov->outside.p, cov->outside.bytes));
-    TRY(comm_agree(comm, bounds_local(c, ck, slices, l, &b)));
+    TRY(comm_agree(comm, bounds_local(weights, slices, l, &b)));
     TRY(comm_max_f64(comm, b.values, c->n_kv_heads * hd));
     TRY(comm_max_f64(comm, b.gate, c->d_ff));
     TRY(comm_max_f64(comm, b.up, c->d_ff));

@@ -26,7 +26,7 @@ struct covariance {
 
 /* Zero moments with exponents for layer l, whose slices are read. Collective. */
 int covariance_begin(struct comm *comm, const struct model_config *config, const struct corpus *corpus,
-                     const struct checkpoint *ck, const struct slices *slices, int64_t l, struct covariance *cov);
+                     struct weights *weights, const struct slices *slices, int64_t l, struct covariance *cov);
 /* The observer's callback: adds one leaf. Not collective. */
 int covariance_observe(void *ctx, int64_t layer, enum group group, const struct mat *x);
 /* After each super-block, with what came out of the layer: ERR_NUMERIC names layer, group, calibration sequence and token where

@@ -4,6 +4,7 @@
 
 #include "base/err.h"
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/log.h"
 #include "calib/report.h"
 #include "model/manifest.h"
@@ -39,7 +40,7 @@ static json_t *model_json(const struct model_config *c)
 }
 
 int facts_create(const struct calibrate_options *options, const struct model_config *config,
-                 const struct corpus *corpus, const struct checkpoint *ck, const char *fingerprint, struct facts *facts)
+                 const struct corpus *corpus, struct weights *weights, const char *fingerprint, struct facts *facts)
 {
     int err = OK;
     char started[32];
@@ -49,7 +50,7 @@ int facts_create(const struct calibrate_options *options, const struct model_con
     strftime(started, sizeof started, "%Y-%m-%dT%H:%M:%SZ", &utc);
     memset(facts, 0, sizeof *facts);
     facts->config = config;
-    facts->ck = ck;
+    facts->weights = weights;
     facts->result.n_layers = config->n_layers;
     facts->result.n_sequences = corpus->n_sequences;
     facts->result.n_tokens = corpus->n_sequences * corpus->seq_len;
@@ -62,6 +63,14 @@ int facts_create(const struct calibrate_options *options, const struct model_con
                            "started", started, "stages", "layers", "ranks");
     if (!facts->manifest || !facts->run)
         FAIL(ERR_NOMEM, "facts of the run");
+    if (options->synthetic.config) { /* nobody may take it for a model */
+        char hex[65];
+        TRY(sha256_file(options->synthetic.config, hex));
+        json_t *synthetic = json_pack("{s:s, s:I, s:I}", "config_sha256", hex, "layers", (json_int_t)config->n_layers,
+                                      "seed", (json_int_t)options->synthetic.seed);
+        if (json_object_set_new(facts->manifest, "synthetic", synthetic) != 0)
+            FAIL(ERR_NOMEM, "facts of the run");
+    }
 out:
     return err;
 }
@@ -128,9 +137,10 @@ static json_t *group_json(struct facts *facts, const struct store_layer_facts *l
     group_modules(group, &first, &count);
     for (int i = 0; i < count; i++) {
         const struct store_module *m = &layer->module[first + i];
-        char name[160];
-        tensor_of_module(layer->layer, (enum module)(first + i), 0, name, sizeof name);
-        weight += (int64_t)checkpoint_find(facts->ck, name)->bytes;
+        enum dtype dtype;
+        if (weights_dtype(facts->weights, &(struct tensor_id){PART_WEIGHT, layer->layer, (int)first + i}, &dtype) != OK)
+            continue; /* it was there when the layer was made */
+        weight += m->d_out * m->d_in * (int64_t)dtype_bytes(dtype);
         quantized += m->d_out * (m->row_bytes + 3 * m->n_groups);
         factors += m->d_out * g->rank * (int64_t)dtype_bytes(g->factor_dtype);
         json_array_append_new(modules,

@@ -8,7 +8,7 @@
 #include "calib/calibrate.h"
 #include "calib/corpus.h"
 #include "model/config.h"
-#include "model/safetensors.h"
+#include "model/weights.h"
 
 #include <jansson.h>
 
@@ -16,7 +16,7 @@ enum stage { STAGE_READ, STAGE_FORWARD, STAGE_MOMENTS, STAGE_QUANTIZE, STAGE_SOL
 
 struct facts {
     const struct model_config *config;
-    const struct checkpoint *ck;
+    struct weights *weights;
     json_t *manifest, *run;
     double stage_s[N_STAGES];
     double compute_s; /* of the forward pass on this rank, without waiting for others */
@@ -26,8 +26,7 @@ struct facts {
 
 /* Settings, model and text. Not collective; run's times start here. */
 int facts_create(const struct calibrate_options *options, const struct model_config *config,
-                 const struct corpus *corpus, const struct checkpoint *ck, const char *fingerprint,
-                 struct facts *facts);
+                 const struct corpus *corpus, struct weights *weights, const char *fingerprint, struct facts *facts);
 void facts_free(struct facts *facts);
 /* Adds the time since start_s to a stage. */
 void facts_stage(struct facts *facts, enum stage stage, double start_s);

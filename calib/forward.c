@@ -35,10 +35,10 @@ out:
     return err;
 }
 
-static int embed_all(struct forward *f, const struct checkpoint *ck)
+static int embed_all(struct forward *f, struct weights *weights)
 {
     int err = OK;
-    TRY(load_embedding_checkpoint(&f->dec, ck));
+    TRY(load_embedding_weights(&f->dec, weights));
     for (int64_t b = f->blocks.begin; b < f->blocks.end; b++) {
         struct mat rows = block_rows(f, b);
         TRY(batch_of_block(f, b));
@@ -50,7 +50,7 @@ out:
 }
 
 int forward_create(struct comm *comm, const struct model_config *config, const struct corpus *corpus,
-                   const struct checkpoint *ck, struct forward *f)
+                   struct weights *weights, struct forward *f)
 {
     int err = OK;
     const int64_t block_tokens = corpus->block_sequences * corpus->seq_len;
@@ -72,7 +72,7 @@ int forward_create(struct comm *comm, const struct model_config *config, const s
     const int64_t n_rows = f->blocks.begin < f->blocks.end ? (end - first) * corpus->seq_len : 0;
     TRY(mat_alloc(comm->be, DT_F32, n_rows, config->d_model, &f->hidden_buf, &f->hidden));
     if (n_rows > 0)
-        TRY(embed_all(f, ck));
+        TRY(embed_all(f, weights));
 out:
     if (err)
         forward_free(f);

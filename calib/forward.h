@@ -10,7 +10,7 @@
 #include "calib/corpus.h"
 #include "calib/covariance.h"
 #include "model/decoder.h"
-#include "model/safetensors.h"
+#include "model/weights.h"
 
 struct forward {
     const struct corpus *corpus;
@@ -27,7 +27,7 @@ struct forward {
 
 /* Embeds this rank's sequences. Rank-local: agree on the result. */
 int forward_create(struct comm *comm, const struct model_config *config, const struct corpus *corpus,
-                   const struct checkpoint *ck, struct forward *forward);
+                   struct weights *weights, struct forward *forward);
 void forward_free(struct forward *forward);
 /* One layer over all super-blocks of this rank; cov may be NULL. Rank-local. */
 int forward_layer(struct forward *forward, const struct layer *layer, int64_t l, struct covariance *cov);

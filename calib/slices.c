@@ -4,7 +4,6 @@
 
 #include "base/err.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 int slices_create(struct comm *comm, const struct model_config *config, struct slices *slices)
@@ -36,22 +35,21 @@ void slices_free(struct slices *slices)
         panels_free(&slices->panels[g]);
 }
 
-int slices_read(struct slices *slices, const struct model_config *config, const struct checkpoint *ck, int64_t l)
+int slices_read(struct slices *slices, struct weights *weights, int64_t l)
 {
     int err = OK;
     for (int i = 0; i < N_MODULES; i++) {
-        char name[160];
-        const struct tensor *t = NULL;
-        int64_t d_out, d_in;
+        const struct tensor_id id = {PART_WEIGHT, l, i};
         const int64_t n = slices->rows[i].end - slices->rows[i].begin;
-        module_shape(config, (enum module)i, &d_out, &d_in);
-        tensor_of_module(l, (enum module)i, 0, name, sizeof name);
-        TRY(checkpoint_expect(ck, name, 2, d_out, d_in, &t));
-        slices->dtype[i] = t->dtype;
-        if (!(slices->raw[i] = malloc((size_t)(n * d_in) * dtype_bytes(t->dtype) + 1)))
-            FAIL(ERR_NOMEM, "%lld rows of %s", (long long)n, name);
-        if (n > 0)
-            TRY(load_rows(ck, t, slices->rows[i].begin, n, slices->raw[i]));
+        int64_t d_out, d_in;
+        enum dtype dtype;
+        weights_shape(weights, &id, &d_out, &d_in);
+        TRY(weights_dtype(weights, &id, &dtype));
+        TRY(mat_alloc(weights->be, dtype, n, d_in, &slices->buf[i], &slices->stored[i]));
+        for (int64_t row = 0; row < n; row += PANEL_ROWS) {
+            struct mat panel = mat_rows(&slices->stored[i], row, min_i64(n - row, PANEL_ROWS));
+            TRY(weights_panel(weights, &id, slices->rows[i].begin + row, &panel));
+        }
     }
 out:
     return err;
@@ -59,14 +57,13 @@ out:
 
 void slices_drop(struct slices *slices)
 {
-    for (int i = 0; i < N_MODULES; i++) {
-        free(slices->raw[i]);
-        slices->raw[i] = NULL;
-    }
+    for (int i = 0; i < N_MODULES; i++)
+        buf_free(&slices->buf[i]);
 }
 
-static int broadcast_panel(void *ctx, enum module module, int64_t row0, int64_t rows, void *dst)
+static int broadcast_panel(void *ctx, enum module module, int64_t row0, struct mat *panel)
 {
+    int err = OK;
     struct slices *s = ctx;
     const enum group group = module_group(module);
     enum module first;
@@ -74,14 +71,16 @@ static int broadcast_panel(void *ctx, enum module module, int64_t row0, int64_t 
     group_modules(group, &first, &count);
     for (int p = 0; p < s->comm->size && owner < 0; p++) {
         struct range r = panels_module_rows(&s->panels[group], module - first, p);
-        if (row0 >= r.begin && row0 + rows <= r.end)
+        if (row0 >= r.begin && row0 + panel->rows <= r.end)
             owner = p;
     }
-    const size_t row_bytes = (size_t)s->d_in[group] * dtype_bytes(s->dtype[module]);
-    if (owner == s->comm->rank)
-        memcpy(dst, (char *)s->raw[module] + (size_t)(row0 - s->rows[module].begin) * row_bytes,
-               (size_t)rows * row_bytes);
-    return comm_bcast(s->comm, dst, (size_t)rows * row_bytes, owner);
+    if (owner == s->comm->rank) {
+        const struct mat own = mat_rows(&s->stored[module], row0 - s->rows[module].begin, panel->rows);
+        TRY(s->comm->be->ops->copy(s->comm->be, &own, panel));
+    }
+    TRY(comm_bcast_mat(s->comm, panel, owner));
+out:
+    return err;
 }
 
 struct module_source slices_source(struct slices *slices)
@@ -96,24 +95,12 @@ int slices_stack(const struct slices *slices, enum group group, struct mat *w)
     enum module first;
     int count;
     int64_t row = 0;
-    const int64_t d_in = slices->d_in[group];
-    struct buf stored = {0};
-    TRY(buf_alloc(be, (size_t)(PANEL_ROWS * d_in) * sizeof(float), &stored)); /* the widest type of a checkpoint */
     group_modules(group, &first, &count);
     for (int i = (int)first; i < (int)first + count; i++) {
-        const int64_t n = slices->rows[i].end - slices->rows[i].begin;
-        const size_t row_bytes = (size_t)d_in * dtype_bytes(slices->dtype[i]);
-        for (int64_t done = 0; done < n; done += PANEL_ROWS) {
-            int64_t rows = n - done < PANEL_ROWS ? n - done : PANEL_ROWS;
-            struct mat to = mat_rows(w, row, rows);
-            struct mat from = mat_view(stored.p, slices->dtype[i], rows, d_in);
-            TRY(be->ops->put(be, from.data, (const char *)slices->raw[i] + (size_t)done * row_bytes,
-                             (size_t)rows * row_bytes));
-            TRY(be->ops->convert(be, &from, &to));
-            row += rows;
-        }
+        struct mat to = mat_rows(w, row, slices->stored[i].rows);
+        TRY(be->ops->convert(be, &slices->stored[i], &to));
+        row += to.rows;
     }
 out:
-    buf_free(&stored);
     return err;
 }

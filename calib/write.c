@@ -10,32 +10,17 @@
 
 enum { TAG_ROWS = 17 };
 
-static const char *module_tensor(int64_t l, int module, int bias, char *name, size_t size)
-{
-    tensor_of_module(l, (enum module)module, bias, name, size);
-    return name;
-}
-
-int layer_facts(const struct model_config *config, const struct checkpoint *ck, int64_t l, const char *fingerprint,
-                int bits, int64_t group_size, int64_t rank, enum dtype factor_dtype, struct store_layer_facts *facts)
+int layer_facts(struct weights *weights, int64_t l, const char *fingerprint, int bits, int64_t group_size, int64_t rank,
+                enum dtype factor_dtype, struct store_layer_facts *facts)
 {
     int err = OK;
-    char name[160];
-    const struct tensor *t = NULL;
-    store_layer_plan(config, l, fingerprint, bits, group_size, rank, factor_dtype, DT_F32, facts);
-    for (int i = 0; i < N_MODULES; i++) {
-        if (!facts->module[i].has_bias)
-            continue;
-        TRY(checkpoint_expect(ck, module_tensor(l, i, 1, name, sizeof name), 1, facts->module[i].d_out, 0, &t));
-        facts->module[i].bias_dtype = t->dtype;
-    }
-    for (int i = 0; i < N_VECTORS; i++) {
-        if (facts->vector[i].n == 0)
-            continue;
-        tensor_of_vector(l, (enum vector)i, name, sizeof name);
-        TRY(checkpoint_expect(ck, name, 1, facts->vector[i].n, 0, &t));
-        facts->vector[i].dtype = t->dtype;
-    }
+    store_layer_plan(weights->config, l, fingerprint, bits, group_size, rank, factor_dtype, DT_F32, facts);
+    for (int i = 0; i < N_MODULES; i++)
+        if (facts->module[i].has_bias)
+            TRY(weights_dtype(weights, &(struct tensor_id){PART_BIAS, l, i}, &facts->module[i].bias_dtype));
+    for (int i = 0; i < N_VECTORS; i++)
+        if (facts->vector[i].n > 0)
+            TRY(weights_dtype(weights, &(struct tensor_id){PART_VECTOR, l, i}, &facts->vector[i].dtype));
 out:
     return err;
 }
@@ -174,30 +159,26 @@ out:
     return err;
 }
 
-static int put_vectors(struct layer_file *file, const struct model_config *config, const struct checkpoint *ck)
+static int put_vectors(struct layer_file *file, struct weights *weights)
 {
     int err = OK;
-    const int64_t l = file->facts.layer;
-    char name[160];
-    const struct tensor *t = NULL;
     void *raw = NULL;
     for (int i = 0; i < N_MODULES + N_VECTORS; i++) {
-        const int is_bias = i < N_MODULES;
-        if (is_bias ? !file->facts.module[i].has_bias : vector_length(config, (enum vector)(i - N_MODULES)) == 0)
+        const int is_bias = i < N_MODULES, index = is_bias ? i : i - N_MODULES;
+        const struct tensor_id id = {is_bias ? PART_BIAS : PART_VECTOR, file->facts.layer, index};
+        int64_t n, cols;
+        enum dtype dtype;
+        weights_shape(weights, &id, &n, &cols);
+        if (is_bias ? !file->facts.module[index].has_bias : n == 0)
             continue;
+        TRY(weights_dtype(weights, &id, &dtype));
+        if (!(raw = malloc((size_t)n * dtype_bytes(dtype))))
+            FAIL(ERR_NOMEM, "a vector of %lld", (long long)n);
+        TRY(weights_read(weights, &id, 0, n, raw));
         if (is_bias)
-            module_tensor(l, i, 1, name, sizeof name);
+            TRY(store_put_bias(file->writer, (enum module)index, raw));
         else
-            tensor_of_vector(l, (enum vector)(i - N_MODULES), name, sizeof name);
-        const int64_t n = is_bias ? file->facts.module[i].d_out : file->facts.vector[i - N_MODULES].n;
-        TRY(checkpoint_expect(ck, name, 1, n, 0, &t));
-        if (!(raw = malloc(t->bytes)))
-            FAIL(ERR_NOMEM, "%s", name);
-        TRY(load_rows(ck, t, 0, n, raw));
-        if (is_bias)
-            TRY(store_put_bias(file->writer, (enum module)i, raw));
-        else
-            TRY(store_put_vector(file->writer, (enum vector)(i - N_MODULES), raw));
+            TRY(store_put_vector(file->writer, (enum vector)index, raw));
         free(raw);
         raw = NULL;
     }
@@ -206,9 +187,9 @@ out:
     return err;
 }
 
-int layer_file_vectors(struct layer_file *file, const struct model_config *config, const struct checkpoint *ck)
+int layer_file_vectors(struct layer_file *file, struct weights *weights)
 {
-    return comm_agree(file->comm, file->comm->rank == file->root ? put_vectors(file, config, ck) : OK);
+    return comm_agree(file->comm, file->comm->rank == file->root ? put_vectors(file, weights) : OK);
 }
 
 int layer_file_publish(struct layer_file *file)
@@ -231,18 +212,21 @@ void layer_file_discard(struct layer_file *file)
     file->message = NULL;
 }
 
-static int copy_end(struct store_writer *writer, enum store_end end, const struct checkpoint *ck,
-                    const struct tensor *t)
+static int copy_end(struct store_writer *writer, enum store_end end, struct weights *weights, enum tensor_part part)
 {
     int err = OK;
-    const int64_t cols = t->n_dims == 2 ? t->shape[1] : 1;
-    const int64_t step = t->n_dims == 2 ? PANEL_ROWS : t->shape[0];
-    void *panel = malloc((size_t)(step * cols) * dtype_bytes(t->dtype));
-    if (!panel)
-        FAIL(ERR_NOMEM, "a panel of %s", t->name);
-    for (int64_t row = 0; row < t->shape[0]; row += step) {
-        int64_t n = t->shape[0] - row < step ? t->shape[0] - row : step;
-        TRY(load_rows(ck, t, row, n, panel));
+    const struct tensor_id id = {part, 0, 0};
+    int64_t rows, cols;
+    enum dtype dtype;
+    void *panel = NULL;
+    weights_shape(weights, &id, &rows, &cols);
+    const int64_t step = part == PART_NORM ? rows : PANEL_ROWS;
+    TRY(weights_dtype(weights, &id, &dtype));
+    if (!(panel = malloc((size_t)(step * cols) * dtype_bytes(dtype))))
+        FAIL(ERR_NOMEM, "a panel of %lld columns", (long long)cols);
+    for (int64_t row = 0; row < rows; row += step) {
+        int64_t n = min_i64(rows - row, step);
+        TRY(weights_read(weights, &id, row, n, panel));
         TRY(store_put_end(writer, end, row, n, panel));
     }
 out:
@@ -250,21 +234,22 @@ out:
     return err;
 }
 
-int write_head(const char *dir, const struct model_config *config, const struct checkpoint *ck, const char *fingerprint)
+int write_head(const char *dir, struct weights *weights, const char *fingerprint)
 {
     int err = OK;
     struct store_writer *writer = NULL;
-    const struct tensor *embedding = NULL, *norm = NULL, *head = NULL;
-    TRY(checkpoint_expect(ck, TENSOR_EMBEDDING, 2, config->vocab_size, config->d_model, &embedding));
-    TRY(checkpoint_expect(ck, TENSOR_NORM, 1, config->d_model, 0, &norm));
-    if (!config->tied_embeddings)
-        TRY(checkpoint_expect(ck, TENSOR_HEAD, 2, config->vocab_size, config->d_model, &head));
-    TRY(store_head_create(dir, config, fingerprint, embedding->dtype, norm->dtype, head != NULL,
-                          head ? head->dtype : embedding->dtype, &writer));
-    TRY(copy_end(writer, STORE_EMBEDDING, ck, embedding));
-    TRY(copy_end(writer, STORE_NORM, ck, norm));
-    if (head)
-        TRY(copy_end(writer, STORE_HEAD, ck, head));
+    const int has_head = !weights->config->tied_embeddings;
+    enum dtype embedding, norm, head;
+    TRY(weights_dtype(weights, &(struct tensor_id){PART_EMBEDDING, 0, 0}, &embedding));
+    TRY(weights_dtype(weights, &(struct tensor_id){PART_NORM, 0, 0}, &norm));
+    head = embedding;
+    if (has_head)
+        TRY(weights_dtype(weights, &(struct tensor_id){PART_HEAD, 0, 0}, &head));
+    TRY(store_head_create(dir, weights->config, fingerprint, embedding, norm, has_head, head, &writer));
+    TRY(copy_end(writer, STORE_EMBEDDING, weights, PART_EMBEDDING));
+    TRY(copy_end(writer, STORE_NORM, weights, PART_NORM));
+    if (has_head)
+        TRY(copy_end(writer, STORE_HEAD, weights, PART_HEAD));
     err = store_publish(writer);
     writer = NULL;
 out:

@@ -22,21 +22,20 @@ struct layer_file {
     char *message;
 };
 
-/* Shapes and dtypes from the configuration and the checkpoint. Rank-local. */
-int layer_facts(const struct model_config *config, const struct checkpoint *ck, int64_t l, const char *fingerprint,
-                int bits, int64_t group_size, int64_t rank, enum dtype factor_dtype, struct store_layer_facts *facts);
+/* Shapes and dtypes from the configuration and the weights. Rank-local. */
+int layer_facts(struct weights *weights, int64_t l, const char *fingerprint, int bits, int64_t group_size, int64_t rank,
+                enum dtype factor_dtype, struct store_layer_facts *facts);
 /* Collective, all four. After an error of any, call layer_file_discard. */
 int layer_file_create(struct comm *comm, const char *dir, int root, const struct store_layer_facts *facts,
                       struct layer_file *file);
 int layer_file_group(struct layer_file *file, const struct slices *slices, enum group group,
                      const struct quantized *quantized, const struct solution *solution);
 /* Biases and norms, which the root reads itself. */
-int layer_file_vectors(struct layer_file *file, const struct model_config *config, const struct checkpoint *ck);
+int layer_file_vectors(struct layer_file *file, struct weights *weights);
 int layer_file_publish(struct layer_file *file);
 void layer_file_discard(struct layer_file *file);
 
-/* head.h5: embedding, norm and lm_head as the checkpoint has them, a panel at a time. One rank calls it. Not collective. */
-int write_head(const char *dir, const struct model_config *config, const struct checkpoint *ck,
-               const char *fingerprint);
+/* head.h5: embedding, norm and lm_head as stored, a panel at a time. One rank calls it. Not collective. */
+int write_head(const char *dir, struct weights *weights, const char *fingerprint);
 
 #endif

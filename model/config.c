@@ -241,14 +241,12 @@ out:
     return err;
 }
 
-int config_read(const char *dir, struct model_config *config)
+int config_read_file(const char *path, struct model_config *config)
 {
     int err = OK;
-    char path[PATH_MAX];
     json_t *root = NULL;
     const struct family *family = NULL;
     struct model_config c = {0};
-    TRY(file_join(path, sizeof path, dir, "config.json"));
     TRY(json_read(path, max_config_bytes, &root));
     if (!json_is_object(root))
         FAIL(ERR_FORMAT, "%s: must be a JSON object", path);
@@ -260,10 +258,22 @@ int config_read(const char *dir, struct model_config *config)
     TRY(read_window(root, path, family, &c));
     TRY(read_layer_types(root, path, family, &c));
     TRY(read_tokens(root, path, family, &c));
-    TRY(read_generation(dir, &c));
     *config = c;
 out:
     json_decref(root);
+    return err;
+}
+
+int config_read(const char *dir, struct model_config *config)
+{
+    int err = OK;
+    char path[PATH_MAX];
+    struct model_config c;
+    TRY(file_join(path, sizeof path, dir, "config.json"));
+    TRY(config_read_file(path, &c));
+    TRY(read_generation(dir, &c));
+    *config = c;
+out:
     return err;
 }
 

@@ -38,6 +38,8 @@ struct model_config {
 
 /* Reads DIR/config.json and, where present, DIR/generation_config.json. */
 int config_read(const char *dir, struct model_config *config);
+/* Reads one config.json, wherever it lies and whatever it is called. */
+int config_read_file(const char *path, struct model_config *config);
 /* The window of a layer: 0 none. */
 int64_t config_window(const struct model_config *config, int64_t layer);
 

@@ -4,34 +4,69 @@
 
 #include "base/err.h"
 
-#include <stdlib.h>
 #include <string.h>
 
-int packed_load_dense(struct backend *be, fetch_rows fetch, void *ctx, enum dtype dtype, int64_t d_in_source,
+int packed_load_dense(struct backend *be, fetch_panel fetch, void *ctx, enum dtype dtype, int64_t d_in_source,
                       struct range rows, struct range columns, struct packed *w)
 {
     int err = OK;
-    const size_t element = dtype_bytes(dtype);
     const int64_t d_out = rows.end - rows.begin;
-    char *panel = NULL;
     struct buf staged = {0};
     struct mat whole;
     *w = (struct packed){.d_out = d_out, .d_in = columns.end - columns.begin, .dtype = dtype};
     TRY(be->ops->weight_alloc(be, w));
     TRY(mat_alloc(be, dtype, min_i64(d_out, PANEL_ROWS), d_in_source, &staged, &whole));
-    if (!(panel = malloc((size_t)PANEL_ROWS * (size_t)d_in_source * element)))
-        FAIL(ERR_NOMEM, "%lld bytes for a weight panel", (long long)(PANEL_ROWS * d_in_source * (int64_t)element));
     for (int64_t row = 0; row < d_out; row += PANEL_ROWS) {
-        int64_t n = d_out - row < PANEL_ROWS ? d_out - row : PANEL_ROWS;
-        TRY(fetch(ctx, rows.begin + row, n, panel));
-        TRY(be->ops->put(be, whole.data, panel, (size_t)(n * d_in_source) * element));
-        struct mat slice = mat_rows(&whole, 0, n);
-        slice = mat_cols(&slice, columns.begin, w->d_in);
+        struct mat panel = mat_rows(&whole, 0, min_i64(d_out - row, PANEL_ROWS));
+        TRY(fetch(ctx, rows.begin + row, &panel));
+        const struct mat slice = mat_cols(&panel, columns.begin, w->d_in);
         TRY(be->ops->weight_put_dense(be, w, row, &slice));
     }
 out:
-    free(panel);
     buf_free(&staged);
+    if (err)
+        buf_free(&w->data);
+    return err;
+}
+
+/* The first n rows of m, columns [col0, col0 + cols). */
+static struct mat slice_of(const struct mat *m, int64_t n, int64_t col0, int64_t cols)
+{
+    const struct mat rows = mat_rows(m, 0, n);
+    return mat_cols(&rows, col0, cols);
+}
+
+int packed_load_codes(struct backend *be, fetch_codes fetch, void *ctx, int bits, int64_t group_size,
+                      int64_t d_in_source, struct range rows, struct range columns, struct packed *w)
+{
+    int err = OK;
+    const int64_t d_out = rows.end - rows.begin, k = columns.end - columns.begin;
+    const int64_t all_groups = (d_in_source + group_size - 1) / group_size, most = min_i64(d_out, PANEL_ROWS);
+    const int64_t g0 = columns.begin / group_size,
+                  n_groups = k > 0 ? (columns.end + group_size - 1) / group_size - g0 : 0;
+    struct buf bufs[3] = {{0}};
+    struct mat c, s, z;
+    *w = (struct packed){.d_out = d_out,
+                         .d_in = k,
+                         .bits = bits,
+                         .group_size = group_size,
+                         .group_offset = columns.begin - g0 * group_size,
+                         .n_groups = n_groups};
+    TRY(be->ops->weight_alloc(be, w));
+    TRY(mat_alloc(be, DT_U8, most, d_in_source, &bufs[0], &c));
+    TRY(mat_alloc(be, DT_F16, most, all_groups, &bufs[1], &s));
+    TRY(mat_alloc(be, DT_U8, most, all_groups, &bufs[2], &z));
+    for (int64_t row = 0; row < d_out; row += PANEL_ROWS) {
+        const int64_t n = min_i64(d_out - row, PANEL_ROWS);
+        struct mat codes = mat_rows(&c, 0, n), scales = mat_rows(&s, 0, n), zeros = mat_rows(&z, 0, n);
+        TRY(fetch(ctx, rows.begin + row, &codes, &scales, &zeros));
+        const struct mat own_c = slice_of(&c, n, columns.begin, k), own_s = slice_of(&s, n, g0, n_groups),
+                         own_z = slice_of(&z, n, g0, n_groups);
+        TRY(be->ops->weight_put_codes(be, w, row, &own_c, &own_s, &own_z));
+    }
+out:
+    for (int i = 0; i < 3; i++)
+        buf_free(&bufs[i]);
     if (err)
         buf_free(&w->data);
     return err;

@@ -24,12 +24,18 @@ struct linear {
     struct mat bias; /* f32 [1, d_out]; data NULL: none */
 };
 
-/* Delivers rows [row0, row0 + rows) of a dense [d_out, d_in] source, as stored, whole rows, into dst (host). */
-typedef int (*fetch_rows)(void *ctx, int64_t row0, int64_t rows, void *dst);
+/* Delivers rows [row0, row0 + panel->rows) of a dense source, as stored, whole rows, into device memory. */
+typedef int (*fetch_panel)(void *ctx, int64_t row0, struct mat *panel);
+/* The same of a low-bit source: codes u8 [n, d_in], scales f16 and zeros u8 [n, n_groups]. */
+typedef int (*fetch_codes)(void *ctx, int64_t row0, struct mat *codes, struct mat *scales, struct mat *zeros);
 
 /* Dense weight: rows x columns of the source (d_in_source wide). */
-int packed_load_dense(struct backend *be, fetch_rows fetch, void *ctx, enum dtype dtype, int64_t d_in_source,
+int packed_load_dense(struct backend *be, fetch_panel fetch, void *ctx, enum dtype dtype, int64_t d_in_source,
                       struct range rows, struct range columns, struct packed *w);
+/* Low-bit weight. A slice that begins inside a quantization group keeps that group whole in scales and zeros and says where
+ * it begins (group_offset). */
+int packed_load_codes(struct backend *be, fetch_codes fetch, void *ctx, int bits, int64_t group_size,
+                      int64_t d_in_source, struct range rows, struct range columns, struct packed *w);
 /* f32 vector (norm weight, bias) to the device. */
 int vector_load(struct backend *be, const float *host, int64_t n, struct buf *buf, struct mat *m);
 void linear_free(struct linear *linear);

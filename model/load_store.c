@@ -8,73 +8,77 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The first n rows of m, columns [col0, col0 + cols). */
-static struct mat slice_of(const struct mat *m, int64_t n, int64_t col0, int64_t cols)
-{
-    const struct mat rows = mat_rows(m, 0, n);
-    return mat_cols(&rows, col0, cols);
-}
+/* Host memory that a piece of a file passes through; kept and grown while one layer is read. */
+struct passage {
+    void *p;
+    size_t bytes;
+};
 
-/* Codes of rows x columns into w. A slice that begins inside a quantization group keeps that group whole in scales and zeros
- * and says where it begins (group_offset). */
-static int codes_load(struct backend *be, struct store_layer *store, enum module module,
-                      const struct store_module *facts, struct range rows, struct range columns, struct packed *w)
+static int passage_reserve(struct passage *passage, size_t bytes)
 {
     int err = OK;
-    const int64_t k = columns.end - columns.begin, gs = facts->group_size;
-    const int64_t g0 = columns.begin / gs, n_groups = k > 0 ? (columns.end + gs - 1) / gs - g0 : 0;
-    uint8_t *codes = malloc((size_t)(PANEL_ROWS * facts->d_in));
-    uint16_t *scales = malloc((size_t)(PANEL_ROWS * facts->n_groups) * sizeof *scales);
-    uint8_t *zeros = malloc((size_t)(PANEL_ROWS * facts->n_groups));
-    struct buf bufs[3] = {{0}};
-    struct mat c, s, z;
-    *w = (struct packed){.d_out = rows.end - rows.begin,
-                         .d_in = k,
-                         .bits = facts->bits,
-                         .group_size = gs,
-                         .group_offset = columns.begin - g0 * gs,
-                         .n_groups = n_groups};
-    if (!codes || !scales || !zeros)
-        FAIL(ERR_NOMEM, "a panel of %s, %lld columns", module_name(module), (long long)facts->d_in);
-    TRY(be->ops->weight_alloc(be, w));
-    TRY(mat_alloc(be, DT_U8, PANEL_ROWS, facts->d_in, &bufs[0], &c));
-    TRY(mat_alloc(be, DT_F16, PANEL_ROWS, facts->n_groups, &bufs[1], &s));
-    TRY(mat_alloc(be, DT_U8, PANEL_ROWS, facts->n_groups, &bufs[2], &z));
-    for (int64_t row = rows.begin; row < rows.end; row += PANEL_ROWS) {
-        int64_t n = rows.end - row < PANEL_ROWS ? rows.end - row : PANEL_ROWS;
-        TRY(store_read_codes(store, module, row, n, codes, scales, zeros));
-        TRY(be->ops->put(be, c.data, codes, (size_t)(n * facts->d_in)));
-        TRY(be->ops->put(be, s.data, scales, (size_t)(n * facts->n_groups) * sizeof *scales));
-        TRY(be->ops->put(be, z.data, zeros, (size_t)(n * facts->n_groups)));
-        const struct mat own_c = slice_of(&c, n, columns.begin, k), own_s = slice_of(&s, n, g0, n_groups),
-                         own_z = slice_of(&z, n, g0, n_groups);
-        TRY(be->ops->weight_put_codes(be, w, row - rows.begin, &own_c, &own_s, &own_z));
-    }
+    if (bytes <= passage->bytes)
+        goto out;
+    free(passage->p);
+    passage->bytes = 0;
+    if (!(passage->p = malloc(bytes)))
+        FAIL(ERR_NOMEM, "%zu bytes for a panel of weights", bytes);
+    passage->bytes = bytes;
 out:
-    free(codes);
-    free(scales);
-    free(zeros);
-    for (int i = 0; i < 3; i++)
-        buf_free(&bufs[i]);
+    return err;
+}
+
+struct code_rows {
+    struct backend *be;
+    struct store_layer *store;
+    enum module module;
+    struct passage *passage;
+};
+
+static int fetch_store_codes(void *ctx, int64_t row0, struct mat *codes, struct mat *scales, struct mat *zeros)
+{
+    int err = OK;
+    const struct code_rows *f = ctx;
+    const size_t n_codes = mat_bytes(codes), n_scales = mat_bytes(scales), n_zeros = mat_bytes(zeros);
+    TRY(passage_reserve(f->passage, n_scales + n_codes + n_zeros));
+    uint16_t *s = f->passage->p; /* first: the only one that needs alignment */
+    uint8_t *c = (uint8_t *)f->passage->p + n_scales, *z = c + n_codes;
+    TRY(store_read_codes(f->store, f->module, row0, codes->rows, c, s, z));
+    TRY(f->be->ops->put(f->be, codes->data, c, n_codes));
+    TRY(f->be->ops->put(f->be, scales->data, s, n_scales));
+    TRY(f->be->ops->put(f->be, zeros->data, z, n_zeros));
+out:
     return err;
 }
 
 struct factor_rows {
+    struct backend *be;
     struct store_layer *store;
     enum module module;
     enum group group;
+    struct passage *passage;
 };
 
-static int fetch_a(void *ctx, int64_t row0, int64_t rows, void *dst)
+static int fetch_a(void *ctx, int64_t row0, struct mat *panel)
 {
+    int err = OK;
     const struct factor_rows *f = ctx;
-    return store_read_a(f->store, f->module, row0, rows, dst);
+    TRY(passage_reserve(f->passage, mat_bytes(panel)));
+    TRY(store_read_a(f->store, f->module, row0, panel->rows, f->passage->p));
+    TRY(f->be->ops->put(f->be, panel->data, f->passage->p, mat_bytes(panel)));
+out:
+    return err;
 }
 
-static int fetch_b(void *ctx, int64_t row0, int64_t rows, void *dst)
+static int fetch_b(void *ctx, int64_t row0, struct mat *panel)
 {
+    int err = OK;
     const struct factor_rows *f = ctx;
-    return store_read_b(f->store, f->group, row0, rows, dst);
+    TRY(passage_reserve(f->passage, mat_bytes(panel)));
+    TRY(store_read_b(f->store, f->group, row0, panel->rows, f->passage->p));
+    TRY(f->be->ops->put(f->be, panel->data, f->passage->p, mat_bytes(panel)));
+out:
+    return err;
 }
 
 static int bias_load(struct backend *be, struct store_layer *store, enum module module,
@@ -96,7 +100,8 @@ out:
 }
 
 static int module_load(struct backend *be, const struct model_config *config, const struct shape *shape,
-                       struct store_layer *store, enum module module, int correction, struct linear *linear)
+                       struct store_layer *store, enum module module, int correction, struct passage *passage,
+                       struct linear *linear)
 {
     int err = OK;
     const struct store_layer_facts *facts = store_layer_facts(store);
@@ -106,11 +111,12 @@ static int module_load(struct backend *be, const struct model_config *config, co
     module_share(config, shape, module, &rows, &columns);
     linear->d_out = rows.end - rows.begin;
     linear->d_in = columns.end - columns.begin;
-    TRY(codes_load(be, store, module, m, rows, columns, &linear->w));
+    struct code_rows codes = {be, store, module, passage};
+    TRY(packed_load_codes(be, fetch_store_codes, &codes, m->bits, m->group_size, m->d_in, rows, columns, &linear->w));
     if (m->has_bias)
         TRY(bias_load(be, store, module, m, rows, linear));
     if (correction && g->rank > 0) {
-        struct factor_rows source = {store, module, module_group(module)};
+        struct factor_rows source = {be, store, module, module_group(module), passage};
         linear->rank = g->rank;
         TRY(packed_load_dense(be, fetch_a, &source, g->factor_dtype, g->rank, rows, (struct range){0, g->rank},
                               &linear->a));
@@ -124,15 +130,16 @@ int load_layer_store(struct backend *be, const struct model_config *config, cons
 {
     int err = OK;
     struct store_layer *file = NULL;
+    struct passage passage = {0};
     void *raw = NULL;
     float *host = NULL;
     memset(layer, 0, sizeof *layer);
     TRY(store_layer_open(store, l, &file));
     const struct store_layer_facts *facts = store_layer_facts(file);
     for (int i = 0; i < N_MODULES; i++)
-        TRY(module_load(be, config, shape, file, (enum module)i, correction, &layer->module[i]));
+        TRY(module_load(be, config, shape, file, (enum module)i, correction, &passage, &layer->module[i]));
     for (int i = 0; i < N_GROUPS; i++) {
-        struct factor_rows source = {file, MOD_Q, (enum group)i};
+        struct factor_rows source = {be, file, MOD_Q, (enum group)i, &passage};
         enum module first;
         int count;
         struct range rows, columns;
@@ -164,6 +171,7 @@ int load_layer_store(struct backend *be, const struct model_config *config, cons
 out:
     free(raw);
     free(host);
+    free(passage.p);
     store_layer_close(file);
     if (err)
         layer_free(layer);
@@ -171,14 +179,21 @@ out:
 }
 
 struct end_rows {
+    struct backend *be;
     struct store_head *head;
     enum store_end end;
+    struct passage *passage;
 };
 
-static int fetch_end(void *ctx, int64_t row0, int64_t rows, void *dst)
+static int fetch_end(void *ctx, int64_t row0, struct mat *panel)
 {
+    int err = OK;
     const struct end_rows *e = ctx;
-    return store_read_end(e->head, e->end, row0, rows, dst);
+    TRY(passage_reserve(e->passage, mat_bytes(panel)));
+    TRY(store_read_end(e->head, e->end, row0, panel->rows, e->passage->p));
+    TRY(e->be->ops->put(e->be, panel->data, e->passage->p, mat_bytes(panel)));
+out:
+    return err;
 }
 
 int load_ends_store(struct decoder *dec, const struct store *store)
@@ -187,11 +202,12 @@ int load_ends_store(struct decoder *dec, const struct store *store)
     const struct model_config *c = dec->config;
     const struct range all = {0, c->d_model};
     struct store_head *head = NULL;
+    struct passage passage = {0};
     void *raw = NULL;
     float *norm = NULL;
     enum dtype dtype;
     TRY(store_head_open(store, &head));
-    struct end_rows source = {head, STORE_EMBEDDING};
+    struct end_rows source = {dec->be, head, STORE_EMBEDDING, &passage};
     store_head_has(head, STORE_EMBEDDING, &dtype);
     TRY(packed_load_dense(dec->be, fetch_end, &source, dtype, c->d_model, dec->shape.vocab, all, &dec->embedding));
     source.end = STORE_HEAD;
@@ -210,6 +226,7 @@ int load_ends_store(struct decoder *dec, const struct store *store)
 out:
     free(raw);
     free(norm);
+    free(passage.p);
     store_head_close(head);
     return err;
 }

@@ -12,18 +12,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int weights_from_checkpoint(struct model *model, const char *path)
+static int weights_from_source(struct model *model, const char *path, const struct model_options *o)
 {
     int err = OK;
-    struct checkpoint *ck = NULL;
+    struct weights weights = {0};
     struct decoder *dec = &model->dec;
-    TRY(checkpoint_open(path, &ck));
-    TRY(family_check(&model->config, ck));
-    TRY(load_ends_checkpoint(dec, ck));
+    if (o->synthetic.config)
+        TRY(weights_open_synthetic(dec->be, &o->synthetic, &model->config, o->rank, &weights));
+    else
+        TRY(weights_open_checkpoint(dec->be, path, &model->config, &weights));
+    TRY(load_ends_weights(dec, &weights));
     for (int64_t l = 0; l < model->config.n_layers; l++)
-        TRY(load_layer_checkpoint(dec->be, &model->config, &dec->shape, ck, l, NULL, &dec->layers[l]));
+        TRY(load_layer_weights(&weights, &dec->shape, l, NULL, &o->format, &dec->layers[l]));
 out:
-    checkpoint_close(ck);
+    weights_close(&weights);
     return err;
 }
 
@@ -39,19 +41,25 @@ out:
 }
 
 /* What a rank can find out alone: folder, configuration, tokenizer, store. */
-static int open_local(const char *path, struct model *model, struct store **store)
+static int open_local(const char *path, const struct model_options *options, struct model *model, struct store **store)
 {
     int err = OK;
     char name[PATH_MAX];
+    if (options->synthetic.config) {
+        err = synthetic_config(&options->synthetic, &model->config);
+        goto out;
+    }
     if (!file_is_dir(path))
         FAIL(ERR_IO, "%s: no such folder; --model takes a Hugging Face or a .glowq folder", path);
     TRY(file_join(name, sizeof name, path, "model.h5"));
     model->is_glowq = file_exists(name);
     TRY(config_read(path, &model->config));
-    TRY(tokenizer_open(path, &model->tokenizer));
-    if (tokenizer_vocab_size(model->tokenizer) > model->config.vocab_size)
-        FAIL(ERR_FORMAT, "%s: the tokenizer has ids up to %lld, the model's vocabulary ends at %lld", path,
-             (long long)tokenizer_vocab_size(model->tokenizer) - 1, (long long)model->config.vocab_size - 1);
+    if (!options->no_tokenizer) {
+        TRY(tokenizer_open(path, &model->tokenizer));
+        if (tokenizer_vocab_size(model->tokenizer) > model->config.vocab_size)
+            FAIL(ERR_FORMAT, "%s: the tokenizer has ids up to %lld, the model's vocabulary ends at %lld", path,
+                 (long long)tokenizer_vocab_size(model->tokenizer) - 1, (long long)model->config.vocab_size - 1);
+    }
     if (model->is_glowq)
         TRY(store_open(path, store));
 out:
@@ -62,9 +70,9 @@ int model_open(struct comm *tp, const char *path, const struct model_options *op
 {
     int err = OK;
     struct store *store = NULL;
-    int64_t group_size = 0, max_rank = 0;
+    int64_t group_size = options->format.group_size, max_rank = options->rank;
     memset(model, 0, sizeof *model);
-    TRY(comm_agree(tp, open_local(path, model, &store)));
+    TRY(comm_agree(tp, open_local(path, options, model, &store)));
     if (model->is_glowq) {
         group_size = store_facts(store)->group_size;
         max_rank = options->no_correction ? 0 : store_facts(store)->max_rank;
@@ -75,15 +83,16 @@ int model_open(struct comm *tp, const char *path, const struct model_options *op
     TRY(comm_agree(tp, model->dec.layers ? OK : ERR_NOMEM));
     const double start = now_s();
     TRY(comm_agree(tp, model->is_glowq ? weights_from_store(model, store, !options->no_correction)
-                                       : weights_from_checkpoint(model, path)));
+                                       : weights_from_source(model, path, options)));
     size_t bytes = 0;
     for (int64_t l = 0; l < model->config.n_layers; l++)
         bytes += layer_bytes(&model->dec.layers[l]);
-    log_info("%s: %s, %lld layers, %s, %.1f MB of layer weights on each of %d rank%s, loaded in %.1f s on %s", path,
+    const char *name = options->synthetic.config ? options->synthetic.config : path;
+    log_info("%s: %s, %lld layers, %s, %.1f MB of layer weights on each of %d rank%s, loaded in %.1f s on %s", name,
              model->config.family, (long long)model->config.n_layers,
-             !model->is_glowq ? "weights as stored"
-             : max_rank > 0   ? "low-bit weights with correction"
-                              : "low-bit weights",
+             !model->is_glowq && options->format.bits == 0 ? "weights as stored"
+             : max_rank > 0                                ? "low-bit weights with correction"
+                                                           : "low-bit weights",
              (double)bytes / 1e6, tp->size, tp->size == 1 ? "" : "s", now_s() - start, tp->be->description);
 out:
     store_close(store);

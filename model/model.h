@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A model ready to run: configuration, tokenizer and a decoder with its weights, from a Hugging Face folder (weights as
- * stored) or a .glowq folder (packed low-bit weights and the correction), tensor-parallel over the ranks of a communicator.
+ * stored) or a .glowq folder (packed low-bit weights and the correction), or without any weights on disk (synthetic.h),
+ * tensor-parallel over the ranks of a communicator.
  */
 #ifndef GLOWQ_MODEL_MODEL_H
 #define GLOWQ_MODEL_MODEL_H
@@ -8,20 +9,26 @@
 #include "comm/comm.h"
 #include "model/config.h"
 #include "model/decoder.h"
+#include "model/load.h"
+#include "model/synthetic.h"
 #include "model/tokenizer.h"
 
 #include <stdint.h>
 
 struct model_options {
-    int no_correction;        /* .glowq: leave A and B out */
-    int64_t max_batch_tokens; /* rows of the largest batch */
-    int64_t max_seq;          /* sequences of the largest batch */
-    int64_t max_context;      /* longest sequence, for the KV pool; 0: the model's own */
+    struct synthetic synthetic; /* config != NULL: this model; path is then ignored */
+    struct load_format format;  /* synthetic: what its weights are rounded to */
+    int64_t rank;               /* synthetic: of its factors; 0: none */
+    int no_tokenizer;           /* don't ask for one: ids come from elsewhere */
+    int no_correction;          /* .glowq: leave A and B out */
+    int64_t max_batch_tokens;   /* rows of the largest batch */
+    int64_t max_seq;            /* sequences of the largest batch */
+    int64_t max_context;        /* longest sequence, for the KV pool; 0: the model's own */
 };
 
 struct model {
     struct model_config config;
-    struct tokenizer *tokenizer;
+    struct tokenizer *tokenizer; /* NULL: synthetic, or no_tokenizer */
     struct decoder dec;
     int is_glowq;
 };

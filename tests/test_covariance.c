@@ -40,7 +40,7 @@ static void make_corpus(const struct model_config *config, struct corpus *c)
 
 struct run {
     struct model_config config;
-    struct checkpoint *ck;
+    struct weights weights;
     struct corpus corpus;
     struct slices slices;
     struct forward forward;
@@ -52,10 +52,10 @@ static void run_open(const char *family, struct comm *comm, struct run *r)
     memset(r, 0, sizeof *r);
     folder_of(family, dir);
     assert_int_equal(config_read(dir, &r->config), OK);
-    assert_int_equal(checkpoint_open(dir, &r->ck), OK);
+    assert_int_equal(weights_open_checkpoint(&backend, dir, &r->config, &r->weights), OK);
     make_corpus(&r->config, &r->corpus);
     assert_int_equal(slices_create(comm, &r->config, &r->slices), OK);
-    assert_int_equal(forward_create(comm, &r->config, &r->corpus, r->ck, &r->forward), OK);
+    assert_int_equal(forward_create(comm, &r->config, &r->corpus, &r->weights, &r->forward), OK);
 }
 
 static void run_close(struct run *r)
@@ -63,16 +63,16 @@ static void run_close(struct run *r)
     forward_free(&r->forward);
     slices_free(&r->slices);
     corpus_free(&r->corpus);
-    checkpoint_close(r->ck);
+    weights_close(&r->weights);
 }
 
 static void run_layer(struct run *r, struct comm *comm, int64_t l, struct covariance *cov)
 {
     struct layer layer;
-    assert_int_equal(slices_read(&r->slices, &r->config, r->ck, l), OK);
+    assert_int_equal(slices_read(&r->slices, &r->weights, l), OK);
     const struct module_source source = slices_source(&r->slices);
-    assert_int_equal(load_layer_checkpoint(&backend, &r->config, &r->forward.dec.shape, r->ck, l, &source, &layer), OK);
-    assert_int_equal(covariance_begin(comm, &r->config, &r->corpus, r->ck, &r->slices, l, cov), OK);
+    assert_int_equal(load_layer_weights(&r->weights, &r->forward.dec.shape, l, &source, NULL, &layer), OK);
+    assert_int_equal(covariance_begin(comm, &r->config, &r->corpus, &r->weights, &r->slices, l, cov), OK);
     assert_int_equal(forward_layer(&r->forward, &layer, l, cov), OK);
     assert_int_equal(covariance_reduce(cov), OK);
     layer_free(&layer);
@@ -120,9 +120,8 @@ static void test_moments_equal_f64_sums(void **state)
             struct layer layer;
             const struct observer observer = {oracle_observe, &oracle};
             run_layer(&ours, &world, l, &cov);
-            assert_int_equal(load_layer_checkpoint(&backend, &ours.config, &reference.forward.dec.shape, reference.ck,
-                                                   l, NULL, &layer),
-                             OK);
+            assert_int_equal(
+                load_layer_weights(&reference.weights, &reference.forward.dec.shape, l, NULL, NULL, &layer), OK);
             struct forward *f = &reference.forward;
             for (int64_t b = 0; b < reference.corpus.n_blocks; b++) { /* forward_layer with the test's observer */
                 int64_t first, n = corpus_block(&reference.corpus, b, &first);
@@ -207,10 +206,10 @@ static void test_nan_is_named(void **state)
     struct covariance cov;
     struct layer layer;
     run_open("tp_cut", &world, &r);
-    assert_int_equal(slices_read(&r.slices, &r.config, r.ck, 0), OK);
+    assert_int_equal(slices_read(&r.slices, &r.weights, 0), OK);
     const struct module_source source = slices_source(&r.slices);
-    assert_int_equal(load_layer_checkpoint(&backend, &r.config, &r.forward.dec.shape, r.ck, 0, &source, &layer), OK);
-    assert_int_equal(covariance_begin(&world, &r.config, &r.corpus, r.ck, &r.slices, 0, &cov), OK);
+    assert_int_equal(load_layer_weights(&r.weights, &r.forward.dec.shape, 0, &source, NULL, &layer), OK);
+    assert_int_equal(covariance_begin(&world, &r.config, &r.corpus, &r.weights, &r.slices, 0, &cov), OK);
     const float nan_value = NAN;
     int64_t first = 0;
     if (r.forward.blocks.begin < r.forward.blocks.end) {

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "model/load.h"
+#include "model/safetensors.h"
 
 #include <limits.h>
 #include <math.h>
@@ -58,21 +59,19 @@ static void fixture_close(struct fixture *f)
 static void fixture_open(const char *family, struct comm *comm, struct fixture *f)
 {
     char dir[PATH_MAX], path[PATH_MAX];
-    struct checkpoint *ck = NULL;
+    struct weights weights;
     memset(f, 0, sizeof *f);
     f->comm = comm;
     snprintf(dir, sizeof dir, "%s/tests/golden/families/%s", getenv("GLOWQ_SOURCE_DIR"), family);
     assert_int_equal(file_join(path, sizeof path, dir, "logits.safetensors"), OK);
     assert_int_equal(config_read(dir, &f->config), OK);
-    assert_int_equal(checkpoint_open(dir, &ck), OK);
-    assert_int_equal(family_check(&f->config, ck), OK);
+    assert_int_equal(weights_open_checkpoint(&backend, dir, &f->config, &weights), OK);
     assert_int_equal(decoder_create(&f->dec, &f->config, comm, 0, MAX_TOKENS, 0), OK);
     f->dec.layers = calloc((size_t)f->config.n_layers, sizeof *f->dec.layers);
-    assert_int_equal(load_ends_checkpoint(&f->dec, ck), OK);
+    assert_int_equal(load_ends_weights(&f->dec, &weights), OK);
     for (int64_t l = 0; l < f->config.n_layers; l++)
-        assert_int_equal(load_layer_checkpoint(&backend, &f->config, &f->dec.shape, ck, l, NULL, &f->dec.layers[l]),
-                         OK);
-    checkpoint_close(ck);
+        assert_int_equal(load_layer_weights(&weights, &f->dec.shape, l, NULL, NULL, &f->dec.layers[l]), OK);
+    weights_close(&weights);
     assert_int_equal(checkpoint_open(path, &f->golden), OK);
     const struct tensor *ids = checkpoint_find(f->golden, "ids"), *logits = checkpoint_find(f->golden, "logits");
     f->n_seq = ids->shape[0];

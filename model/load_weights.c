@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Loading from a source of weights: see load.h. */
+#include "model/load.h"
+
+#include "base/err.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* One matrix on its way, for packed_load_dense. */
+struct rows {
+    struct weights *weights;
+    struct tensor_id id;
+    const struct module_source *source; /* NULL: the weights themselves */
+};
+
+static int fetch(void *ctx, int64_t row0, struct mat *panel)
+{
+    const struct rows *r = ctx;
+    return r->source ? r->source->panel(r->source->ctx, (enum module)r->id.index, row0, panel)
+                     : weights_panel(r->weights, &r->id, row0, panel);
+}
+
+/* The same, rounded to codes: device memory that one module's panels pass through. */
+struct rounding {
+    struct rows rows;
+    int bits;
+    int64_t group_size;
+    struct buf stored_buf, wide_buf, bad_buf;
+    struct mat stored, wide; /* [PANEL_ROWS, d_in] as stored; f32 */
+};
+
+static int fetch_rounded(void *ctx, int64_t row0, struct mat *codes, struct mat *scales, struct mat *zeros)
+{
+    int err = OK;
+    struct rounding *r = ctx;
+    struct backend *be = r->rows.weights->be;
+    struct mat stored = mat_rows(&r->stored, 0, codes->rows), wide = mat_rows(&r->wide, 0, codes->rows);
+    int64_t bad = -1;
+    char name[160];
+    TRY(fetch(&r->rows, row0, &stored));
+    TRY(be->ops->convert(be, &stored, &wide));
+    TRY(be->ops->quantize(be, &wide, r->bits, r->group_size, codes, scales, zeros, r->bad_buf.p));
+    TRY(be->ops->get(be, &bad, r->bad_buf.p, sizeof bad));
+    if (bad >= 0) {
+        tensor_name(&r->rows.id, name, sizeof name);
+        FAIL(ERR_NUMERIC, "%s, row %lld: the range of a quantization group has no scale within f16's normal numbers",
+             name, (long long)(row0 + bad));
+    }
+out:
+    return err;
+}
+
+static int load_rounded(const struct rows *rows, enum dtype dtype, int64_t d_in, const struct load_format *format,
+                        struct range own_rows, struct range columns, struct packed *w)
+{
+    int err = OK;
+    struct backend *be = rows->weights->be;
+    struct rounding r = {.rows = *rows, .bits = format->bits, .group_size = format->group_size};
+    if (r.group_size == 0 || r.group_size > d_in)
+        r.group_size = d_in;
+    TRY(mat_alloc(be, dtype, PANEL_ROWS, d_in, &r.stored_buf, &r.stored));
+    TRY(mat_alloc(be, DT_F32, PANEL_ROWS, d_in, &r.wide_buf, &r.wide));
+    TRY(buf_alloc(be, sizeof(int64_t), &r.bad_buf));
+    TRY(packed_load_codes(be, fetch_rounded, &r, format->bits, r.group_size, d_in, own_rows, columns, w));
+out:
+    buf_free(&r.stored_buf);
+    buf_free(&r.wide_buf);
+    buf_free(&r.bad_buf);
+    return err;
+}
+
+/* Rows and columns of a matrix as stored. */
+static int load_dense(struct rows rows, struct range own_rows, struct range columns, struct packed *w)
+{
+    int err = OK;
+    enum dtype dtype;
+    int64_t d_out, d_in;
+    weights_shape(rows.weights, &rows.id, &d_out, &d_in);
+    TRY(weights_dtype(rows.weights, &rows.id, &dtype));
+    TRY(packed_load_dense(rows.weights->be, fetch, &rows, dtype, d_in, own_rows, columns, w));
+out:
+    return err;
+}
+
+static int load_vector(struct weights *weights, struct tensor_id id, struct range part, struct buf *buf, struct mat *m)
+{
+    int err = OK;
+    const int64_t n = part.end - part.begin;
+    float *host = malloc((size_t)n * sizeof *host + 1);
+    if (!host)
+        FAIL(ERR_NOMEM, "a vector of %lld", (long long)n);
+    TRY(weights_vector(weights, &id, part.begin, n, host));
+    TRY(vector_load(weights->be, host, n, buf, m));
+out:
+    free(host);
+    return err;
+}
+
+static int load_module(struct weights *weights, const struct shape *shape, int64_t l, enum module module,
+                       const struct module_source *source, const struct load_format *format, struct linear *linear)
+{
+    int err = OK;
+    const struct rows weight = {weights, {PART_WEIGHT, l, module}, source}, a = {weights, {PART_A, l, module}, NULL};
+    struct range rows, columns;
+    enum dtype dtype;
+    int64_t d_out, d_in;
+    weights_shape(weights, &weight.id, &d_out, &d_in);
+    module_share(weights->config, shape, module, &rows, &columns);
+    linear->d_out = rows.end - rows.begin;
+    linear->d_in = columns.end - columns.begin;
+    if (format && format->bits > 0) {
+        TRY(weights_dtype(weights, &weight.id, &dtype));
+        TRY(load_rounded(&weight, dtype, d_in, format, rows, columns, &linear->w));
+    } else {
+        TRY(load_dense(weight, rows, columns, &linear->w));
+    }
+    if (weights->rank > 0) {
+        linear->rank = weights->rank;
+        TRY(load_dense(a, rows, (struct range){0, weights->rank}, &linear->a));
+    }
+    if (module_has_bias(weights->config, module))
+        TRY(load_vector(weights, (struct tensor_id){PART_BIAS, l, module}, rows, &linear->bias_buf, &linear->bias));
+out:
+    return err;
+}
+
+int load_layer_weights(struct weights *weights, const struct shape *shape, int64_t l,
+                       const struct module_source *source, const struct load_format *format, struct layer *layer)
+{
+    int err = OK;
+    memset(layer, 0, sizeof *layer);
+    for (int i = 0; i < N_MODULES; i++)
+        TRY(load_module(weights, shape, l, (enum module)i, source, format, &layer->module[i]));
+    for (int i = 0; i < N_GROUPS && weights->rank > 0; i++) {
+        enum module first;
+        int count;
+        struct range rows, columns;
+        group_modules((enum group)i, &first, &count);
+        module_share(weights->config, shape, first, &rows, &columns); /* B has the columns of its modules */
+        layer->rank[i] = weights->rank;
+        TRY(load_dense((struct rows){weights, {PART_B, l, i}, NULL}, (struct range){0, weights->rank}, columns,
+                       &layer->b[i]));
+    }
+    for (int i = 0; i < N_VECTORS; i++) {
+        const int64_t n = vector_length(weights->config, (enum vector)i);
+        if (n > 0)
+            TRY(load_vector(weights, (struct tensor_id){PART_VECTOR, l, i}, (struct range){0, n}, &layer->vector_buf[i],
+                            &layer->vector[i]));
+    }
+out:
+    if (err)
+        layer_free(layer);
+    return err;
+}
+
+int load_embedding_weights(struct decoder *dec, struct weights *weights)
+{
+    return load_dense((struct rows){weights, {PART_EMBEDDING, 0, 0}, NULL}, dec->shape.vocab,
+                      (struct range){0, dec->config->d_model}, &dec->embedding);
+}
+
+int load_ends_weights(struct decoder *dec, struct weights *weights)
+{
+    int err = OK;
+    const struct range all = {0, dec->config->d_model};
+    TRY(load_embedding_weights(dec, weights));
+    if (dec->config->tied_embeddings)
+        dec->head = dec->embedding;
+    else
+        TRY(load_dense((struct rows){weights, {PART_HEAD, 0, 0}, NULL}, dec->shape.vocab, all, &dec->head));
+    TRY(load_vector(weights, (struct tensor_id){PART_NORM, 0, 0}, all, &dec->norm_buf, &dec->norm));
+out:
+    return err;
+}

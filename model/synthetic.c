@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Synthetic: see synthetic.h. */
+#include "model/synthetic.h"
+
+#include "base/err.h"
+#include "base/hash.h"
+#include "base/json.h"
+#include "base/philox.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const double least_massive = 30, most_massive = 1000;
+static const double massive_share = 0.25; /* of the output's variance, ordinary channels counting 1 */
+static const double norm_spread = 0.1, bias_spread = 0.1, correction_share = 0.05;
+static const size_t max_config_bytes = 16 << 20;
+
+/* Numbers of one tensor's stream: 32 a layer, the ends before the first. */
+enum { SLOT_WEIGHT = 0, SLOT_BIAS = 7, SLOT_VECTOR = 14, SLOT_A = 18, SLOT_B = 25, SLOTS = 32 };
+static_assert((int)N_MODULES <= (int)SLOT_BIAS && SLOT_BIAS + (int)N_MODULES <= SLOT_VECTOR &&
+                  SLOT_VECTOR + (int)N_VECTORS <= SLOT_A && SLOT_A + (int)N_MODULES <= SLOT_B &&
+                  SLOT_B + (int)N_GROUPS <= SLOTS,
+              "no two tensors share a stream");
+static const uint32_t sub_positions = UINT32_MAX;
+
+/* Channels that are larger than the others, by how much. */
+struct massive {
+    int n;
+    int64_t at[MASSIVE_CHANNELS];
+    double gain[MASSIVE_CHANNELS];
+};
+
+struct generator {
+    uint64_t seed;
+    int64_t all_layers;           /* of the configuration, whatever part of it is made */
+    struct massive hidden, inner; /* channels of d_model and of d_ff */
+    struct buf wide;              /* a panel in f32 */
+    struct buf narrow;            /* a panel on its way to the host */
+    struct buf scale_buf;
+    struct mat columns[N_MODULES]; /* f64 [1, d_in]: deviation of each column; B's too */
+    struct mat up_rows;            /* f64 [1, d_ff] */
+    struct mat embedding, head, a; /* f64 [1, d_model], [1, d_model], [1, rank] */
+};
+
+/* ---- configuration ------------------------------------------------------------------------------------------------ */
+
+int synthetic_config(const struct synthetic *s, struct model_config *config)
+{
+    int err = OK;
+    TRY(config_read_file(s->config, config));
+    if (s->layers > config->n_layers)
+        FAIL(ERR_ARG, "--layers %lld: %s describes %lld", (long long)s->layers, s->config, (long long)config->n_layers);
+    if (s->layers > 0)
+        config->n_layers = s->layers;
+out:
+    return err;
+}
+
+int synthetic_config_write(const struct synthetic *s, const char *path)
+{
+    int err = OK;
+    json_t *root = NULL;
+    TRY(json_read(s->config, max_config_bytes, &root));
+    if (s->layers > 0) {
+        json_t *types = json_object_get(root, "layer_types");
+        while (json_is_array(types) && (int64_t)json_array_size(types) > s->layers)
+            json_array_remove(types, json_array_size(types) - 1);
+        if (json_object_set_new(root, "num_hidden_layers", json_integer(s->layers)) != 0)
+            FAIL(ERR_NOMEM, "configuration");
+    }
+    TRY(json_write(path, root));
+out:
+    json_decref(root);
+    return err;
+}
+
+void synthetic_ids(uint64_t seed, int64_t vocab_size, int64_t n, int32_t *ids)
+{
+    for (int64_t i = 0; i < n; i++) /* the modulo's bias is below vocab_size / 2^64 */
+        ids[i] = (int32_t)(philox_u64(seed, STREAM_TOKENS, 0, (uint64_t)i) % (uint64_t)vocab_size);
+}
+
+/* ---- scales ------------------------------------------------------------------------------------------------------- */
+
+/* One in 16 channels at most, so that small models stay models. Gains grow geometrically. */
+static void massive_choose(uint64_t seed, int64_t d, uint64_t first, struct massive *m)
+{
+    m->n = (int)min_i64(MASSIVE_CHANNELS, d / 16);
+    for (int i = 0; i < m->n; i++) {
+        int64_t at = (int64_t)(philox_u64(seed, STREAM_WEIGHTS, sub_positions, first + (uint64_t)i) % (uint64_t)d);
+        for (int j = 0; j < i; j++) { /* the next free one; a step can only meet a channel taken before */
+            if (m->at[j] == at) {
+                at = (at + 1) % d;
+                j = -1;
+            }
+        }
+        m->at[i] = at;
+        m->gain[i] = least_massive * pow(most_massive / least_massive, m->n > 1 ? (double)i / (m->n - 1) : 0);
+    }
+}
+
+/* Deviations of the columns that read these channels. */
+static void read_massive(const struct massive *m, int64_t d, double *columns)
+{
+    for (int i = 0; i < m->n; i++)
+        columns[m->at[i]] *= sqrt(massive_share * (double)d / m->n) / m->gain[i];
+}
+
+static void fill(double *v, int64_t n, double value)
+{
+    for (int64_t i = 0; i < n; i++)
+        v[i] = value;
+}
+
+static double embedding_deviation(const struct generator *g)
+{
+    return sqrt(2 * (double)g->all_layers);
+}
+
+/* All scales, made on the host side by side and put at once. */
+static int scales_put(struct weights *w, struct generator *g)
+{
+    int err = OK;
+    const struct model_config *c = w->config;
+    int64_t n = 2 * c->d_model + w->rank + c->d_ff, d_out, d_in;
+    double *host = NULL;
+    for (int i = 0; i < N_MODULES; i++) {
+        module_shape(c, (enum module)i, &d_out, &d_in);
+        n += d_in;
+    }
+    if (!(host = malloc((size_t)n * sizeof *host)))
+        FAIL(ERR_NOMEM, "%lld scales", (long long)n);
+    TRY(buf_alloc(w->be, (size_t)n * sizeof *host, &g->scale_buf));
+    double *device = g->scale_buf.p, *at = host;
+    for (int i = 0; i < N_MODULES; i++) {
+        module_shape(c, (enum module)i, &d_out, &d_in);
+        fill(at, d_in, 1 / sqrt((double)d_in));
+        if (i != MOD_O)
+            read_massive(i == MOD_DOWN ? &g->inner : &g->hidden, d_in, at);
+        g->columns[i] = mat_view(device + (at - host), DT_F64, 1, d_in);
+        at += d_in;
+    }
+    fill(at, c->d_ff, 1);
+    for (int i = 0; i < g->inner.n; i++)
+        at[g->inner.at[i]] = g->inner.gain[i];
+    g->up_rows = mat_view(device + (at - host), DT_F64, 1, c->d_ff);
+    at += c->d_ff;
+    fill(at, c->d_model, embedding_deviation(g));
+    g->embedding = mat_view(device + (at - host), DT_F64, 1, c->d_model);
+    at += c->d_model;
+    fill(at, c->d_model, 1 / sqrt((double)c->d_model));
+    g->head = mat_view(device + (at - host), DT_F64, 1, c->d_model);
+    at += c->d_model;
+    fill(at, w->rank, correction_share / sqrt((double)max_i64(w->rank, 1)));
+    g->a = mat_view(device + (at - host), DT_F64, 1, w->rank);
+    TRY(w->be->ops->put(w->be, device, host, (size_t)n * sizeof *host));
+out:
+    free(host);
+    return err;
+}
+
+/* ---- values ------------------------------------------------------------------------------------------------------- */
+
+static uint32_t sub_of(const struct tensor_id *id)
+{
+    static const uint32_t slots[] = {[PART_WEIGHT] = SLOT_WEIGHT,
+                                     [PART_BIAS] = SLOT_BIAS,
+                                     [PART_VECTOR] = SLOT_VECTOR,
+                                     [PART_A] = SLOT_A,
+                                     [PART_B] = SLOT_B};
+    if (id->part >= PART_EMBEDDING)
+        return (uint32_t)(id->part - PART_EMBEDDING);
+    return (uint32_t)(id->layer + 1) * SLOTS + slots[id->part] + (uint32_t)id->index;
+}
+
+static int is_vector(const struct tensor_id *id)
+{
+    return id->part == PART_BIAS || id->part == PART_VECTOR || id->part == PART_NORM;
+}
+
+static int dtype_synthetic(struct weights *w, const struct tensor_id *id, enum dtype *dtype)
+{
+    (void)w;
+    (void)id;
+    *dtype = DT_BF16;
+    return OK;
+}
+
+static int panel_synthetic(struct weights *w, const struct tensor_id *id, int64_t row0, struct mat *panel)
+{
+    int err = OK;
+    struct generator *g = w->state;
+    const struct backend_ops *ops = w->be->ops;
+    struct mat wide = mat_view(g->wide.p, DT_F32, panel->rows, panel->cols), rows;
+    const struct mat *columns = &g->head, *row_scale = NULL;
+    enum module first;
+    int count;
+    assert(!is_vector(id) && mat_bytes(&wide) <= g->wide.bytes);
+    switch (id->part) {
+    case PART_WEIGHT:
+        columns = &g->columns[id->index];
+        if (id->index == MOD_UP) {
+            rows = mat_cols(&g->up_rows, row0, panel->rows);
+            row_scale = &rows;
+        }
+        break;
+    case PART_B:
+        group_modules((enum group)id->index, &first, &count);
+        columns = &g->columns[first];
+        break;
+    case PART_A:
+        columns = &g->a;
+        break;
+    case PART_EMBEDDING:
+        columns = &g->embedding;
+        break;
+    default:
+        break;
+    }
+    TRY(ops->randn(w->be, g->seed, STREAM_WEIGHTS, sub_of(id), row0, &wide));
+    TRY(ops->scale(w->be, &wide, row_scale, columns));
+    TRY(ops->convert(w->be, &wide, panel));
+out:
+    return err;
+}
+
+/* Norms are gains near 1. A tied head makes logits of the embedding, which would call for the present token again: the last
+ * norm's gain keeps that below e^4. */
+static void read_vector(const struct weights *w, const struct tensor_id *id, int64_t row0, int64_t n, uint16_t *out)
+{
+    const struct generator *g = w->state;
+    const struct model_config *c = w->config;
+    const double centre = id->part == PART_BIAS ? 0 : 1, spread = id->part == PART_BIAS ? bias_spread : norm_spread;
+    const int massive = id->part == PART_VECTOR && (id->index == VEC_ATTN_NORM || id->index == VEC_MLP_NORM);
+    double gain = 1;
+    if (id->part == PART_NORM && c->tied_embeddings)
+        gain = 4 / (embedding_deviation(g) * (double)c->d_model);
+    for (int64_t i = 0; i < n; i++) {
+        double v = centre + spread * philox_normal(g->seed, STREAM_WEIGHTS, sub_of(id), (uint64_t)(row0 + i));
+        for (int j = 0; massive && j < g->hidden.n; j++)
+            v *= g->hidden.at[j] == row0 + i ? g->hidden.gain[j] : 1;
+        out[i] = f32_to_bf16((float)(gain * v));
+    }
+}
+
+static int read_synthetic(struct weights *w, const struct tensor_id *id, int64_t row0, int64_t rows, void *host)
+{
+    int err = OK;
+    struct generator *g = w->state;
+    int64_t d_out, d_in;
+    if (is_vector(id)) {
+        read_vector(w, id, row0, rows, host);
+        goto out;
+    }
+    weights_shape(w, id, &d_out, &d_in);
+    if (!g->narrow.p)
+        TRY(buf_alloc(w->be, g->wide.bytes / 2, &g->narrow));
+    for (int64_t row = 0; row < rows; row += PANEL_ROWS) {
+        struct mat panel = mat_view(g->narrow.p, DT_BF16, min_i64(PANEL_ROWS, rows - row), d_in);
+        TRY(panel_synthetic(w, id, row0 + row, &panel));
+        TRY(w->be->ops->get(w->be, (uint16_t *)host + row * d_in, panel.data, mat_bytes(&panel)));
+    }
+out:
+    return err;
+}
+
+static int fingerprint_synthetic(struct weights *w, char hex[65])
+{
+    const struct generator *g = w->state;
+    const struct model_config *c = w->config;
+    char text[128];
+    int n = snprintf(text, sizeof text, "synthetic weights 1, seed %llu, %lld of %lld layers",
+                     (unsigned long long)g->seed, (long long)c->n_layers, (long long)g->all_layers);
+    return sha256_hex(text, (size_t)n, hex);
+}
+
+static void close_synthetic(struct weights *w)
+{
+    struct generator *g = w->state;
+    buf_free(&g->wide);
+    buf_free(&g->narrow);
+    buf_free(&g->scale_buf);
+    free(g);
+}
+
+static const struct weights_ops synthetic_ops = {.close = close_synthetic,
+                                                 .dtype = dtype_synthetic,
+                                                 .panel = panel_synthetic,
+                                                 .read = read_synthetic,
+                                                 .fingerprint = fingerprint_synthetic};
+
+int weights_open_synthetic(struct backend *be, const struct synthetic *s, const struct model_config *config,
+                           int64_t rank, struct weights *w)
+{
+    int err = OK;
+    struct model_config whole;
+    struct generator *g = calloc(1, sizeof *g);
+    *w = (struct weights){.be = be, .config = config};
+    w->rank = min_i64(rank, min_i64(config->d_model, min_i64(config->n_heads * config->head_dim, config->d_ff)));
+    if (!g)
+        FAIL(ERR_NOMEM, "a generator");
+    w->state = g;
+    w->ops = &synthetic_ops;
+    TRY(config_read_file(s->config, &whole));
+    g->seed = s->seed;
+    g->all_layers = whole.n_layers;
+    massive_choose(g->seed, config->d_model, 0, &g->hidden);
+    massive_choose(g->seed, config->d_ff, MASSIVE_CHANNELS, &g->inner);
+    const int64_t widest = max_i64(max_i64(config->d_model, config->d_ff), config->n_heads * config->head_dim);
+    TRY(buf_alloc(be, (size_t)(PANEL_ROWS * widest) * sizeof(float), &g->wide));
+    TRY(scales_put(w, g));
+out:
+    if (err)
+        weights_close(w);
+    return err;
+}

@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Weights: see weights.h. The checkpoint as a source: pread into a staging panel, then to the device. */
+#include "model/weights.h"
+
+#include "base/err.h"
+#include "model/safetensors.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+void tensor_name(const struct tensor_id *id, char *out, size_t size)
+{
+    switch (id->part) {
+    case PART_WEIGHT:
+    case PART_BIAS:
+        tensor_of_module(id->layer, (enum module)id->index, id->part == PART_BIAS, out, size);
+        break;
+    case PART_VECTOR:
+        tensor_of_vector(id->layer, (enum vector)id->index, out, size);
+        break;
+    case PART_A:
+        snprintf(out, size, "A of %s in layer %lld", module_name((enum module)id->index), (long long)id->layer);
+        break;
+    case PART_B:
+        snprintf(out, size, "B of %s in layer %lld", group_name((enum group)id->index), (long long)id->layer);
+        break;
+    case PART_EMBEDDING:
+        snprintf(out, size, TENSOR_EMBEDDING);
+        break;
+    case PART_NORM:
+        snprintf(out, size, TENSOR_NORM);
+        break;
+    case PART_HEAD:
+        snprintf(out, size, TENSOR_HEAD);
+        break;
+    }
+}
+
+void weights_shape(const struct weights *w, const struct tensor_id *id, int64_t *rows, int64_t *cols)
+{
+    const struct model_config *c = w->config;
+    enum module first;
+    int count;
+    *cols = 1;
+    switch (id->part) {
+    case PART_WEIGHT:
+        module_shape(c, (enum module)id->index, rows, cols);
+        break;
+    case PART_BIAS:
+        module_shape(c, (enum module)id->index, rows, cols);
+        *cols = 1;
+        break;
+    case PART_VECTOR:
+        *rows = vector_length(c, (enum vector)id->index);
+        break;
+    case PART_A:
+        module_shape(c, (enum module)id->index, rows, cols);
+        *cols = w->rank;
+        break;
+    case PART_B:
+        group_modules((enum group)id->index, &first, &count);
+        module_shape(c, first, rows, cols);
+        *rows = w->rank;
+        break;
+    case PART_NORM:
+        *rows = c->d_model;
+        break;
+    case PART_EMBEDDING:
+    case PART_HEAD:
+        *rows = c->vocab_size;
+        *cols = c->d_model;
+        break;
+    }
+}
+
+void weights_close(struct weights *w)
+{
+    if (w->ops)
+        w->ops->close(w);
+    memset(w, 0, sizeof *w);
+}
+
+int weights_dtype(struct weights *w, const struct tensor_id *id, enum dtype *dtype)
+{
+    return w->ops->dtype(w, id, dtype);
+}
+
+int weights_panel(struct weights *w, const struct tensor_id *id, int64_t row0, struct mat *panel)
+{
+    assert(panel->rows <= PANEL_ROWS && panel->ld == panel->cols);
+    return panel->rows > 0 ? w->ops->panel(w, id, row0, panel) : OK;
+}
+
+int weights_read(struct weights *w, const struct tensor_id *id, int64_t row0, int64_t rows, void *host)
+{
+    return rows > 0 ? w->ops->read(w, id, row0, rows, host) : OK;
+}
+
+int weights_vector(struct weights *w, const struct tensor_id *id, int64_t row0, int64_t n, float *host)
+{
+    int err = OK;
+    enum dtype dtype;
+    void *raw = NULL;
+    TRY(weights_dtype(w, id, &dtype));
+    if (!(raw = malloc((size_t)n * dtype_bytes(dtype) + 1)))
+        FAIL(ERR_NOMEM, "a vector of %lld", (long long)n);
+    TRY(weights_read(w, id, row0, n, raw));
+    convert(host, DT_F32, raw, dtype, n);
+out:
+    free(raw);
+    return err;
+}
+
+int weights_fingerprint(struct weights *w, char hex[65])
+{
+    return w->ops->fingerprint(w, hex);
+}
+
+/* ---- a checkpoint ------------------------------------------------------------------------------------------------- */
+
+struct files {
+    struct checkpoint *ck;
+    void *staged; /* one panel on its way to the device */
+    size_t staged_bytes;
+};
+
+/* True if any element is NaN or infinite: all exponent bits set. */
+static int has_nonfinite(const void *data, enum dtype dtype, int64_t n)
+{
+    int bad = 0;
+    if (dtype == DT_F32) {
+        const uint32_t *v = data;
+        for (int64_t i = 0; i < n; i++)
+            bad |= (v[i] & 0x7f800000u) == 0x7f800000u;
+    } else {
+        const uint16_t mask = dtype == DT_BF16 ? 0x7f80 : 0x7c00;
+        const uint16_t *v = data;
+        for (int64_t i = 0; i < n; i++)
+            bad |= (v[i] & mask) == mask;
+    }
+    return bad;
+}
+
+static int find(struct weights *w, const struct tensor_id *id, const struct tensor **t)
+{
+    const struct files *files = w->state;
+    char name[160];
+    int64_t rows, cols;
+    assert(id->part != PART_A && id->part != PART_B);
+    weights_shape(w, id, &rows, &cols);
+    tensor_name(id, name, sizeof name);
+    const int is_vector = id->part == PART_BIAS || id->part == PART_VECTOR || id->part == PART_NORM;
+    return checkpoint_expect(files->ck, name, is_vector ? 1 : 2, rows, cols, t);
+}
+
+static int dtype_files(struct weights *w, const struct tensor_id *id, enum dtype *dtype)
+{
+    int err = OK;
+    const struct tensor *t = NULL;
+    TRY(find(w, id, &t));
+    *dtype = t->dtype;
+out:
+    return err;
+}
+
+static int read_files(struct weights *w, const struct tensor_id *id, int64_t row0, int64_t rows, void *host)
+{
+    int err = OK;
+    const struct files *files = w->state;
+    const struct tensor *t = NULL;
+    float *named = NULL;
+    TRY(find(w, id, &t));
+    const int64_t n = rows * (t->n_dims == 2 ? t->shape[1] : 1);
+    TRY(checkpoint_read_rows(files->ck, t, row0, rows, host));
+    if (has_nonfinite(host, t->dtype, n)) { /* read it again to name the element */
+        if (!(named = malloc((size_t)n * sizeof *named)))
+            FAIL(ERR_NOMEM, "%lld elements", (long long)n);
+        TRY(checkpoint_read_f32(files->ck, t, row0, rows, named));
+    }
+out:
+    free(named);
+    return err;
+}
+
+static int panel_files(struct weights *w, const struct tensor_id *id, int64_t row0, struct mat *panel)
+{
+    int err = OK;
+    struct files *files = w->state;
+    const size_t bytes = mat_bytes(panel);
+    if (bytes > files->staged_bytes) {
+        free(files->staged);
+        files->staged_bytes = 0;
+        if (!(files->staged = malloc(bytes)))
+            FAIL(ERR_NOMEM, "%zu bytes for a weight panel", bytes);
+        files->staged_bytes = bytes;
+    }
+    TRY(read_files(w, id, row0, panel->rows, files->staged));
+    TRY(w->be->ops->put(w->be, panel->data, files->staged, bytes));
+out:
+    return err;
+}
+
+static int fingerprint_files(struct weights *w, char hex[65])
+{
+    const struct files *files = w->state;
+    return checkpoint_fingerprint(files->ck, hex);
+}
+
+static void close_files(struct weights *w)
+{
+    struct files *files = w->state;
+    checkpoint_close(files->ck);
+    free(files->staged);
+    free(files);
+}
+
+static const struct weights_ops checkpoint_ops = {.close = close_files,
+                                                  .dtype = dtype_files,
+                                                  .panel = panel_files,
+                                                  .read = read_files,
+                                                  .fingerprint = fingerprint_files};
+
+int weights_open_checkpoint(struct backend *be, const char *path, const struct model_config *config, struct weights *w)
+{
+    int err = OK;
+    struct files *files = calloc(1, sizeof *files);
+    *w = (struct weights){.be = be, .config = config};
+    if (!files)
+        FAIL(ERR_NOMEM, "a checkpoint's table");
+    w->state = files;
+    w->ops = &checkpoint_ops;
+    TRY(checkpoint_open(path, &files->ck));
+    TRY(family_check(config, files->ck));
+out:
+    if (err)
+        weights_close(w);
+    return err;
+}
