@@ -1,19 +1,192 @@
 /* SPDX-License-Identifier: Apache-2.0
- * y = x W^T (+ A R) (+ bias) on packed weights. */
-#include "kernels/cuda/cuda.h"
+ * y = x W^T (+ A R) (+ bias): which tier computes it, and the plain kernel, the reference on the card.
+ *
+ *   few rows     linear_decode: weights stream once from memory, the tensor cores only so that the arithmetic keeps up
+ *   many rows    linear_mma; for dense bf16 and f32 weights the library (blas.h)
+ *   otherwise    linear_simt: any format, any alignment; f32 all through
+ */
+#include "kernels/cuda/linear.h"
 
-int linear_cuda(struct backend *, const struct mat *, const struct linear_args *, struct mat *)
-{
-    int err = OK;
-    FAIL(ERR_UNSUPPORTED, "linear on the GPU");
-out:
-    return err;
+#include "kernels/cuda/blas.h"
+
+extern "C" {
+#include "base/log.h"
 }
 
-int linear_simt(struct backend *, const struct mat *, const struct linear_args *, struct mat *)
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the call ------------------------------------------------------------------------------------------------ */
+
+struct linear_call linear_call_of(const struct mat *x, const struct linear_args *args, const struct mat *y)
 {
-    int err = OK;
-    FAIL(ERR_UNSUPPORTED, "linear on the GPU");
-out:
-    return err;
+    struct linear_call c = {};
+    const struct k_split *split = args->split;
+    c.w = weight_view_of(args->w);
+    if (args->a && args->a->d_in > 0) {
+        c.a = weight_view_of(args->a);
+        c.r = (const float *)args->r->data;
+        c.r_ld = args->r->ld;
+    }
+    c.x = x->data;
+    c.x_ld = x->ld;
+    c.rows = x->rows;
+    c.bias = args->bias ? (const float *)args->bias->data : NULL;
+    c.accumulate = args->accumulate;
+    c.y = (float *)y->data;
+    c.y_ld = y->ld;
+    c.n_slices = 1;
+    c.n_parts = split ? split->n_parts : 1;
+    c.end[0] = c.w.d_in;
+    for (int p = 0, leaf = 0; split && p < split->n_parts; leaf += split->part_leaves[p++]) {
+        c.begin[p] = split->bounds[leaf];
+        c.end[p] = split->bounds[leaf + split->part_leaves[p]];
+    }
+    return c;
+}
+
+enum linear_kind linear_kind(const struct weight_view *w)
+{
+    if (w->bits)
+        return w->bits == 8 ? KIND_W8 : KIND_W4;
+    return w->dtype == DT_BF16 ? KIND_BF16 : w->dtype == DT_F16 ? KIND_F16 : N_KINDS;
+}
+
+int linear_fits_mma(const struct mat *x, const struct linear_call *c)
+{
+    int fits = x->dtype == DT_BF16 && x->ld % 8 == 0 && (uintptr_t)x->data % 16 == 0 && linear_kind(&c->w) < N_KINDS;
+    if (c->w.bits)
+        fits = fits && c->w.group_size % PACK_HALF == 0 && c->w.group_offset % 8 == 0 &&
+               c->w.n_groups * c->w.pitch < (int64_t)PACK_HALF << 20 && c->w.pitch < (int64_t)PACK_HALF << 12;
+    if (c->a.data)
+        fits = fits && c->a.dtype != DT_F32;
+    for (int p = 0; p < c->n_parts; p++)
+        fits = fits && (c->begin[p] % 8 == 0 || c->begin[p] == c->end[p]);
+    return fits;
+}
+
+int64_t cuda_tune(const char *name, int64_t otherwise)
+{
+    const char *at = getenv("GLOWQ_TUNE");
+    const size_t n = strlen(name);
+    for (; at && *at; at += strcspn(at, ","), at += *at == ',')
+        if (strncmp(at, name, n) == 0 && at[n] == '=')
+            return strtoll(at + n + 1, NULL, 10);
+    return otherwise;
+}
+
+/* ---- adding slices --------------------------------------------------------------------------------------------- */
+
+__global__ void __launch_bounds__(256) linear_add_slices(struct linear_call call)
+{
+    const int64_t n = (int64_t)blockIdx.x * 256 + threadIdx.x, total = call.n_parts * call.rows;
+    if (n >= call.w.d_out)
+        return;
+    for (int64_t row = blockIdx.y; row < total; row += gridDim.y) {
+        float *y = call.y + row * call.y_ld + n;
+        float sum = call.accumulate ? *y : 0;
+        for (int s = 0; s < call.n_slices; s++)
+            sum += call.partial[(s * total + row) * call.w.d_out + n];
+        *y = call.bias ? sum + call.bias[n] : sum;
+    }
+}
+
+int linear_finish(struct backend *be, const struct linear_call *call)
+{
+    const int64_t rows = min_i64(call->n_parts * call->rows, 4096);
+    const dim3 grid((unsigned)((call->w.d_out + 255) / 256), (unsigned)rows);
+    return LAUNCH(be, grid, 256, 0, linear_add_slices, *call);
+}
+
+/* ---- plain ----------------------------------------------------------------------------------------------------- */
+
+/* A block makes 64 outputs of 16 rows, a thread one output of 4 rows; pieces of at most 32 columns of one group wait in
+ * shared memory as f32: x, and w or c - z. */
+enum { SIMT_OUTPUTS = 64, SIMT_ROWS = 16, SIMT_COLUMNS = 32, SIMT_THREADS = 256 };
+
+struct simt_tiles {
+    float w[SIMT_COLUMNS][SIMT_OUTPUTS + 1];
+    float x[SIMT_COLUMNS][SIMT_ROWS];
+};
+
+/* sum[i] += x[row0 + i] w[n] over columns [begin, end); x [rows, ..]. */
+template <class X>
+__device__ void simt_product(struct simt_tiles &tiles, const struct weight_view &w, const X *x, int64_t x_ld,
+                             int64_t rows, int64_t row0, int64_t n0, int64_t begin, int64_t end, float sum[4])
+{
+    const int thread = (int)threadIdx.x, output = thread % SIMT_OUTPUTS, first = thread / SIMT_OUTPUTS * 4;
+    for (int64_t k = begin, next; k < end; k = next) {
+        const int64_t group = w.bits ? (k + w.group_offset) / w.group_size : 0;
+        next = k + SIMT_COLUMNS < end ? k + SIMT_COLUMNS : end;
+        if (w.bits && (group + 1) * w.group_size - w.group_offset < next)
+            next = (group + 1) * w.group_size - w.group_offset;
+        const int columns = (int)(next - k);
+        __syncthreads();
+        for (int i = thread; i < SIMT_OUTPUTS * SIMT_COLUMNS; i += SIMT_THREADS) {
+            const int c = i % SIMT_COLUMNS, o = i / SIMT_COLUMNS;
+            float v = 0;
+            if (n0 + o < w.d_out && c < columns) {
+                if (w.bits)
+                    v = (float)(weight_code(&w, n0 + o, k + c) - (int)(weight_record(&w, n0 + o, group) >> 16));
+                else
+                    v = weight_dense(&w, n0 + o, k + c);
+            }
+            tiles.w[c][o] = v;
+        }
+        for (int i = thread; i < SIMT_ROWS * SIMT_COLUMNS; i += SIMT_THREADS) {
+            const int c = i % SIMT_COLUMNS, r = i / SIMT_COLUMNS;
+            tiles.x[c][r] = row0 + r < rows && c < columns ? load(x + (row0 + r) * x_ld + k + c) : 0;
+        }
+        __syncthreads();
+        float piece[4] = {0, 0, 0, 0};
+        for (int c = 0; c < columns; c++)
+            for (int i = 0; i < 4; i++)
+                piece[i] = fmaf(tiles.x[c][first + i], tiles.w[c][output], piece[i]);
+        float scale = 1;
+        if (w.bits)
+            scale = n0 + output < w.d_out ? f16_value((uint16_t)weight_record(&w, n0 + output, group)) : 0;
+        for (int i = 0; i < 4; i++)
+            sum[i] = fmaf(scale, piece[i], sum[i]);
+    }
+}
+
+template <class X> __global__ void __launch_bounds__(SIMT_THREADS) linear_simt_tile(struct linear_call call)
+{
+    __shared__ struct simt_tiles tiles;
+    const int64_t row0 = (int64_t)blockIdx.x * SIMT_ROWS, n0 = (int64_t)blockIdx.y * SIMT_OUTPUTS, part = blockIdx.z;
+    const int64_t n = n0 + threadIdx.x % SIMT_OUTPUTS;
+    float sum[4] = {0, 0, 0, 0};
+    simt_product(tiles, call.w, (const X *)call.x, call.x_ld, call.rows, row0, n0, call.begin[part], call.end[part],
+                 sum);
+    if (call.a.data)
+        simt_product(tiles, call.a, call.r + part * call.rows * call.r_ld, call.r_ld, call.rows, row0, n0, 0,
+                     call.a.d_in, sum);
+    for (int i = 0; i < 4; i++) {
+        const int64_t row = row0 + threadIdx.x / SIMT_OUTPUTS * 4 + i;
+        if (row < call.rows && n < call.w.d_out) {
+            float *y = call.y + (part * call.rows + row) * call.y_ld + n;
+            const float v = call.accumulate ? sum[i] + *y : sum[i];
+            *y = call.bias ? v + call.bias[n] : v;
+        }
+    }
+}
+
+int linear_simt(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y)
+{
+    const struct linear_call call = linear_call_of(x, args, y);
+    const dim3 grid((unsigned)((x->rows + SIMT_ROWS - 1) / SIMT_ROWS),
+                    (unsigned)((args->w->d_out + SIMT_OUTPUTS - 1) / SIMT_OUTPUTS), (unsigned)call.n_parts);
+    if (x->rows == 0 || args->w->d_out == 0)
+        return OK;
+    if (x->dtype == DT_F32)
+        return LAUNCH(be, grid, SIMT_THREADS, 0, (linear_simt_tile<float>), call);
+    return LAUNCH(be, grid, SIMT_THREADS, 0, (linear_simt_tile<uint16_t>), call);
+}
+
+/* ---- the choice ------------------------------------------------------------------------------------------------ */
+
+int linear_cuda(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y)
+{
+    return linear_simt(be, x, args, y);
 }
