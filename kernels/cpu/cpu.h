@@ -20,10 +20,10 @@ enum {
 struct cpu_state {
     void *scratch; /* grows to the largest request of any op; never seen outside one op call */
     size_t scratch_bytes;
-    const struct inner *inner;         /* linear and attention: the loops of this processor (inner.h) */
-    const struct backend_ops *wrapped; /* cpu:check: the table behind it */
-    struct check_region *regions;      /* cpu:check: live allocations, */
-    int depth;                         /* open while ops (which may call others) are running */
+    const struct inner *inner; /* linear and attention: the loops of this processor (inner.h) */
+    struct cpu_state *team;    /* [n_team] of cpu_team */
+    int n_team;
+    struct check *check; /* cpu:check: its queue and memory (check.c) */
 };
 
 /* ---- cpu.c ---- */
@@ -33,6 +33,8 @@ int copy_cpu(struct backend *be, const struct mat *from, struct mat *to);
 /* At least `bytes` of working memory, 64-byte aligned, content undefined, valid until the next call; NULL = out of
  * memory (reported). */
 void *cpu_scratch(struct backend *be, size_t bytes);
+/* A state for each of be's threads, for ops that call ops of one thread side by side; NULL = out of memory (reported). */
+struct cpu_state *cpu_team(struct backend *be);
 
 /* ---- pack.c: the layout of struct packed on every CPU backend ---- */
 /* Tiles of 16 weight rows, one after another; rows past d_out are zero.
@@ -71,6 +73,22 @@ int linear_cpu(struct backend *be, const struct mat *x, const struct linear_args
 /* ---- attention.c ---- */
 int attention_cpu(struct backend *be, const struct mat *q, const struct mat *k_cache, const struct mat *v_cache,
                   const struct attention_args *args, struct mat *out);
+
+/* ---- moe.c ---- */
+int moe_route_cpu(struct backend *be, const struct mat *logits, int normalize, struct mat *weight, struct mat *id);
+int moe_sort_cpu(struct backend *be, const struct mat *id, int64_t first, int64_t n, int32_t *offset, int32_t *token,
+                 int32_t *slot);
+int grouped_linear_cpu(struct backend *be, const struct mat *x, const struct grouped_args *args, struct mat *y);
+int moe_combine_cpu(struct backend *be, const struct mat *y, const struct mat *weight, const struct mat *id,
+                    const struct combine_args *args, struct mat *out);
+
+/* ---- moe_ref.c: the oracle of the same ---- */
+int moe_route_ref(struct backend *be, const struct mat *logits, int normalize, struct mat *weight, struct mat *id);
+int moe_sort_ref(struct backend *be, const struct mat *id, int64_t first, int64_t n, int32_t *offset, int32_t *token,
+                 int32_t *slot);
+int grouped_linear_ref(struct backend *be, const struct mat *x, const struct grouped_args *args, struct mat *y);
+int moe_combine_ref(struct backend *be, const struct mat *y, const struct mat *weight, const struct mat *id,
+                    const struct combine_args *args, struct mat *out);
 
 /* ---- decoder_ref.c: the oracle, plain C, f64 ---- */
 int rmsnorm_ref(struct backend *be, const struct mat *x, const struct mat *weight, float eps, struct mat *out);
