@@ -31,8 +31,6 @@ int cuda_checked(int code, const char *call, const char *file, int line);
 /* Working memory of one op, 256-byte aligned, content undefined, valid until the op's kernels have run: one block that
  * grows to the largest request (outside recorded steps) and is handed out whole. */
 int cuda_scratch(struct backend *be, size_t bytes, void **p);
-/* Where blas.h keeps its handles: NULL until their first use; state.cu ends by blas_close. */
-struct blas **cuda_blas(const struct backend *be);
 int cuda_is_enabled(const char *tier); /* not among GLOWQ_DISABLE */
 /* Multiprocessors of the device and compute capability as 90; 4 and 80 in the simulator. */
 int cuda_n_sm(const struct backend *be);
