@@ -10,7 +10,6 @@
  *
  * Who may. NCCL takes one rank per GPU and would find out by an error or a hang, so ranks compare (host, PCI id) before. */
 #include "comm/comm_nccl.h"
-#include "comm/nccl_library.h"
 #include "comm/shard.h"
 
 #include "base/err.h"
@@ -28,16 +27,6 @@ enum {
     LEAVE_S = 5,      /* for the others' last work; on an error path they may be gone */
     TIMEOUT_S = 1800, /* inside a collective: one rank may be writing files while the others are there already */
     PIECE = 1 << 30   /* elements of one call: NCCL counts in size_t, but 2^31 is where libraries are tested least */
-};
-
-struct nccl_state {
-    struct backend_guest guest; /* first: a pointer to it is a pointer to us */
-    struct comm *comm;
-    const struct nccl_library *lib;
-    void *handle;                 /* ncclComm_t; NULL once given up */
-    const struct comm_ops *below; /* the table of the transport that we stand on */
-    struct comm_ops ops;          /* it with our entries for mats */
-    double timeout_s;
 };
 
 /* ---- errors and waiting ------------------------------------------------------------------------------------------ */
@@ -119,8 +108,8 @@ static int all_reduce(struct nccl_state *s, const void *from, void *to, int64_t 
 {
     int err = OK;
     struct backend *be = s->comm->be;
-    for (int64_t at = 0; at < n; at += PIECE) {
-        const size_t count = (size_t)min_i64(PIECE, n - at), offset = (size_t)at * element;
+    for (int64_t at = 0; at < n; at += s->piece) {
+        const size_t count = (size_t)min_i64(s->piece, n - at), offset = (size_t)at * element;
         TRY_NCCL(s, "ncclAllReduce",
                  all_reduce((const char *)from + offset, (char *)to + offset, count, type, NCCL_SUM, s->handle,
                             be->ops->stream(be)));
@@ -155,26 +144,22 @@ out:
     return err;
 }
 
-static int broadcast(struct nccl_state *s, char *device, size_t bytes, int root)
+static int bcast_mat_nccl(struct comm *comm, struct mat *m, int root)
 {
     int err = OK;
-    struct backend *be = s->comm->be;
-    for (size_t at = 0; at < bytes; at += PIECE) {
-        const size_t n = bytes - at < PIECE ? bytes - at : PIECE;
-        TRY_NCCL(s, "ncclBroadcast",
-                 broadcast(device + at, device + at, n, NCCL_UINT8, root, s->handle, be->ops->stream(be)));
+    struct nccl_state *s = comm->nccl;
+    const int64_t bytes = (int64_t)mat_bytes(m);
+    for (int64_t at = 0; at < bytes; at += s->piece) {
+        char *p = (char *)m->data + at;
+        const size_t n = (size_t)min_i64(s->piece, bytes - at);
+        TRY_NCCL(s, "ncclBroadcast", broadcast(p, p, n, NCCL_UINT8, root, s->handle, comm->be->ops->stream(comm->be)));
     }
 out:
     return err;
 }
 
-static int bcast_mat_nccl(struct comm *comm, struct mat *m, int root)
-{
-    return broadcast(comm->nccl, m->data, mat_bytes(m), root);
-}
-
 /* Rows by rank as they stand: one broadcast from each rank that has any, all of them one operation. */
-static int gather_uneven(struct nccl_state *s, char *device, const int64_t *row0, size_t row_bytes)
+static int gather_uneven(struct nccl_state *s, char *device, const int64_t *row0, int64_t row_bytes)
 {
     int err = OK, in_group = 0;
     struct backend *be = s->comm->be;
@@ -183,10 +168,10 @@ static int gather_uneven(struct nccl_state *s, char *device, const int64_t *row0
     TRY_NCCL(s, "ncclGroupStart", group_start());
     in_group = 1;
     for (int p = 0; p < s->comm->size; p++) {
-        char *rows = device + (size_t)row0[p] * row_bytes;
-        const size_t bytes = (size_t)(row0[p + 1] - row0[p]) * row_bytes;
-        for (size_t at = 0; at < bytes; at += PIECE) {
-            const size_t n = bytes - at < PIECE ? bytes - at : PIECE;
+        char *rows = device + row0[p] * row_bytes;
+        const int64_t bytes = (row0[p + 1] - row0[p]) * row_bytes;
+        for (int64_t at = 0; at < bytes; at += s->piece) {
+            const size_t n = (size_t)min_i64(s->piece, bytes - at);
             int code = s->lib->broadcast(rows + at, rows + at, n, NCCL_UINT8, p, s->handle, be->ops->stream(be));
             if (code != NCCL_SUCCESS && code != NCCL_IN_PROGRESS) {
                 err = give_up(s, "ncclBroadcast", s->lib->get_error_string(code));
@@ -207,13 +192,13 @@ static int allgather_rows_nccl(struct comm *comm, struct mat *m, const int64_t *
     int err = OK, is_even = 1;
     struct nccl_state *s = comm->nccl;
     char *device = m->data;
-    const size_t row_bytes = (size_t)m->cols * dtype_bytes(m->dtype), bytes = (size_t)row0[1] * row_bytes;
+    const int64_t row_bytes = m->cols * (int64_t)dtype_bytes(m->dtype), bytes = row0[1] * row_bytes;
     for (int p = 0; p < comm->size; p++)
         is_even &= row0[p + 1] - row0[p] == row0[1];
-    if (!is_even || bytes > PIECE)
+    if (!is_even || bytes > s->piece)
         return gather_uneven(s, device, row0, row_bytes);
     TRY_NCCL(s, "ncclAllGather",
-             all_gather(device + (size_t)comm->rank * bytes, device, bytes, NCCL_UINT8, s->handle,
+             all_gather(device + comm->rank * bytes, device, (size_t)bytes, NCCL_UINT8, s->handle,
                         comm->be->ops->stream(comm->be)));
 out:
     return err;
@@ -324,7 +309,8 @@ int comm_use_nccl(struct comm *comm, char *how, size_t n_how)
                              .lib = nccl_library(why, sizeof why),
                              .below = comm->ops,
                              .ops = *comm->ops,
-                             .timeout_s = timeout_s()};
+                             .timeout_s = timeout_s(),
+                             .piece = PIECE};
     TRY(connect_nccl(comm, s));
     s->ops.name = "nccl";
     s->ops.sum_exact = sum_exact_nccl;

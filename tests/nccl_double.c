@@ -1,0 +1,337 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A stand-in for libnccl.so.2 that moves host memory by MPI, for machines without GPUs: GLOWQ_NCCL=libnccl_double.so.
+ *
+ * It is as strict as a non-blocking communicator may be. Every call answers ncclInProgress; ncclCommGetAsyncError drives it and
+ * answers ncclSuccess when all ranks have come; a call before that is refused. All ranks must hold the same id. Buffers are read
+ * when a call is made and written when it is through, so that a caller who doesn't wait sees stale numbers. Sums are taken in
+ * the order of ranks.
+ *
+ * NCCL_DOUBLE makes it fail, in words separated by commas: version=21803 (what ncclGetVersion says), duplicate (what NCCL says
+ * of two ranks on one GPU), init=RANK (the rank's ncclCommInitRankConfig fails), error=RANK:N (from the rank's Nth collective
+ * on, N from 0, ncclCommGetAsyncError says that a peer is gone).
+ */
+#include "comm/nccl_library.h"
+
+#include <mpi.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { IN_PROGRESS_AT_LEAST = 3, TAG = 5000, N_TAGS = 20000, INVALID_ARGUMENT = 4 };
+
+/* A collective: what this rank gives to everybody, and what everybody gives to it. */
+struct call {
+    struct call *next;
+    char *given, *taken; /* taken: [size][bytes] */
+    size_t bytes;
+    MPI_Request *requests; /* [2 size] */
+    int polls;
+    void *to;
+    size_t count;
+    int type, root; /* type 0: a meeting, nothing is written; root -1: sum, -2: gather */
+};
+
+struct communicator {
+    int rank, size, n_calls, n_collectives, failed;
+    struct nccl_id id;
+    struct call *first; /* in the order they were made */
+};
+
+static char last_error[128];
+static int group_depth;
+static struct call *group_first;
+static struct communicator *group_comm;
+
+int ncclGetVersion(int *version);
+int ncclGetUniqueId(struct nccl_id *id);
+int ncclCommInitRankConfig(void **comm, int n_ranks, struct nccl_id id, int rank, struct nccl_config *config);
+int ncclCommFinalize(void *comm);
+int ncclCommDestroy(void *comm);
+int ncclCommAbort(void *comm);
+const char *ncclGetErrorString(int code);
+const char *ncclGetLastError(void *comm);
+int ncclCommGetAsyncError(void *comm, int *code);
+int ncclBroadcast(const void *from, void *to, size_t count, int type, int root, void *comm, void *stream);
+int ncclAllReduce(const void *from, void *to, size_t count, int type, int op, void *comm, void *stream);
+int ncclAllGather(const void *from, void *to, size_t count, int type, void *comm, void *stream);
+int ncclGroupStart(void);
+int ncclGroupEnd(void);
+
+/* What stands behind word in NCCL_DOUBLE ("" for a word without value), or NULL. */
+static const char *wish(const char *word)
+{
+    const char *all = getenv("NCCL_DOUBLE"), *at = all ? strstr(all, word) : NULL;
+    if (!at)
+        return NULL;
+    at += strlen(word);
+    return *at == '=' ? at + 1 : at;
+}
+
+static int fails_as(int code, const char *text)
+{
+    snprintf(last_error, sizeof last_error, "%s\n", text);
+    return code;
+}
+
+static void *must(void *p)
+{
+    if (!p)
+        abort();
+    return p;
+}
+
+static size_t bytes_of(int type)
+{
+    return type == NCCL_INT64 ? 8 : type == NCCL_FLOAT32 ? 4 : 1;
+}
+
+/* ---- calls in flight --------------------------------------------------------------------------------------------- */
+
+static struct call *call_make(const struct communicator *c, const void *from, size_t bytes)
+{
+    struct call *call = must(calloc(1, sizeof *call));
+    call->bytes = bytes;
+    call->given = must(malloc(bytes + 1));
+    call->taken = must(malloc(bytes * (size_t)c->size + 1));
+    call->requests = must(malloc(2 * (size_t)c->size * sizeof *call->requests));
+    memcpy(call->given, from, bytes);
+    for (int i = 0; i < 2 * c->size; i++)
+        call->requests[i] = MPI_REQUEST_NULL;
+    return call;
+}
+
+/* Everybody's bytes to everybody. The n-th call of a rank meets the n-th of the others. */
+static void call_post(struct communicator *c, struct call *call)
+{
+    struct call **at = &c->first;
+    const int tag = TAG + c->n_calls++ % N_TAGS;
+    for (int p = 0; p < c->size; p++) {
+        char *place = call->taken + (size_t)p * call->bytes;
+        if (p == c->rank) {
+            memcpy(place, call->given, call->bytes);
+            continue;
+        }
+        MPI_Irecv(place, (int)call->bytes, MPI_BYTE, p, tag, MPI_COMM_WORLD, &call->requests[2 * p]);
+        MPI_Isend(call->given, (int)call->bytes, MPI_BYTE, p, tag, MPI_COMM_WORLD, &call->requests[2 * p + 1]);
+    }
+    while (*at)
+        at = &(*at)->next;
+    *at = call;
+}
+
+static void call_free(struct call *call)
+{
+    free(call->given);
+    free(call->taken);
+    free(call->requests);
+    free(call);
+}
+
+static int call_is_done(const struct communicator *c, struct call *call)
+{
+    int done = 1;
+    if (c->size > 1)
+        MPI_Testall(2 * c->size, call->requests, &done, MPI_STATUSES_IGNORE);
+    return done && call->polls++ >= IN_PROGRESS_AT_LEAST;
+}
+
+static void write_sum(const struct communicator *c, const struct call *call)
+{
+    for (size_t i = 0; i < call->count; i++) {
+        int64_t exact = 0;
+        float rounded = 0;
+        for (int p = 0; p < c->size; p++) {
+            const char *place = call->taken + (size_t)p * call->bytes;
+            if (call->type == NCCL_INT64)
+                exact += ((const int64_t *)(const void *)place)[i];
+            else
+                rounded += ((const float *)(const void *)place)[i];
+        }
+        if (call->type == NCCL_INT64)
+            ((int64_t *)call->to)[i] = exact;
+        else
+            ((float *)call->to)[i] = rounded;
+    }
+}
+
+static int call_write(const struct communicator *c, const struct call *call)
+{
+    if (call->type == 0) { /* a meeting: everybody gave its id */
+        for (int p = 0; p < c->size; p++)
+            if (memcmp(call->taken + (size_t)p * call->bytes, call->given, call->bytes) != 0)
+                return fails_as(INVALID_ARGUMENT, "ranks hold different ids");
+        return NCCL_SUCCESS;
+    }
+    if (call->root == -1)
+        write_sum(c, call);
+    else if (call->root == -2)
+        memcpy(call->to, call->taken, call->bytes * (size_t)c->size);
+    else
+        memcpy(call->to, call->taken + (size_t)call->root * call->bytes, call->bytes);
+    return NCCL_SUCCESS;
+}
+
+/* A collective: into the group that is open, or on its way. */
+static int collective(struct communicator *c, struct call *call)
+{
+    const char *at = wish("error");
+    int rank = -1, n = 0;
+    if (at && sscanf(at, "%d:%d", &rank, &n) == 2 && rank == c->rank && c->n_collectives++ >= n)
+        c->failed = NCCL_REMOTE_ERROR;
+    if (c->first) {
+        call_free(call);
+        return fails_as(INVALID_ARGUMENT, "called before the previous call was through");
+    }
+    if (group_depth > 0) {
+        struct call **last = &group_first;
+        while (*last)
+            last = &(*last)->next;
+        *last = call;
+        group_comm = c;
+        return NCCL_SUCCESS;
+    }
+    call_post(c, call);
+    return NCCL_IN_PROGRESS;
+}
+
+/* ---- the library's names ----------------------------------------------------------------------------------------- */
+
+int ncclGetVersion(int *version)
+{
+    const char *wanted = wish("version");
+    *version = wanted ? atoi(wanted) : NCCL_LEAST;
+    return NCCL_SUCCESS;
+}
+
+int ncclGetUniqueId(struct nccl_id *id)
+{
+    memset(id, 0, sizeof *id);
+    snprintf(id->bytes, sizeof id->bytes, "double %p", (void *)id);
+    return NCCL_SUCCESS;
+}
+
+int ncclCommInitRankConfig(void **comm, int n_ranks, struct nccl_id id, int rank, struct nccl_config *config)
+{
+    const char *failing = wish("init");
+    if (config->magic != (unsigned)NCCL_CONFIG_MAGIC || config->size < sizeof *config || config->blocking != 0)
+        return fails_as(INVALID_ARGUMENT, "a configuration that isn't one of a non-blocking communicator");
+    if (wish("duplicate"))
+        return fails_as(NCCL_INVALID_USAGE, "Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 17000");
+    if (failing && atoi(failing) == rank)
+        return fails_as(NCCL_SYSTEM_ERROR, "no socket interface found");
+    struct communicator *c = must(calloc(1, sizeof *c));
+    *c = (struct communicator){.rank = rank, .size = n_ranks, .id = id};
+    call_post(c, call_make(c, &c->id, sizeof c->id));
+    *comm = c;
+    return NCCL_IN_PROGRESS;
+}
+
+int ncclCommGetAsyncError(void *comm, int *code)
+{
+    struct communicator *c = comm;
+    *code = c->failed;
+    while (*code == NCCL_SUCCESS && c->first) {
+        struct call *call = c->first;
+        if (!call_is_done(c, call)) {
+            *code = NCCL_IN_PROGRESS;
+            break;
+        }
+        *code = c->failed = call_write(c, call);
+        c->first = call->next;
+        call_free(call);
+    }
+    if (c->failed == NCCL_REMOTE_ERROR)
+        fails_as(0, "socket closed by remote peer");
+    return NCCL_SUCCESS;
+}
+
+int ncclCommFinalize(void *comm)
+{
+    struct communicator *c = comm;
+    call_post(c, call_make(c, &c->id, sizeof c->id));
+    return NCCL_IN_PROGRESS;
+}
+
+int ncclCommDestroy(void *comm)
+{
+    struct communicator *c = comm;
+    if (c->first)
+        return fails_as(INVALID_ARGUMENT, "destroyed before it was finalized");
+    free(c);
+    return NCCL_SUCCESS;
+}
+
+/* What is on its way is left there; MPI may still read it, so its memory stays. */
+int ncclCommAbort(void *comm)
+{
+    struct communicator *c = comm;
+    for (const struct call *call = c->first; call; call = call->next)
+        for (int i = 0; i < 2 * c->size; i += 2)
+            if (call->requests[i] != MPI_REQUEST_NULL)
+                MPI_Cancel(&call->requests[i]);
+    free(c);
+    return NCCL_SUCCESS;
+}
+
+const char *ncclGetErrorString(int code)
+{
+    static const char *const texts[] = {"no error",         "unhandled cuda error", "unhandled system error",
+                                        "internal error",   "invalid argument",     "invalid usage",
+                                        "a peer went away", "in progress"};
+    return code >= 0 && code < 8 ? texts[code] : "unknown code";
+}
+
+const char *ncclGetLastError(void *comm)
+{
+    (void)comm;
+    return last_error;
+}
+
+static struct call *writing(struct call *call, void *to, size_t count, int type, int root)
+{
+    call->to = to;
+    call->count = count;
+    call->type = type;
+    call->root = root;
+    return call;
+}
+
+int ncclBroadcast(const void *from, void *to, size_t count, int type, int root, void *comm, void *stream)
+{
+    (void)stream;
+    return collective(comm, writing(call_make(comm, from, count * bytes_of(type)), to, count, type, root));
+}
+
+int ncclAllReduce(const void *from, void *to, size_t count, int type, int op, void *comm, void *stream)
+{
+    (void)stream;
+    if (op != NCCL_SUM || (type != NCCL_INT64 && type != NCCL_FLOAT32))
+        return fails_as(INVALID_ARGUMENT, "this stand-in sums i64 and f32");
+    return collective(comm, writing(call_make(comm, from, count * bytes_of(type)), to, count, type, -1));
+}
+
+int ncclAllGather(const void *from, void *to, size_t count, int type, void *comm, void *stream)
+{
+    (void)stream;
+    return collective(comm, writing(call_make(comm, from, count * bytes_of(type)), to, count, type, -2));
+}
+
+int ncclGroupStart(void)
+{
+    group_depth++;
+    return NCCL_SUCCESS;
+}
+
+int ncclGroupEnd(void)
+{
+    if (--group_depth > 0 || !group_first)
+        return NCCL_SUCCESS;
+    while (group_first) {
+        struct call *call = group_first;
+        group_first = call->next;
+        call->next = NULL;
+        call_post(group_comm, call);
+    }
+    return NCCL_IN_PROGRESS;
+}
