@@ -211,16 +211,12 @@ out:
     return err;
 }
 
-int evaluate(struct model *model, const char *text, int64_t n_bytes, const struct evaluate_options *options,
-             struct evaluation *out)
+/* ctx as the options and the model have it. */
+static int context_of(const struct model *model, const struct evaluate_options *options, int64_t *out)
 {
     int err = OK;
     static const int64_t own_ctx[] = {2048, 512, 256};
-    const double start = now_s();
-    struct token_ids ids = {0};
-    struct windows w = {0};
     int64_t ctx = options->ctx > 0 ? options->ctx : own_ctx[options->protocol];
-    memset(out, 0, sizeof *out);
     if (options->ctx == 0 && ctx > model->config.max_position)
         ctx = model->config.max_position;
     if (ctx < 4 || ctx > model->config.max_position)
@@ -229,18 +225,56 @@ int evaluate(struct model *model, const char *text, int64_t n_bytes, const struc
     if (ctx > model->dec.max_tokens)
         FAIL(ERR_ARG, "--ctx %lld is larger than the batch of %lld tokens", (long long)ctx,
              (long long)model->dec.max_tokens);
-    out->ctx = ctx;
-    TRY(comm_agree(model->dec.tp, encode(model, text, n_bytes, options->max_tokens, &ids)));
-    TRY(sha256_hex(text, (size_t)n_bytes, out->text_sha256));
-    TRY(sha256_hex(ids.ids, (size_t)ids.n * sizeof *ids.ids, out->ids_sha256));
-    TRY(comm_agree(model->dec.tp,
-                   windows_of(options->protocol, ctx, (int32_t)tokenizer_bos(model->tokenizer), &ids, &w)));
+    *out = ctx;
+out:
+    return err;
+}
+
+static int score(struct model *model, const struct token_ids *ids, const struct evaluate_options *options,
+                 struct evaluation *out)
+{
+    int err = OK;
+    struct windows w = {0};
+    const int64_t bos = model->tokenizer ? tokenizer_bos(model->tokenizer) : -1;
+    TRY(sha256_hex(ids->ids, (size_t)ids->n * sizeof *ids->ids, out->ids_sha256));
+    TRY(comm_agree(model->dec.tp, windows_of(options->protocol, out->ctx, (int32_t)bos, ids, &w)));
     TRY(run_all(model, &w, options->print_nll, out));
     TRY(summarize(out));
+out:
+    free(w.stream);
+    return err;
+}
+
+int evaluate(struct model *model, const char *text, int64_t n_bytes, const struct evaluate_options *options,
+             struct evaluation *out)
+{
+    int err = OK;
+    const double start = now_s();
+    struct token_ids ids = {0};
+    memset(out, 0, sizeof *out);
+    TRY(context_of(model, options, &out->ctx));
+    TRY(comm_agree(model->dec.tp, encode(model, text, n_bytes, options->max_tokens, &ids)));
+    TRY(sha256_hex(text, (size_t)n_bytes, out->text_sha256));
+    TRY(score(model, &ids, options, out));
     out->seconds = now_s() - start;
 out:
     free(ids.ids);
-    free(w.stream);
+    if (err)
+        evaluation_free(out);
+    return err;
+}
+
+int evaluate_ids(struct model *model, const struct token_ids *ids, const struct evaluate_options *options,
+                 struct evaluation *out)
+{
+    int err = OK;
+    const double start = now_s();
+    memset(out, 0, sizeof *out);
+    TRY(context_of(model, options, &out->ctx));
+    TRY(sha256_hex("", 0, out->text_sha256));
+    TRY(score(model, ids, options, out));
+    out->seconds = now_s() - start;
+out:
     if (err)
         evaluation_free(out);
     return err;

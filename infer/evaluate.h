@@ -36,6 +36,9 @@ const char *protocol_name(enum protocol protocol);
 /* The model's batch must hold ctx tokens (model_options.max_batch_tokens >= ctx). Collective; every rank gets the result. */
 int evaluate(struct model *model, const char *text, int64_t n_bytes, const struct evaluate_options *options,
              struct evaluation *out);
+/* The same of ids instead of a text (text_sha256 is that of no bytes): those of a model without a tokenizer, which adds no BOS. */
+int evaluate_ids(struct model *model, const struct token_ids *ids, const struct evaluate_options *options,
+                 struct evaluation *out);
 void evaluation_free(struct evaluation *evaluation);
 
 #endif

@@ -6,16 +6,18 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "calib/calibrate.h"
+#include "launch/source.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 static const struct option_spec table[] = {
     OPT_HEADING("Input and output:"),
-    OPT_REQUIRED("model", 'm', "DIR", "Hugging Face folder: config.json, safetensors, tokenizer.json"),
-    OPT_REQUIRED_LIST("text", 0, "FILE", "calibration text, UTF-8; several are read one after another"),
+    OPT_STRING("model", 'm', "DIR", "Hugging Face folder: config.json, safetensors, tokenizer.json"),
+    OPT_LIST("text", 0, "FILE", "calibration text, UTF-8; several are read one after another"),
     OPT_REQUIRED("out", 'o', "DIR.glowq", "folder to make, or to resume"),
     OPT_FLAG("overwrite", 0, "replace an output that is finished or was made with other settings"),
+    OPTIONS_SYNTHETIC,
     OPT_HEADING("Quantization and correction:"),
     OPT_CHOICE("bits", 'b', "2|3|4|8", "4", "bits per weight"),
     OPT_INT("group-size", 'g', "N", "128", 0, 1 << 20, "columns that share a scale and a zero point; 0: a whole row"),
@@ -24,7 +26,7 @@ static const struct option_spec table[] = {
     OPT_HEADING("Statistics:"),
     OPT_INT("samples", 'n', "N", "64", 1, 1 << 24, "windows of text, drawn without overlap"),
     OPT_INT("seq-len", 'l', "L", "2048", 2, 1 << 24, "tokens per window, BOS included"),
-    OPT_INT("seed", 0, "N", "0", 0, 9007199254740992.0, "seed of windows and sketches"),
+    OPT_INT("seed", 0, "N", "0", 0, 9007199254740992.0, "seed of windows, sketches and synthetic weights"),
     OPT_HEADING("Solver:"),
     OPT_CHOICE("solver", 0, "krylov|qr-rsvd", "krylov",
                "block Krylov on E S E^T, or the QR-reduced randomized SVD of the GlowQ paper"),
@@ -40,6 +42,25 @@ static const struct option_spec table[] = {
     OPTIONS_COMPUTE,
     OPT_END,
 };
+
+/* A synthetic model takes a text only beside its tokenizer: in the folder of its configuration. */
+static int check(struct options *o)
+{
+    int n_texts = 0;
+    if (source_check(o) != OK)
+        return ERR_ARG;
+    options_list(o, "text", &n_texts);
+    if (n_texts == 0 && !options_string(o, "synthetic"))
+        return options_refuse(o, "missing --text FILE");
+    return OK;
+}
+
+/* Folder of a path; caller frees, NULL: out of memory. */
+static char *folder_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? strndup(path, (size_t)(slash - path) + (slash == path)) : strdup(".");
+}
 
 /* The command line as a shell would take it. Caller frees. */
 static char *command_line(const struct options *o)
@@ -100,7 +121,7 @@ static int print_result(const struct options *o, const struct calibrate_options 
     if (options_flag(o, "json"))
         return out_json(json_pack(
             "{s:i,s:s,s:s,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o}", "schema_version", JSON_SCHEMA_VERSION,
-            "model", c->model, "out", c->out, "bits", c->bits, "group_size", (json_int_t)c->group_size, "rank",
+            "model", source_name(o), "out", c->out, "bits", c->bits, "group_size", (json_int_t)c->group_size, "rank",
             (json_int_t)c->solve.rank, "n_layers", (json_int_t)r->n_layers, "n_resumed", (json_int_t)r->n_resumed,
             "n_sequences", (json_int_t)r->n_sequences, "n_tokens", (json_int_t)r->n_tokens, "weight_bytes",
             (json_int_t)r->weight_bytes, "quantized_bytes", (json_int_t)r->quantized_bytes, "factor_bytes",
@@ -126,6 +147,7 @@ static int run(struct comm *comm, const struct options *o)
     struct calibrate_result result = {0};
     struct calibrate_options c = {
         .model = options_string(o, "model"),
+        .synthetic = source_synthetic(o),
         .out = options_string(o, "out"),
         .bits = atoi(options_string(o, "bits")),
         .group_size = options_int(o, "group-size"),
@@ -137,6 +159,9 @@ static int run(struct comm *comm, const struct options *o)
     char *line = command_line(o);
     c.command = line ? line : "";
     c.texts = options_list(o, "text", &c.n_texts);
+    char *folder = c.synthetic.config ? folder_of(c.synthetic.config) : NULL;
+    if (c.synthetic.config)
+        c.model = c.n_texts > 0 ? folder : NULL;
     TRY(open_backend(comm, o, &be));
     TRY(calibrate(comm, &c, &result));
     if (comm->rank == 0)
@@ -145,6 +170,7 @@ out:
     backend_close(&be);
     comm->be = NULL;
     free(line);
+    free(folder);
     return err;
 }
 
@@ -158,7 +184,9 @@ const struct command command_calibrate = {
     .examples = "Examples:\n"
                 "  glowq calibrate --model llama --text a.txt --text b.txt --out llama.glowq\n"
                 "  mpirun -n 4 glowq calibrate -m llama --text a.txt -o llama.glowq -b 3 -r 128\n"
-                "  glowq calibrate -m llama --text a.txt -o plain.glowq --rank 0\n",
+                "  glowq calibrate -m llama --text a.txt -o plain.glowq --rank 0\n"
+                "  glowq calibrate --synthetic examples/shapes/llama-3-8b.json --layers 2 -o out.glowq\n",
     .options = table,
+    .check = check,
     .run = run,
 };

@@ -6,25 +6,42 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "infer/evaluate.h"
+#include "launch/source.h"
 
 #include <stdlib.h>
 
 static const struct option_spec table[] = {
     OPT_HEADING("What to evaluate:"),
-    OPT_REQUIRED("model", 'm', "DIR", "Hugging Face or .glowq folder"),
-    OPT_REQUIRED_LIST("text", 0, "FILE", "UTF-8 text; several are joined byte by byte"),
+    OPT_STRING("model", 'm', "DIR", "Hugging Face or .glowq folder"),
+    OPT_LIST("text", 0, "FILE", "UTF-8 text; several are joined byte by byte"),
     OPT_FLAG("no-correction", 0, ".glowq: leave the low-rank correction out (plain low-bit weights)"),
+    OPTIONS_SYNTHETIC,
+    OPTIONS_SYNTHETIC_FORMAT,
     OPT_HEADING("How:"),
     OPT_CHOICE("protocol", 'p', "gptq|llamacpp|windows", "gptq",
                "gptq: windows of --ctx, every next token scored; llamacpp: the second half of each chunk scored; "
                "windows: BOS before "
                "each window, its partial last one too"),
     OPT_INT("ctx", 'l', "N", "0", 0, 1 << 24, "tokens per window; 0: the protocol's own (2048, 512, 256)"),
-    OPT_INT("max-tokens", 'n', "N", "0", 0, 9007199254740992.0, "use the first N tokens of the text; 0: all"),
+    OPT_INT("max-tokens", 'n', "N", "0", 0, 9007199254740992.0,
+            "use the first N tokens of the text; 0: all (--synthetic: four windows)"),
     OPT_FLAG("per-token-nll", 0, "with --json: the negative log-likelihood of every scored token"),
     OPTIONS_COMPUTE,
     OPT_END,
 };
+
+static int check(struct options *o)
+{
+    int n_texts = 0;
+    if (source_check(o) != OK)
+        return ERR_ARG;
+    options_list(o, "text", &n_texts);
+    if (n_texts == 0 && !options_string(o, "synthetic"))
+        return options_refuse(o, "missing --text FILE");
+    if (n_texts > 0 && options_string(o, "synthetic"))
+        return options_refuse(o, "--text goes with --model: a synthetic model has no tokenizer");
+    return OK;
+}
 
 static json_t *array_of(const double *v, int64_t n)
 {
@@ -40,7 +57,7 @@ static int print_json(const struct options *o, int n_ranks, const struct evaluat
     for (int64_t i = 0; tokens && i < e->n_windows; i++)
         json_array_append_new(tokens, json_integer(e->window_tokens[i]));
     json_t *page = json_pack("{s:i,s:s,s:b,s:s,s:I,s:o,s:o,s:o,s:o,s:o,s:I,s:I,s:s,s:s,s:o,s:i,s:o,s:o}",
-                             "schema_version", JSON_SCHEMA_VERSION, "model", options_string(o, "model"), "correction",
+                             "schema_version", JSON_SCHEMA_VERSION, "model", source_name(o), "correction",
                              !options_flag(o, "no-correction"), "protocol", options_string(o, "protocol"), "ctx",
                              (json_int_t)e->ctx, "perplexity", json_number(e->perplexity), "perplexity_stderr",
                              json_number(e->perplexity_stderr), "nll", json_number(e->nll), "nll_stderr",
@@ -64,6 +81,22 @@ static void print_text(const struct options *o, const struct evaluation *e)
     out_print("time        %.2f s, %.0f tokens/s\n", e->seconds, e->seconds > 0 ? (double)e->n_tokens / e->seconds : 0);
 }
 
+/* Ids drawn from the seed. Their NLL says nothing about a language; it is a check value, the same on any number of ranks. */
+static int evaluate_made_up(struct model *model, const struct evaluate_options *how, uint64_t seed,
+                            struct evaluation *e)
+{
+    int err = OK;
+    const int64_t ctx = how->ctx > 0 ? how->ctx : min_i64(2048, model->config.max_position);
+    struct token_ids ids = {.n = how->max_tokens > 0 ? how->max_tokens : 4 * ctx};
+    if (!(ids.ids = malloc((size_t)ids.n * sizeof *ids.ids)))
+        FAIL(ERR_NOMEM, "%lld token ids", (long long)ids.n);
+    synthetic_ids(seed, model->config.vocab_size, ids.n, ids.ids);
+    TRY(evaluate_ids(model, &ids, how, e));
+out:
+    free(ids.ids);
+    return err;
+}
+
 static int run(struct comm *comm, const struct options *o)
 {
     const int64_t least_batch = 2048; /* rows: short windows share a batch, so that products are large */
@@ -81,14 +114,19 @@ static int run(struct comm *comm, const struct options *o)
         .print_nll = options_flag(o, "per-token-nll"),
     };
     const int64_t batch = how.ctx > least_batch ? how.ctx : least_batch;
-    const struct model_options load = {.no_correction = options_flag(o, "no-correction"),
-                                       .max_batch_tokens = batch,
-                                       .max_seq = batch,
-                                       .max_context = batch};
-    TRY(read_texts(comm, paths, n_texts, &text, &n_bytes));
+    struct model_options load = {.no_correction = options_flag(o, "no-correction"),
+                                 .max_batch_tokens = batch,
+                                 .max_seq = batch,
+                                 .max_context = batch};
+    source_format(o, &load);
+    if (n_texts > 0)
+        TRY(read_texts(comm, paths, n_texts, &text, &n_bytes));
     TRY(open_backend(comm, o, &be));
     TRY(model_open(comm, options_string(o, "model"), &load, &model));
-    TRY(evaluate(&model, text, (int64_t)n_bytes, &how, &e));
+    if (n_texts > 0)
+        TRY(evaluate(&model, text, (int64_t)n_bytes, &how, &e));
+    else
+        TRY(evaluate_made_up(&model, &how, load.synthetic.seed, &e));
     if (comm->rank == 0 && options_flag(o, "json"))
         TRY(print_json(o, comm->size, &e));
     else if (comm->rank == 0)
@@ -111,7 +149,9 @@ const struct command command_eval = {
     .examples = "Examples:\n"
                 "  glowq eval --model llama --text wiki.test.raw\n"
                 "  mpirun -n 2 glowq eval -m llama.glowq --text wiki.test.raw --no-correction --json\n"
-                "  glowq eval -m stories --text stories.txt --protocol windows --ctx 256 --max-tokens 40000\n",
+                "  glowq eval -m stories --text stories.txt --protocol windows --ctx 256 --max-tokens 40000\n"
+                "  glowq eval --synthetic examples/shapes/llama-3-8b.json --layers 2 --bits 4 --rank 64\n",
     .options = table,
+    .check = check,
     .run = run,
 };

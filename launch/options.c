@@ -392,7 +392,7 @@ int options_complete(struct options *options)
     for (int i = 0; i < options->n; i++)
         if (options->specs[i].required && options->settings[i].origin == ORIGIN_NONE)
             return options_refuse(options, "missing --%s %s", options->specs[i].name, options->specs[i].arg);
-    return OK;
+    return options->command->check ? options->command->check(options) : OK;
 }
 
 void options_clear(struct options *options)
@@ -409,6 +409,12 @@ void options_clear(struct options *options)
 }
 
 /* ---- values by name --------------------------------------------------------------------------------------------- */
+
+const struct setting *options_find(const struct options *options, const char *name)
+{
+    int i = spec_find(options, name);
+    return i >= 0 ? &options->settings[i] : NULL;
+}
 
 static const struct setting *setting_of(const struct options *options, const char *name, enum option_type type)
 {

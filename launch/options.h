@@ -80,6 +80,11 @@ struct option_spec {
         .type = OPTION_END                                                                                             \
     }
 
+#define OPT_LIST(long_name, letter, value, text)                                                                       \
+    {                                                                                                                  \
+        .type = OPTION_LIST, .name = (long_name), .key = (letter), .arg = (value), .help = (text)                      \
+    }
+
 struct options;
 struct comm;
 
@@ -92,7 +97,9 @@ struct command {
     const char *about;      /* paragraph at the top of its --help */
     const char *examples;   /* end of its --help */
     const struct option_spec *options;
-    int rank0_only; /* not collective: the other ranks wait for rank 0's code */
+    int (*check)(struct options *options); /* what options must keep to beside their own ranges; NULL: nothing. Uses
+                                              options_refuse */
+    int rank0_only;                        /* not collective: the other ranks wait for rank 0's code */
     int (*run)(struct comm *comm, const struct options *options);
 };
 
@@ -120,14 +127,19 @@ const struct command *command_find(const struct command *const *commands, const 
  * here. options_clear in every case. */
 int options_parse(const struct command *const *commands, const struct command *command, int argc, char **argv,
                   struct options *options);
-/* ERR_ARG with options->error naming the first required option or argument that is missing. */
+/* ERR_ARG with options->error naming the first required option or argument that is missing, or what the command's check found.
+ */
 int options_complete(struct options *options);
+/* Sets options->error, unless it is set, and returns ERR_ARG. */
+int options_refuse(struct options *options, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void options_clear(struct options *options);
 /* The subcommand's --help. */
 void options_help(const struct options *options, FILE *f);
 /* Every option with its value and where it came from: as a configuration file, or as JSON. */
 int options_print(const struct options *options, int as_json, FILE *f);
 
+/* The setting of an option, or NULL if this command has none of the name. */
+const struct setting *options_find(const struct options *options, const char *name);
 /* Values by name; the name and type must be the table's (asserted). */
 int options_flag(const struct options *options, const char *name);
 int64_t options_int(const struct options *options, const char *name);

@@ -21,8 +21,6 @@ void spec_variable(const struct option_spec *spec, char *out, size_t size);
 int setting_take(struct options *options, int i, enum origin origin, const char *from, const char *text);
 /* Sets what flags and environment left open from the configuration file. */
 int options_read_config(const struct command *const *commands, struct options *options, const char *path);
-/* options->error = message; returns ERR_ARG. */
-int options_refuse(struct options *options, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Number of words in "a|b|c", and word i. */
 int words_count(const char *words);
 void words_at(const char *words, int i, char *out, size_t size);

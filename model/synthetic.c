@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const double least_massive = 30, most_massive = 1000;
+static const double hidden_gains[2] = {8, 60}, inner_gains[2] = {30, 1000}; /* least and most */
 static const double massive_share = 0.25; /* of the output's variance, ordinary channels counting 1 */
 static const double norm_spread = 0.1, bias_spread = 0.1, correction_share = 0.05;
 static const size_t max_config_bytes = 16 << 20;
@@ -41,7 +41,8 @@ struct generator {
     struct buf narrow;            /* a panel on its way to the host */
     struct buf scale_buf;
     struct mat columns[N_MODULES]; /* f64 [1, d_in]: deviation of each column; B's too */
-    struct mat up_rows;            /* f64 [1, d_ff] */
+    struct mat massive_down; /* the same of down_proj, and f64 [1, d_ff] of up_proj's rows, in layers whose inner */
+    struct mat massive_up;   /* channels are massive */
     struct mat embedding, head, a; /* f64 [1, d_model], [1, d_model], [1, rank] */
 };
 
@@ -86,7 +87,7 @@ void synthetic_ids(uint64_t seed, int64_t vocab_size, int64_t n, int32_t *ids)
 /* ---- scales ------------------------------------------------------------------------------------------------------- */
 
 /* One in 16 channels at most, so that small models stay models. Gains grow geometrically. */
-static void massive_choose(uint64_t seed, int64_t d, uint64_t first, struct massive *m)
+static void massive_choose(uint64_t seed, int64_t d, uint64_t first, const double gains[2], struct massive *m)
 {
     m->n = (int)min_i64(MASSIVE_CHANNELS, d / 16);
     for (int i = 0; i < m->n; i++) {
@@ -98,7 +99,7 @@ static void massive_choose(uint64_t seed, int64_t d, uint64_t first, struct mass
             }
         }
         m->at[i] = at;
-        m->gain[i] = least_massive * pow(most_massive / least_massive, m->n > 1 ? (double)i / (m->n - 1) : 0);
+        m->gain[i] = gains[0] * pow(gains[1] / gains[0], m->n > 1 ? (double)i / (m->n - 1) : 0);
     }
 }
 
@@ -125,7 +126,7 @@ static int scales_put(struct weights *w, struct generator *g)
 {
     int err = OK;
     const struct model_config *c = w->config;
-    int64_t n = 2 * c->d_model + w->rank + c->d_ff, d_out, d_in;
+    int64_t n = 2 * c->d_model + w->rank + 2 * c->d_ff, d_out, d_in;
     double *host = NULL;
     for (int i = 0; i < N_MODULES; i++) {
         module_shape(c, (enum module)i, &d_out, &d_in);
@@ -138,15 +139,19 @@ static int scales_put(struct weights *w, struct generator *g)
     for (int i = 0; i < N_MODULES; i++) {
         module_shape(c, (enum module)i, &d_out, &d_in);
         fill(at, d_in, 1 / sqrt((double)d_in));
-        if (i != MOD_O)
-            read_massive(i == MOD_DOWN ? &g->inner : &g->hidden, d_in, at);
+        if (i != MOD_O && i != MOD_DOWN)
+            read_massive(&g->hidden, d_in, at);
         g->columns[i] = mat_view(device + (at - host), DT_F64, 1, d_in);
         at += d_in;
     }
+    fill(at, c->d_ff, 1 / sqrt((double)c->d_ff));
+    read_massive(&g->inner, c->d_ff, at);
+    g->massive_down = mat_view(device + (at - host), DT_F64, 1, c->d_ff);
+    at += c->d_ff;
     fill(at, c->d_ff, 1);
     for (int i = 0; i < g->inner.n; i++)
         at[g->inner.at[i]] = g->inner.gain[i];
-    g->up_rows = mat_view(device + (at - host), DT_F64, 1, c->d_ff);
+    g->massive_up = mat_view(device + (at - host), DT_F64, 1, c->d_ff);
     at += c->d_ff;
     fill(at, c->d_model, embedding_deviation(g));
     g->embedding = mat_view(device + (at - host), DT_F64, 1, c->d_model);
@@ -196,20 +201,21 @@ static int panel_synthetic(struct weights *w, const struct tensor_id *id, int64_
     const struct backend_ops *ops = w->be->ops;
     struct mat wide = mat_view(g->wide.p, DT_F32, panel->rows, panel->cols), rows;
     const struct mat *columns = &g->head, *row_scale = NULL;
+    const int inner_massive = id->layer == 1 || id->layer == g->all_layers - 2;
     enum module first;
     int count;
     assert(!is_vector(id) && mat_bytes(&wide) <= g->wide.bytes);
     switch (id->part) {
     case PART_WEIGHT:
-        columns = &g->columns[id->index];
-        if (id->index == MOD_UP) {
-            rows = mat_cols(&g->up_rows, row0, panel->rows);
+        columns = inner_massive && id->index == MOD_DOWN ? &g->massive_down : &g->columns[id->index];
+        if (inner_massive && id->index == MOD_UP) {
+            rows = mat_cols(&g->massive_up, row0, panel->rows);
             row_scale = &rows;
         }
         break;
     case PART_B:
         group_modules((enum group)id->index, &first, &count);
-        columns = &g->columns[first];
+        columns = inner_massive && first == MOD_DOWN ? &g->massive_down : &g->columns[first];
         break;
     case PART_A:
         columns = &g->a;
@@ -307,8 +313,8 @@ int weights_open_synthetic(struct backend *be, const struct synthetic *s, const 
     TRY(config_read_file(s->config, &whole));
     g->seed = s->seed;
     g->all_layers = whole.n_layers;
-    massive_choose(g->seed, config->d_model, 0, &g->hidden);
-    massive_choose(g->seed, config->d_ff, MASSIVE_CHANNELS, &g->inner);
+    massive_choose(g->seed, config->d_model, 0, hidden_gains, &g->hidden);
+    massive_choose(g->seed, config->d_ff, MASSIVE_CHANNELS, inner_gains, &g->inner);
     const int64_t widest = max_i64(max_i64(config->d_model, config->d_ff), config->n_heads * config->head_dim);
     TRY(buf_alloc(be, (size_t)(PANEL_ROWS * widest) * sizeof(float), &g->wide));
     TRY(scales_put(w, g));

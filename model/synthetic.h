@@ -5,8 +5,9 @@
  * Scale. Weights N(0, 1 / d_in), so every linear keeps its input's variance; norms 1 + 0.1 N. The embedding has deviation
  * sqrt(2 n_layers), so that the 2 n_layers residual branches together add about as much as the embedding brings: the
  * hidden state neither dies nor explodes. Real models have a few massive channels: MASSIVE_CHANNELS of d_model, the same in every
- * layer, leave the norms 30 to 1000 times larger than the others, and some of d_ff leave up_proj so. The columns that read
- * them are smaller in turn; together they make a fifth of the output's variance.
+ * layer, leave the norms 8 to 60 times larger than the others (half of the group's trace in an 8B model); in the second layer
+ * and the last but one so many of d_ff leave up_proj 30 to 1000 times larger, which is more than f32 products of Sigma_x
+ * bear (MATH: precision). The columns that read them are smaller in turn; together they make a fifth of the output's variance.
  */
 #ifndef GLOWQ_MODEL_SYNTHETIC_H
 #define GLOWQ_MODEL_SYNTHETIC_H
