@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Generation: see generate.h. Prefill in batches, then one token a step. */
+ * Generation: see generate.h. Prefill in batches, then one token a step, which a backend may replay (struct step): its inputs
+ * change in the batch's device arrays alone. */
 #include "infer/generate.h"
 
 #include "base/err.h"
@@ -14,7 +15,9 @@ struct state {
     const struct generate_options *options;
     struct batch batch;
     struct kv_cache kv;
-    int32_t *blocks; /* the identity: one sequence owns the whole pool */
+    struct step step;  /* the batch of one token */
+    struct mat hidden; /* of the last batch */
+    int32_t *blocks;   /* the identity: one sequence owns the whole pool */
     int64_t n_blocks;
     float *logits;  /* rank 0 */
     size_t printed; /* bytes of text handed out */
@@ -43,22 +46,51 @@ out:
 
 static void state_free(struct state *s)
 {
+    if (s->model)
+        s->model->dec.be->ops->step_free(s->model->dec.be, &s->step);
     batch_free(&s->batch);
     kv_free(&s->kv);
     free(s->blocks);
     free(s->logits);
 }
 
-/* The next id after ids[0..n) are in the cache. */
-static int choose(struct state *s, const struct mat *hidden, int64_t position, int32_t *id)
+/* All of a batch that needs no host: through the layers, and a greedy choice among the logits. */
+static int queue_batch(struct state *s)
+{
+    int err = OK;
+    struct decoder *dec = &s->model->dec;
+    TRY(decoder_forward(dec, &s->batch, &s->kv, &s->hidden));
+    if (s->options->temperature <= 0 && s->batch.n_out > 0)
+        TRY(decoder_argmax_queue(dec, &s->batch, &s->hidden, 0, s->batch.n_out));
+out:
+    return err;
+}
+
+/* The same for the batch of one token. */
+static int queue_step(struct state *s)
+{
+    int err = OK, replayed = 0;
+    struct backend *be = s->model->dec.be;
+    TRY(be->ops->step_begin(be, &s->step, &replayed));
+    if (!replayed) {
+        err = queue_batch(s);
+        const int ended = be->ops->step_end(be, &s->step); /* in any case: an open step would swallow what follows */
+        err = err ? err : ended;
+    }
+out:
+    return err;
+}
+
+/* The id after ids[0..position), all of which are in the cache, from the one output row of the last batch. */
+static int choose(struct state *s, int64_t position, int32_t *id)
 {
     int err = OK, drawn = OK;
     struct decoder *dec = &s->model->dec;
     if (s->options->temperature <= 0) {
-        TRY(decoder_argmax(dec, &s->batch, hidden, id));
+        TRY(decoder_argmax_get(dec, 1, id));
         goto out;
     }
-    TRY(decoder_logits(dec, &s->batch, hidden, s->logits));
+    TRY(decoder_logits(dec, &s->batch, &s->hidden, s->logits));
     const struct sampler sampler = {.temperature = s->options->temperature,
                                     .top_k = s->options->top_k,
                                     .top_p = s->options->top_p,
@@ -75,15 +107,15 @@ out:
 static int advance(struct state *s, const int32_t *ids, int64_t begin, int64_t end, int32_t *next)
 {
     int err = OK;
-    struct mat hidden;
+    const int is_step = end - begin == 1 && comm_is_queued(s->model->dec.tp);
     for (int64_t at = begin; at < end; at += s->batch.max_tokens) {
         int64_t n = end - at < s->batch.max_tokens ? end - at : s->batch.max_tokens;
         batch_begin(&s->batch);
         TRY(batch_add(&s->batch, ids + at, n, at, s->blocks, s->n_blocks, at + n == end ? n - 1 : n));
         TRY(batch_end(&s->batch));
-        TRY(decoder_forward(&s->model->dec, &s->batch, &s->kv, &hidden));
+        TRY(is_step ? queue_step(s) : queue_batch(s));
     }
-    TRY(choose(s, &hidden, end, next));
+    TRY(choose(s, end, next));
 out:
     return err;
 }

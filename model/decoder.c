@@ -9,8 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows of the vocabulary product done at once: bounds the logits buffer (64 x 128k x 4 B = 33 MB). */
-enum { LOGIT_ROWS = 64, VOCAB_UNIT = 16 };
+enum { VOCAB_UNIT = 16 };
 
 /* ---- shape and creation ------------------------------------------------------------------------------------------ */
 
@@ -440,7 +439,19 @@ out:
     return err;
 }
 
-int decoder_argmax(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int32_t *ids)
+int decoder_argmax_queue(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int64_t row0,
+                         int64_t n)
+{
+    int err = OK;
+    struct mat logits;
+    struct mat value = mat_view(dec->stats, DT_F32, n, 1), id = mat_view(dec->stats + LOGIT_ROWS, DT_I32, n, 1);
+    TRY(local_logits(dec, batch, hidden, row0, n, &logits));
+    TRY(dec->be->ops->argmax(dec->be, &logits, dec->shape.vocab.begin, &value, &id));
+out:
+    return err;
+}
+
+int decoder_argmax_get(struct decoder *dec, int64_t n, int32_t *ids)
 {
     int err = OK;
     struct backend *be = dec->be;
@@ -451,26 +462,31 @@ int decoder_argmax(struct decoder *dec, const struct batch *batch, const struct 
     size_t bytes[TREE_LEAVES];
     for (int p = 0; p < dec->tp->size; p++)
         bytes[p] = sizeof mine;
+    memset(&mine, 0, sizeof mine);
+    TRY(be->ops->get(be, mine.value, dec->stats, (size_t)n * sizeof(float)));
+    TRY(be->ops->get(be, mine.id, dec->stats + LOGIT_ROWS, (size_t)n * sizeof(int32_t)));
+    TRY(comm_allgather(dec->tp, &mine, bytes, all));
+    for (int64_t i = 0; i < n; i++) {
+        for (int p = 0; p < dec->tp->size; p++)
+            if (!(all[p].value[i] < INFINITY)) /* NaN too */
+                FAIL(ERR_NUMERIC, "logit of id %d is %g", (int)all[p].id[i], (double)all[p].value[i]);
+        int best = 0; /* ranks hold ascending ids, so the first of equals is the lowest */
+        for (int p = 1; p < dec->tp->size; p++)
+            if (all[p].id[i] >= 0 && (all[best].id[i] < 0 || all[p].value[i] > all[best].value[i]))
+                best = p;
+        ids[i] = all[best].id[i];
+    }
+out:
+    return err;
+}
+
+int decoder_argmax(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int32_t *ids)
+{
+    int err = OK;
     for (int64_t row = 0; row < batch->n_out; row += LOGIT_ROWS) {
-        int64_t n = batch->n_out - row < LOGIT_ROWS ? batch->n_out - row : LOGIT_ROWS;
-        struct mat logits;
-        struct mat value = mat_view(dec->stats, DT_F32, n, 1), id = mat_view(dec->stats + LOGIT_ROWS, DT_I32, n, 1);
-        TRY(local_logits(dec, batch, hidden, row, n, &logits));
-        TRY(be->ops->argmax(be, &logits, dec->shape.vocab.begin, &value, &id));
-        memset(&mine, 0, sizeof mine);
-        TRY(be->ops->get(be, mine.value, value.data, (size_t)n * sizeof(float)));
-        TRY(be->ops->get(be, mine.id, id.data, (size_t)n * sizeof(int32_t)));
-        TRY(comm_allgather(dec->tp, &mine, bytes, all));
-        for (int64_t i = 0; i < n; i++) {
-            for (int p = 0; p < dec->tp->size; p++)
-                if (!(all[p].value[i] < INFINITY)) /* NaN too */
-                    FAIL(ERR_NUMERIC, "logit of id %d is %g", (int)all[p].id[i], (double)all[p].value[i]);
-            int best = 0; /* ranks hold ascending ids, so the first of equals is the lowest */
-            for (int p = 1; p < dec->tp->size; p++)
-                if (all[p].id[i] >= 0 && (all[best].id[i] < 0 || all[p].value[i] > all[best].value[i]))
-                    best = p;
-            ids[row + i] = all[best].id[i];
-        }
+        const int64_t n = min_i64(LOGIT_ROWS, batch->n_out - row);
+        TRY(decoder_argmax_queue(dec, batch, hidden, row, n));
+        TRY(decoder_argmax_get(dec, n, ids + row));
     }
 out:
     return err;

@@ -18,6 +18,9 @@
 
 #include <stdint.h>
 
+/* Rows of the vocabulary product done at once: bounds the logits buffer (64 x 128k x 4 B = 33 MB). */
+enum { LOGIT_ROWS = 64 };
+
 /* What of each dimension this rank holds. */
 struct shape {
     struct range heads, kv_heads, ff, vocab;
@@ -79,6 +82,11 @@ int decoder_nll(struct decoder *dec, const struct batch *batch, const struct mat
                 double *nll);
 /* Most probable id of each output row, lowest on ties: host [n_out], on every rank. */
 int decoder_argmax(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int32_t *ids);
+/* Its two halves for output rows [row0, row0 + n), n <= LOGIT_ROWS: the first only queues ops and can stand in a step
+ * (kernels.h), the second waits for what they found. */
+int decoder_argmax_queue(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int64_t row0,
+                         int64_t n);
+int decoder_argmax_get(struct decoder *dec, int64_t n, int32_t *ids);
 /* Full logits of the output rows on rank 0: host f32 [n_out, vocab_size]; elsewhere logits may be NULL. */
 int decoder_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, float *logits);
 

@@ -11,6 +11,7 @@
 #include "tests/checkpoint_files.h"
 
 #include <fcntl.h>
+#include <math.h>
 
 static struct backend backend;
 static struct comm world, self; /* all ranks; this rank alone: what the ranks together are compared with */
@@ -78,10 +79,18 @@ static inline void poison_embedding_row(int64_t row, int first_sign)
     checkpoint_close(ck);
 }
 
-/* Runs the tests on all ranks; a rank's failure is everybody's, a skip too. */
-static inline int run_ranks(int (*tests)(const char *which), const char *which)
+/* The first weight of the final norm: all hidden states become NaN. */
+static inline void poison_norm(struct model *model)
 {
-    if (backend_open(&backend, "cpu", 1) != OK || comm_open_mpi(&world, &backend) != OK ||
+    const float nan = NAN;
+    assert_int_equal(backend.ops->put(&backend, model->dec.norm.data, &nan, sizeof nan), OK);
+}
+
+/* Runs the tests on all ranks of a device, "cpu" by default; a rank's failure is everybody's, a skip too. */
+static inline int run_ranks(int (*tests)(const char *which), int argc, char **argv)
+{
+    const char *device = argc > 1 ? argv[1] : "cpu", *which = argc > 2 ? argv[2] : "";
+    if (backend_open(&backend, device, 1) != OK || comm_open_mpi(&world, &backend) != OK ||
         comm_open_self(&self, &backend) != OK)
         return 1;
     err_set_rank(world.rank, world.size);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Perplexity against independent PyTorch loops (golden/protocols.json, golden.jsonl of the shared models, examples/golden.json), the
  * same bits on any number of ranks and in any batch, and texts and settings that can't be evaluated.
- * Arguments: none (committed models), "data" (published models beside the source tree), "examples" (bundled models). */
+ * Arguments: device, then nothing (committed models), "data" (published models beside the source tree), "examples" (bundled models). */
 #include "infer/evaluate.h"
 
 #include "tests/infer_help.h"
@@ -323,7 +323,7 @@ static void test_nan_is_an_error(void **state)
     size_t n = 0;
     char *text = read_text(source_path(tiny_text), &n);
     model_on(&world, source_path(tiny), 128, &model);
-    ((float *)model.dec.norm.data)[0] = NAN;
+    poison_norm(&model);
     assert_refused(&model, text, options, ERR_NUMERIC, "not finite");
     model_close(&model);
 
@@ -376,5 +376,5 @@ static int tests(const char *which)
 
 int main(int argc, char **argv)
 {
-    return run_ranks(tests, argc > 1 ? argv[1] : "");
+    return run_ranks(tests, argc, argv);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Generation: greedy ids of transformers (golden/families/tp_cut/generate.json, examples/golden.json), every end-of-text id, text that
  * streams without changing its mind, chunked prefill, the sampler's distribution; all of it the same on any number of ranks.
- * Arguments: none (committed models), "examples" (bundled models). */
+ * Arguments: device, then nothing (committed models), "examples" (bundled models). */
 #include "infer/generate.h"
 
 #include "base/philox.h"
@@ -176,7 +176,7 @@ static void test_nan_is_an_error(void **state)
     for (int one_row = 0; one_row < 2; one_row++) {
         model_on(&world, one_row ? scratch : source_path(tiny), 64, &model);
         if (!one_row)
-            ((float *)model.dec.norm.data)[0] = NAN;
+            poison_norm(&model);
         for (int drawn = 0; drawn < 2; drawn++) {
             options.temperature = drawn;
             err_quiet(1);
@@ -469,5 +469,5 @@ static int tests(const char *which)
 
 int main(int argc, char **argv)
 {
-    return run_ranks(tests, argc > 1 ? argv[1] : "");
+    return run_ranks(tests, argc, argv);
 }

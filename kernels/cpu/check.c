@@ -201,6 +201,7 @@ static int open_check(struct backend *be)
     int err = OK;
     struct check *check = NULL;
     TRY(open_cpu(be));
+    be->host_memory = 0; /* comm stages mats as it does a GPU's */
     if (!(check = calloc(1, sizeof *check)))
         FAIL(ERR_NOMEM, "cannot allocate %zu bytes of memory", sizeof *check);
     ((struct cpu_state *)be->state)->check = check;
