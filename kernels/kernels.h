@@ -120,10 +120,10 @@ struct linear_args {
 struct grouped_args {
     const struct packed *w; /* [n] of [d_out, d_in] */
     const struct packed *a; /* [n] dense [d_out, r], or NULL */
-    const struct mat *r;    /* f32 [T, r], a row a token */
+    const struct mat *r;    /* f32, with the rows of x */
     int64_t n;
     const int32_t *offset; /* device, moe_sort's */
-    const int32_t *token;  /* device: row j reads x (and r) at token[j]; NULL: x at j (r is not allowed then) */
+    const int32_t *token;  /* device: row j reads x and r at token[j]; NULL: at j */
 };
 
 struct combine_args {
@@ -210,19 +210,22 @@ struct backend_ops {
     int (*argmax)(struct backend *be, const struct mat *logits, int64_t first_id, struct mat *value, struct mat *id);
 
     /* ---- mixture of experts [row] -------------------------------------------------------------------------------- */
-    /* Of each row of router logits f32 [T, E]: softmax over all E in f32, then its k largest, the lowest id on ties: id i32
-     * [T, k] by falling weight, weight f32 [T, k]; normalize: divided by their sum. A row with a NaN: ids 0..k-1, weights NaN. */
+    /* Of each row of router logits f32 [T, E]: softmax over all E in f32; id i32 [T, k] of the k largest logits, falling, the
+     * lowest id on ties; weight f32 [T, k] their probabilities; normalize: divided by their sum. Where the softmax doesn't exist
+     * (NaN, +inf, all -inf): ids 0..k-1, weights NaN. */
     int (*moe_route)(struct backend *be, const struct mat *logits, int normalize, struct mat *weight, struct mat *id);
     /* The rows of experts first .. first + n - 1 side by side: those of expert first + e are [offset[e], offset[e + 1]), by
      * ascending token. Row j is choice slot[j] = t k + i of token[j] = t. offset i32 [n + 1]; token, slot i32 [T k], of which
      * offset[n] are set. */
     int (*moe_sort)(struct backend *be, const struct mat *id, int64_t first, int64_t n, int32_t *offset, int32_t *token,
                     int32_t *slot);
-    /* linear of every expert over its own rows; row j of y has the bits that linear gives it. */
+    /* linear of every expert over its own rows; row j of y has the bits that linear gives it; rows from offset[n] on stay as they
+     * are. */
     int (*grouped_linear)(struct backend *be, const struct mat *x, const struct grouped_args *args, struct mat *y);
     /* Weighted sum over a token's choices: out f32 [n_parts T, d]; y f32 [T k, d] sorted as by moe_sort. split cuts the experts of
      * this rank as it cuts columns elsewhere (bounds count from args.first): within a leaf by ascending expert, leaves by the
-     * tree, so that the sum over ranks doesn't know how many there are. Choices of experts that aren't here add nothing. */
+     * tree, so that the sum over ranks doesn't know how many there are. Choices of experts that aren't here add nothing, a leaf
+     * without any is +0. */
     int (*moe_combine)(struct backend *be, const struct mat *y, const struct mat *weight, const struct mat *id,
                        const struct combine_args *args, struct mat *out);
 

@@ -74,6 +74,22 @@ void *cpu_scratch(struct backend *be, size_t bytes)
     return state->scratch;
 }
 
+struct cpu_state *cpu_team(struct backend *be)
+{
+    struct cpu_state *state = be->state;
+    if (!state->team) {
+        state->team = calloc((size_t)be->n_threads, sizeof *state->team);
+        if (!state->team) {
+            err_set(ERR_NOMEM, __FILE__, __LINE__, "cannot allocate the states of %d threads", be->n_threads);
+            return NULL;
+        }
+        state->n_team = be->n_threads;
+        for (int i = 0; i < state->n_team; i++)
+            state->team[i].inner = state->inner;
+    }
+    return state->team;
+}
+
 static int put_cpu(struct backend *be, void *device, const void *host, size_t bytes)
 {
     (void)be;
@@ -232,6 +248,9 @@ void close_cpu(struct backend *be)
     struct cpu_state *state = be->state;
     if (!state)
         return;
+    for (int i = 0; i < state->n_team; i++)
+        memory_give(state->team[i].scratch, state->team[i].scratch_bytes);
+    free(state->team);
     memory_give(state->scratch, state->scratch_bytes);
     free(state);
     be->state = NULL;
@@ -261,6 +280,10 @@ static const struct backend_ops ref_table = {
     .attention = attention_ref,
     .silu_mul = silu_mul_ref,
     .logsumexp_target = logsumexp_target_ref,
+    .moe_route = moe_route_ref,
+    .moe_sort = moe_sort_ref,
+    .grouped_linear = grouped_linear_ref,
+    .moe_combine = moe_combine_ref,
 };
 
 static const struct backend_ops cpu_table = {
@@ -271,6 +294,10 @@ static const struct backend_ops cpu_table = {
     .attention = attention_cpu,
     .silu_mul = silu_mul_cpu,
     .logsumexp_target = logsumexp_target_cpu,
+    .moe_route = moe_route_cpu,
+    .moe_sort = moe_sort_cpu,
+    .grouped_linear = grouped_linear_cpu,
+    .moe_combine = moe_combine_cpu,
 };
 
 const struct backend_ops *cpu_ref_ops(void)

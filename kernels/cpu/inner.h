@@ -59,6 +59,7 @@ struct row_loops {
     void (*max_exp_sum)(const float *s, int64_t n, float *largest, float *sum);
     void (*softmax)(float *s, int64_t lo, int64_t hi, float scale, float *largest, float *sum);
     void (*merge)(float *out, float a, const float *span, float b, int64_t n);
+    void (*add_scaled)(float *out, float a, const float *x, int64_t n);
     float (*exp)(float x);
 };
 

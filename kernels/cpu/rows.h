@@ -131,6 +131,13 @@ static void merge_row(float *out, float a, const float *span, float b, int64_t n
         out[i] = fmaf(out[i], a, span[i] * b);
 }
 
+/* out += a x. */
+static void add_scaled_row(float *out, float a, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = fmaf(a, x[i], out[i]);
+}
+
 static float exp_one(float x)
 {
     return exp_f32(x);
@@ -141,6 +148,7 @@ static const struct row_loops row_loops = {.rmsnorm = rmsnorm_row,
                                            .max_exp_sum = max_exp_sum_row,
                                            .softmax = softmax_row,
                                            .merge = merge_row,
+                                           .add_scaled = add_scaled_row,
                                            .exp = exp_one};
 
 #endif
