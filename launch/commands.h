@@ -19,12 +19,17 @@ enum { JSON_SCHEMA_VERSION = 1 }; /* of every object that --json prints; raised 
 /* Tables of commands that compute begin their last group with these. */
 #define OPTIONS_COMPUTE                                                                                                \
     OPT_HEADING("Machine:"),                                                                                           \
-        OPT_CHOICE("device", 0, "auto|cpu|cpu:ref|cpu:check", "auto",                                                  \
-                   "where to compute; cpu:ref is the slow reference, cpu:check finds memory errors"),                  \
+        OPT_CHOICE("device", 0, "auto|cpu|cpu:ref|cpu:check|cuda|cuda:N|cuda:sim", "auto",                             \
+                   "where to compute; auto: cuda where every rank finds a GPU, else cpu; cuda: each rank of a host "   \
+                   "takes the next GPU; cuda:N: all take GPU N; cpu:ref is the slow reference, cpu:check finds "       \
+                   "memory errors, cuda:sim runs the GPU's code on the CPU"),                                          \
+        OPT_CHOICE("dtype", 0, "auto|f32|bf16", "auto",                                                                \
+                   "numbers that products read; auto: bf16 on a GPU, f32 on the CPU, which has no other"),             \
         OPT_INT("threads", 't', "N", "0", 0, 4096,                                                                     \
                 "threads per rank; 0: the cores this rank is bound to, or its share of the machine's")
 
-/* Opens the backend that --device and --threads ask for and makes it comm->be. Collective. */
+/* Opens the backend that --device, --dtype and --threads ask for, makes it comm->be, and lets NCCL carry its mats if it can
+ * (comm_use_nccl). Says who computes where. What no rank can open is explained once, by rank 0. Collective. */
 int open_backend(struct comm *comm, const struct options *options, struct backend *be);
 /* The files' bytes one after another, 0-terminated; rank 0 reads, every rank gets them. Caller frees. Collective. */
 int read_texts(struct comm *comm, const char *const *paths, int n_paths, char **text, size_t *n);

@@ -1,50 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What commands do before their own work: the backend, and the texts.
+ * What commands do before their own work: the texts (the backend: device.c).
  */
 #include "launch/commands.h"
 
 #include "base/err.h"
 #include "base/file.h"
-#include "base/log.h"
 
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-/* Threads for --threads 0. A rank bound to some cores takes these; ranks of one node that aren't bound share all of
- * them, since each would otherwise start a thread on every core. Launchers say how many ranks a node has. */
-static int default_threads(void)
-{
-    static const char *const local_sizes[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"};
-    cpu_set_t mask;
-    if (sched_getaffinity(0, sizeof mask, &mask) != 0)
-        return 1;
-    int cores = CPU_COUNT(&mask);
-    if (cores < sysconf(_SC_NPROCESSORS_ONLN))
-        return cores;
-    for (size_t i = 0; i < sizeof local_sizes / sizeof local_sizes[0]; i++) {
-        const char *text = getenv(local_sizes[i]);
-        int n = text ? atoi(text) : 0;
-        if (n > 1)
-            return cores / n > 1 ? cores / n : 1;
-    }
-    return cores;
-}
-
-int open_backend(struct comm *comm, const struct options *options, struct backend *be)
-{
-    int err = OK;
-    const char *name = options_string(options, "device");
-    int threads = (int)options_int(options, "threads");
-    if (strcmp(name, "auto") == 0)
-        name = "cpu"; /* the only kind of device that this build has */
-    TRY(comm_agree(comm, backend_open(be, name, threads > 0 ? threads : default_threads())));
-    comm->be = be;
-    log_info("%d rank%s on %s", comm->size, comm->size == 1 ? "" : "s, each", be->description);
-out:
-    return err;
-}
 
 /* Appends n bytes and a 0 behind them. */
 static int append(char **text, size_t *used, const char *data, size_t n)

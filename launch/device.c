@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Where a rank computes: --device, --dtype and --threads become an open backend, the same kind on every rank.
+ *
+ * "cuda" hands the GPUs of a host to its ranks in turn: rank's number there modulo the GPUs that it sees, so that it also fits a
+ * launcher which shows each rank one GPU alone (CUDA_VISIBLE_DEVICES, srun --gpus-per-task=1). More ranks than GPUs share them.
+ */
+#include "launch/commands.h"
+
+#include "base/err.h"
+#include "base/log.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Threads for --threads 0. A rank bound to some cores takes these; ranks of one node that aren't bound share all of
+ * them, since each would otherwise start a thread on every core. */
+static int default_threads(const struct comm *comm)
+{
+    cpu_set_t mask;
+    if (sched_getaffinity(0, sizeof mask, &mask) != 0)
+        return 1;
+    const int cores = CPU_COUNT(&mask);
+    if (cores < sysconf(_SC_NPROCESSORS_ONLN))
+        return cores;
+    return cores / comm->local_size > 1 ? cores / comm->local_size : 1;
+}
+
+/* ---- failures ---------------------------------------------------------------------------------------------------- */
+
+struct failure {
+    int code;
+    char what[480];
+};
+
+/* Each rank tried something quietly and holds its code: the worst on all of them, and rank 0 prints the first failure instead of
+ * every rank its own. Collective. */
+static int agree_and_explain(struct comm *comm, int err)
+{
+    int n_failed = 0, first = -1, worst = OK;
+    struct failure own = {.code = err};
+    struct failure *all = calloc((size_t)comm->size, sizeof *all);
+    size_t *bytes = calloc((size_t)comm->size, sizeof *bytes);
+    int ready = comm_agree(comm, all && bytes ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "a word from each rank"));
+    if (ready != OK) {
+        worst = ready;
+        goto out;
+    }
+    if (err != OK)
+        snprintf(own.what, sizeof own.what, "%s", err_last());
+    for (int p = 0; p < comm->size; p++)
+        bytes[p] = sizeof own;
+    if ((worst = comm_allgather(comm, &own, bytes, all)) != OK)
+        goto out;
+    for (int p = 0; p < comm->size; p++) {
+        first = first < 0 && all[p].code != OK ? p : first;
+        n_failed += all[p].code != OK;
+        worst = all[p].code < worst ? all[p].code : worst;
+    }
+    if (n_failed > 0 && n_failed == comm->size && comm->rank == 0)
+        err_set(worst, __FILE__, __LINE__, "%s", all[first].what);
+    else if (n_failed > 0 && comm->rank == 0)
+        err_set(worst, __FILE__, __LINE__, "rank %d (%d of %d ranks): %s", first, n_failed, comm->size,
+                all[first].what);
+out:
+    free(all);
+    free(bytes);
+    return worst;
+}
+
+/* ---- which device ------------------------------------------------------------------------------------------------ */
+
+/* auto: cuda if a GPU answers on every rank, else cpu on all of them, and why. */
+static int choose(struct comm *comm, const char **name)
+{
+    int err = OK;
+    char why[512] = "", who[32] = "";
+    /* The first rank without has the largest number here, and any rank with has 0. */
+    int64_t without = backend_count("cuda", why, sizeof why) > 0 ? 0 : comm->size - comm->rank;
+    TRY(comm_max_i64(comm, &without, 1));
+    *name = without > 0 ? "cpu" : "cuda";
+    if (without > 0) {
+        const int rank = comm->size - (int)without;
+        TRY(comm_bcast(comm, why, sizeof why, rank));
+        if (comm->size > 1)
+            snprintf(who, sizeof who, "rank %d: ", rank);
+        log_info("device auto: cpu (no GPU: %s%s)", who, why);
+    } else {
+        log_info("device auto: cuda");
+    }
+out:
+    return err;
+}
+
+/* What backend_open takes: "cuda" -> "cuda:1:f32" on a host's second rank. Not collective. */
+static int name_device(const struct comm *comm, const char *name, const char *dtype, char *device, size_t n)
+{
+    int err = OK;
+    char why[512];
+    const int is_cpu = strncmp(name, "cpu", 3) == 0;
+    if (is_cpu && strcmp(dtype, "bf16") == 0)
+        FAIL(ERR_ARG, "--dtype bf16: %s computes in f32; bf16 needs --device cuda", name);
+    snprintf(device, n, "%s", name);
+    if (!is_cpu && (strcmp(name, "cuda") == 0 || strcmp(name, "cuda:sim") == 0)) {
+        const int n_gpus = backend_count(name, why, sizeof why);
+        if (n_gpus == 0)
+            FAIL(ERR_UNSUPPORTED, "--device %s: %s", name, why);
+        snprintf(device, n, "%s:%d", name, comm->local_rank % n_gpus);
+    }
+    if (!is_cpu && strcmp(dtype, "auto") != 0)
+        snprintf(device + strlen(device), n - strlen(device), ":%s", dtype);
+out:
+    return err;
+}
+
+/* ---- who computes where ------------------------------------------------------------------------------------------ */
+
+enum { N_PLACE = 256 };
+
+/* "0-3,8": cores of this process's binding mask. */
+static void core_list(char *text, size_t n)
+{
+    cpu_set_t mask;
+    size_t used = 0;
+    text[0] = 0;
+    if (sched_getaffinity(0, sizeof mask, &mask) != 0)
+        return;
+    for (int c = 0; c < CPU_SETSIZE; c++) {
+        if (!CPU_ISSET(c, &mask))
+            continue;
+        int last = c;
+        while (last + 1 < CPU_SETSIZE && CPU_ISSET(last + 1, &mask))
+            last++;
+        if (used < n)
+            used += (size_t)snprintf(text + used, n - used, "%s%d", used ? "," : "", c);
+        if (last > c && used < n)
+            used += (size_t)snprintf(text + used, n - used, "-%d", last);
+        c = last;
+    }
+}
+
+static void describe_place(const struct backend *be, char *text, size_t n)
+{
+    char host[64] = "?", gpu[80] = "?", pci[32] = "", cores[64];
+    gethostname(host, sizeof host - 1);
+    core_list(cores, sizeof cores);
+    if (be->host_memory || backend_identify(be, gpu, sizeof gpu, pci, sizeof pci) != OK)
+        snprintf(text, n, "%s  cores %s, %d thread%s", host, cores, be->n_threads, be->n_threads == 1 ? "" : "s");
+    else
+        snprintf(text, n, "%s  GPU %d: %s%s%s  cores %s", host, be->index, gpu, pci[0] ? ", " : "", pci, cores);
+}
+
+/* Rank 0 lists the ranks with their hosts, GPUs and cores, where there is something to see. Collective. */
+static int say_places(struct comm *comm)
+{
+    int err = OK;
+    char own[N_PLACE] = "", *all = NULL;
+    size_t *bytes = NULL;
+    log_info("%d rank%s on %s", comm->size, comm->size == 1 ? "" : "s, each", comm->be->description);
+    if (comm->size == 1 && comm->be->host_memory)
+        return OK;
+    all = calloc((size_t)comm->size, N_PLACE);
+    bytes = calloc((size_t)comm->size, sizeof *bytes);
+    TRY(comm_agree(comm, all && bytes ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "a line from each rank")));
+    for (int p = 0; p < comm->size; p++)
+        bytes[p] = N_PLACE;
+    describe_place(comm->be, own, sizeof own);
+    TRY(comm_gather(comm, own, bytes, all, 0));
+    for (int p = 0; p < comm->size && comm->rank == 0; p++)
+        log_info("  rank %d  %s", p, all + (size_t)p * N_PLACE);
+out:
+    free(all);
+    free(bytes);
+    return err;
+}
+
+int open_backend(struct comm *comm, const struct options *options, struct backend *be)
+{
+    int err = OK;
+    char device[64], how[512];
+    const char *name = options_string(options, "device"), *dtype = options_string(options, "dtype");
+    const int threads = (int)options_int(options, "threads");
+    if (strcmp(name, "auto") == 0)
+        TRY(choose(comm, &name));
+    const int was_quiet = err_quiet(1);
+    err = name_device(comm, name, dtype, device, sizeof device);
+    if (err == OK)
+        err = backend_open(be, device, threads > 0 ? threads : default_threads(comm));
+    err_quiet(was_quiet);
+    TRY(agree_and_explain(comm, err));
+    comm->be = be;
+    TRY(say_places(comm));
+    if (!be->host_memory || getenv("GLOWQ_NCCL")) {
+        TRY(comm_use_nccl(comm, how, sizeof how));
+        if (comm->nccl || (comm->size > 1 && !be->host_memory))
+            log_info("  matrices travel by %s", how);
+    }
+out:
+    return err;
+}
