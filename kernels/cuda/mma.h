@@ -195,13 +195,9 @@ struct sim_copies {
     int first, n, group; /* pending: n from first on, around the end; group: the open one */
 };
 
-inline struct sim_copies *sim_copies_mine(void)
+static inline struct sim_copies *sim_copies_mine(void)
 {
-    static thread_local struct sim_copies *of_thread[1024];
-    struct sim_copies **mine = &of_thread[sim_self()->linear];
-    if (!*mine)
-        *mine = new sim_copies();
-    return *mine;
+    return (struct sim_copies *)sim_storage(sizeof(struct sim_copies));
 }
 
 static inline void cp_async_16(void *shared, const void *global, int bytes)

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Working memory and switches, the same on the card and in the simulator. */
+#include "kernels/cuda/state.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+cudaStream_t cuda_stream(const struct backend *be)
+{
+    return state_of(be)->stream;
+}
+
+int cuda_n_sm(const struct backend *be)
+{
+    return state_of(be)->n_sm;
+}
+
+int cuda_capability(const struct backend *be)
+{
+    return state_of(be)->capability;
+}
+
+int cuda_is_enabled(const char *tier)
+{
+    const char *list = getenv("GLOWQ_DISABLE");
+    const size_t n = strlen(tier);
+    for (const char *at = list; at && *at; at += strcspn(at, ","), at += *at == ',')
+        if (strcspn(at, ",") == n && strncmp(at, tier, n) == 0)
+            return 0;
+    return 1;
+}
+
+/* Growing frees the old block behind the kernels that use it, in the stream's order. Recorded steps hold its address: they are
+ * recorded anew when scratch_moves has changed. */
+int cuda_scratch(struct backend *be, size_t bytes, void **p)
+{
+    int err = OK;
+    struct cuda_state *state = state_of(be);
+    if (bytes > state->scratch_bytes) {
+        const size_t unit = 1 << 20;
+        if (state->recording)
+            FAIL(ERR_GPU, "a recorded step wants %zu bytes of working memory, %zu more than when it ran before", bytes,
+                 bytes - state->scratch_bytes);
+        if (state->scratch)
+            be->ops->free(be, state->scratch, state->scratch_bytes);
+        state->scratch = NULL;
+        state->scratch_bytes = 0;
+        state->scratch_moves++;
+        bytes = (bytes + unit - 1) / unit * unit;
+        TRY(be->ops->alloc(be, bytes, &state->scratch));
+        state->scratch_bytes = bytes;
+    }
+    *p = state->scratch;
+out:
+    return err;
+}

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The table of "cuda" and "cuda:sim", and the module's one exported function. */
+#include "kernels/cuda/state.h"
+
+extern "C" {
+#include "kernels/module.h"
+}
+
+static const struct backend_ops table = {
+    .open = open_cuda,
+    .close = close_cuda,
+    .alloc = alloc_cuda,
+    .free = free_cuda,
+    .put = put_cuda,
+    .get = get_cuda,
+    .copy = copy_cuda,
+    .zero = zero_cuda,
+    .sync = sync_cuda,
+    .stream = stream_cuda,
+    .memory = memory_cuda,
+    .host_begin = host_begin_cuda,
+    .host_end = host_end_cuda,
+    .step_begin = step_begin_cuda,
+    .step_end = step_end_cuda,
+    .step_free = step_free_cuda,
+    .weight_alloc = weight_alloc_cuda,
+    .weight_put_dense = weight_put_dense_cuda,
+    .weight_put_codes = weight_put_codes_cuda,
+    .embed = embed_cuda,
+    .rmsnorm = rmsnorm_cuda,
+    .linear = linear_cuda,
+    .rope = rope_cuda,
+    .kv_append = kv_append_cuda,
+    .attention = attention_cuda,
+    .silu_mul = silu_mul_cuda,
+    .add = add_cuda,
+    .add_bias = add_bias_cuda,
+    .gather_rows = gather_rows_cuda,
+    .logsumexp_target = logsumexp_target_cuda,
+    .argmax = argmax_cuda,
+    .gemm = gemm_cuda,
+    .convert = convert_cuda,
+    .transpose = transpose_cuda,
+    .scale = scale_cuda,
+    .randn = randn_cuda,
+    .rand_sign = rand_sign_cuda,
+    .col_absmax = col_absmax_cuda,
+    .col_sumsq = col_sumsq_cuda,
+    .qr = qr_cuda,
+    .cholesky = cholesky_cuda,
+    .trsm_right = trsm_right_cuda,
+    .eigh = eigh_cuda,
+    .svd = svd_cuda,
+    .fixed_add = fixed_add_cuda,
+    .gemm_fixed = gemm_fixed_cuda,
+    .fixed_get = fixed_get_cuda,
+    .moment_add = moment_add_cuda,
+    .moment_get = moment_get_cuda,
+    .quantize = quantize_cuda,
+};
+
+static const struct backend_module module_here = {
+    .ops_bytes = sizeof(struct backend_ops),
+    .ops = &table,
+    .count = count_cuda,
+    .identify = identify_cuda,
+};
+
+extern "C" __attribute__((visibility("default"))) const struct backend_module *glowq_module(void)
+{
+    return &module_here;
+}
