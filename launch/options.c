@@ -141,6 +141,16 @@ static int take_flag(struct options *options, struct setting *s, const char *fro
     return options_refuse(options, "%s %s: must be true or false", from, text);
 }
 
+/* A word that ends with ":N" stands for any number there: "cuda:N" for cuda:0, cuda:1, ... */
+static int is_word(const char *text, const char *word)
+{
+    const size_t n = strlen(word), head = n > 2 && strcmp(word + n - 2, ":N") == 0 ? n - 1 : n;
+    if (head == n)
+        return strcmp(text, word) == 0;
+    const size_t digits = strncmp(text, word, head) == 0 ? strspn(text + head, "0123456789") : 0;
+    return digits > 0 && digits < 5 && text[head + digits] == 0;
+}
+
 static int take_choice(struct options *options, const struct option_spec *spec, struct setting *s, const char *from,
                        const char *text)
 {
@@ -149,7 +159,7 @@ static int take_choice(struct options *options, const struct option_spec *spec, 
     for (int i = 0; i < n; i++) {
         char word[64];
         words_at(spec->arg, i, word, sizeof word);
-        if (strcmp(text, word) == 0) {
+        if (is_word(text, word)) {
             s->integer = i;
             return OK;
         }

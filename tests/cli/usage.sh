@@ -49,7 +49,8 @@ expect 2 "--samples 99999999999999999999: must be" alone calibrate --samples 999
 expect 2 "--alpha nan: must be a number from 0 to 1" alone calibrate --alpha nan
 expect 2 "--solver qr: must be krylov or qr-rsvd" alone calibrate --solver qr
 expect 2 "--protocol x: must be gptq, llamacpp or windows" alone eval --protocol x
-expect 2 "--device cuda: must be auto, cpu" alone eval --device cuda
+expect 2 "--device gpu: must be auto, cpu" alone eval --device gpu
+expect 2 "--device cuda:x: must be auto, cpu" alone eval --device cuda:x
 expect 2 "--config nowhere.conf: No such file" alone eval --config nowhere.conf
 
 # All ranks leave with the code; rank 0 alone explains.
