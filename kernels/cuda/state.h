@@ -44,5 +44,6 @@ void step_free_cuda(struct backend *be, struct step *step);
 /* The module's entries. */
 int count_cuda(char *why, size_t n_why);
 int identify_cuda(int index, char *name, size_t n_name, char *pci, size_t n_pci);
+void version_cuda(char *text, size_t n);
 
 #endif

@@ -64,6 +64,7 @@ static const struct backend_module module_here = {
     .ops = &table,
     .count = count_cuda,
     .identify = identify_cuda,
+    .version = version_cuda,
 };
 
 extern "C" __attribute__((visibility("default"))) const struct backend_module *glowq_module(void)

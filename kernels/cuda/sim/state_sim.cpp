@@ -29,6 +29,11 @@ int identify_cuda(int index, char *name, size_t n_name, char *pci, size_t n_pci)
     return OK;
 }
 
+void version_cuda(char *text, size_t n)
+{
+    snprintf(text, n, "simulated");
+}
+
 int open_cuda(struct backend *be)
 {
     int err = OK;
