@@ -117,7 +117,13 @@ out:
 
 /* ---- who computes where ------------------------------------------------------------------------------------------ */
 
-enum { N_PLACE = 256 };
+/* What ranks tell each other about themselves. */
+struct place {
+    char kind[40];     /* "cuda bf16": the same on every rank, or sums would mix numbers of two precisions */
+    char numerics[64]; /* be->numerics */
+    char line[256];
+    int asks_nccl; /* a GPU, or the tests' stand-in is asked for */
+};
 
 /* "0-3,8": cores of this process's binding mask. */
 static void core_list(char *text, size_t n)
@@ -152,24 +158,40 @@ static void describe_place(const struct backend *be, char *text, size_t n)
         snprintf(text, n, "%s  GPU %d: %s%s%s  cores %s", host, be->index, gpu, pci[0] ? ", " : "", pci, cores);
 }
 
-/* Rank 0 lists the ranks with their hosts, GPUs and cores, where there is something to see. Collective. */
-static int say_places(struct comm *comm)
+/* ERR_ARG where ranks compute on different kinds of device; rank 0 warns of different processors, and lists the ranks where
+ * there is something to see. *asks_nccl: on any rank. Collective. */
+static int compare_places(struct comm *comm, int *asks_nccl)
 {
     int err = OK;
-    char own[N_PLACE] = "", *all = NULL;
-    size_t *bytes = NULL;
-    log_info("%d rank%s on %s", comm->size, comm->size == 1 ? "" : "s, each", comm->be->description);
-    if (comm->size == 1 && comm->be->host_memory)
-        return OK;
-    all = calloc((size_t)comm->size, N_PLACE);
-    bytes = calloc((size_t)comm->size, sizeof *bytes);
+    const struct backend *be = comm->be;
+    struct place own = {.asks_nccl = !be->host_memory || getenv("GLOWQ_NCCL")};
+    struct place *all = calloc((size_t)comm->size, sizeof *all);
+    size_t *bytes = calloc((size_t)comm->size, sizeof *bytes);
     TRY(comm_agree(comm, all && bytes ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "a line from each rank")));
     for (int p = 0; p < comm->size; p++)
-        bytes[p] = N_PLACE;
-    describe_place(comm->be, own, sizeof own);
-    TRY(comm_gather(comm, own, bytes, all, 0));
-    for (int p = 0; p < comm->size && comm->rank == 0; p++)
-        log_info("  rank %d  %s", p, all + (size_t)p * N_PLACE);
+        bytes[p] = sizeof own;
+    snprintf(own.kind, sizeof own.kind, "%s in %s", be->name, dtype_name(be->act));
+    snprintf(own.numerics, sizeof own.numerics, "%s", be->numerics);
+    describe_place(be, own.line, sizeof own.line);
+    TRY(comm_allgather(comm, &own, bytes, all));
+    *asks_nccl = 0;
+    for (int p = 0; p < comm->size; p++) {
+        *asks_nccl |= all[p].asks_nccl;
+        if (strcmp(all[p].kind, all[0].kind) == 0)
+            continue;
+        err = ERR_ARG; /* on every rank, from the same table */
+        if (comm->rank == 0)
+            err_set(err, __FILE__, __LINE__, "rank 0 computes on %s, rank %d on %s: give all ranks the same --device",
+                    all[0].kind, p, all[p].kind);
+        goto out;
+    }
+    log_info("%d rank%s on %s", comm->size, comm->size == 1 ? "" : "s, each", be->description);
+    for (int p = 0; p < comm->size && (comm->size > 1 || !be->host_memory); p++) {
+        log_info("  rank %d  %s", p, all[p].line);
+        if (strcmp(all[p].numerics, all[0].numerics) != 0)
+            log_warn("rank %d computes on %s, rank 0 on %s: results will depend on which rank does what", p,
+                     all[p].numerics, all[0].numerics);
+    }
 out:
     free(all);
     free(bytes);
@@ -178,12 +200,16 @@ out:
 
 int open_backend(struct comm *comm, const struct options *options, struct backend *be)
 {
-    int err = OK;
+    int err = OK, asks_nccl = 0;
     char device[64], how[512];
-    const char *name = options_string(options, "device"), *dtype = options_string(options, "dtype");
+    const char *name = options_string(options, "device"), *dtype = options_string(options, "dtype"), *chosen = name;
     const int threads = (int)options_int(options, "threads");
-    if (strcmp(name, "auto") == 0)
-        TRY(choose(comm, &name));
+    int64_t is_auto = strcmp(name, "auto") == 0, any_auto = is_auto; /* ranks may have been told different things */
+    TRY(comm_max_i64(comm, &any_auto, 1));
+    if (any_auto)
+        TRY(choose(comm, &chosen));
+    if (is_auto)
+        name = chosen;
     const int was_quiet = err_quiet(1);
     err = name_device(comm, name, dtype, device, sizeof device);
     if (err == OK)
@@ -191,8 +217,8 @@ int open_backend(struct comm *comm, const struct options *options, struct backen
     err_quiet(was_quiet);
     TRY(agree_and_explain(comm, err));
     comm->be = be;
-    TRY(say_places(comm));
-    if (!be->host_memory || getenv("GLOWQ_NCCL")) {
+    TRY(compare_places(comm, &asks_nccl));
+    if (asks_nccl) {
         TRY(comm_use_nccl(comm, how, sizeof how));
         if (comm->nccl || (comm->size > 1 && !be->host_memory))
             log_info("  matrices travel by %s", how);

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
- * test_nccl SCENARIO LIBRARY: mats carried by NCCL, on any number of ranks.
+ * test_nccl SCENARIO LIBRARY [DEVICE]: mats carried by NCCL, on any number of ranks.
  *   carry       every operation against the same by MPI, bit for bit; f32 sums of more than two ranks against an f64 sum
  *   absent      a rank stays away from a collective: the others end with ERR_COMM
  *   gone        NCCL says that a peer is gone
  *   init, duplicate                a rank's start fails: all ranks learn it, with NCCL's words
  *   old, off, missing, unforced    no NCCL: said why, and MPI carries on
+ *   shared      ranks on one GPU: the same
  *   real        one rank, the real library, a real GPU (LIBRARY isn't used; skipped where either is missing)
- * LIBRARY is the stand-in of nccl_double.c. Ranks stay in step: checks count failures instead of leaving.
+ * LIBRARY is the stand-in of nccl_double.c, DEVICE "cpu" or "cuda:sim", of which each rank takes the GPU of its number. Ranks stay in step: checks count failures instead of leaving.
  */
 #include "comm/comm.h"
 #include "comm/comm_nccl.h"
@@ -325,7 +326,7 @@ static void test_without(struct comm *c, const char *words)
     CHECK(strstr(how, words) && strstr(how, c->size > 1 ? "mpi, staged" : "nothing"));
     if (!strstr(how, words))
         fprintf(stderr, "%s\n", how);
-    if (strcmp(words, "cpu has no NCCL") != 0) {
+    if (strstr(words, "libnccl") || strstr(words, "2.18.3")) {
         comm_nccl_version(version, sizeof version);
         CHECK(strncmp(version, "none: ", 6) == 0 && strstr(version, words));
     }
@@ -366,6 +367,8 @@ static void run(struct comm *c, const char *scenario)
         test_without(c, "/nowhere/libnccl.so.2");
     else if (strcmp(scenario, "off") == 0 || strcmp(scenario, "unforced") == 0)
         test_without(c, "cpu has no NCCL");
+    else if (strcmp(scenario, "shared") == 0)
+        test_without(c, "ranks 0 and 1 share GPU 0000:00:00.0");
     else
         CHECK(!"a known scenario");
 }
@@ -375,6 +378,7 @@ int main(int argc, char **argv)
     struct comm c;
     struct backend be;
     const char *scenario = argc > 1 ? argv[1] : "", *library = argc > 2 ? argv[2] : "";
+    char device[64];
     test_initializer();
     setenv("GLOWQ_NCCL", library, 1);
     if (strcmp(scenario, "real") == 0)
@@ -387,9 +391,14 @@ int main(int argc, char **argv)
         setenv("GLOWQ_NCCL", "off", 1);
     if (strcmp(scenario, "unforced") == 0)
         unsetenv("GLOWQ_NCCL");
-    if (comm_open_mpi(&c, NULL) != OK || backend_open(&be, strcmp(scenario, "real") == 0 ? "cuda" : "cpu", 1) != OK)
+    if (comm_open_mpi(&c, NULL) != OK)
         return 1;
     my_rank = c.rank;
+    snprintf(device, sizeof device, "%s", strcmp(scenario, "real") == 0 ? "cuda" : argc > 3 ? argv[3] : "cpu");
+    if (strcmp(device, "cuda:sim") == 0 && strcmp(scenario, "shared") != 0)
+        snprintf(device, sizeof device, "cuda:sim:%d", c.rank);
+    if (backend_open(&be, device, 1) != OK)
+        return 1;
     c.be = &be;
     run(&c, scenario);
     int err = comm_agree(&c, n_failed ? ERR_FORMAT : OK);
