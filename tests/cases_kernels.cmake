@@ -9,3 +9,5 @@ foreach(program kernels kernels_linear kernels_attention)
   add_case(NAME ${program}_avx2 PROGRAM test_${program} ARGS cpu LABELS unit ENV GLOWQ_DISABLE=avx512)
   add_case(NAME ${program}_plain PROGRAM test_${program} ARGS cpu LABELS unit ENV "GLOWQ_DISABLE=avx512,avx2")
 endforeach()
+# What cpu:check finds.
+add_case(NAME check PROGRAM test_check LABELS unit)
