@@ -28,6 +28,12 @@ struct linear_call linear_call_of(const struct mat *x, const struct linear_args 
 /* Queue the sum of the slices, with bias and what y holds already. */
 int linear_finish(struct backend *be, const struct linear_call *call);
 
+/* ERR_UNSUPPORTED, silently, where a weight would have to be rounded that no one asked to. */
+int linear_blas(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
+/* y += A R + bias, of a product that is already there. */
+int linear_rest(struct backend *be, const struct linear_call *call, enum dtype x);
+int linear_rest_mma(struct backend *be, const struct linear_call *call);
+
 /* What the matrix instructions can read as it stands: x bf16 in 16-byte aligned rows, columns and ranges that begin at
  * multiples of 8, groups of whole blocks of 32. */
 int linear_fits_mma(const struct mat *x, const struct linear_call *call);
@@ -69,18 +75,21 @@ __device__ inline int group_of_half(uint64_t magic, int half)
     return (int)((uint64_t)half * magic >> 32);
 }
 
-/* 8 elements of row t at columns k..k+7 of x (k may be negative), zeros outside [begin, end). */
+/* 8 elements of a row of x from column k on, zeros outside [begin, end). k and begin are multiples of 8, k may be negative; the
+ * whole 16 bytes are read where one of them counts: rows are aligned, so they lie within the row's ld. */
 __device__ inline uint4 x_eight(const uint16_t *row, int64_t k, int64_t begin, int64_t end)
 {
-    if (k >= begin && k + 8 <= end)
-        return __ldg((const uint4 *)(const void *)(row + k));
-    uint32_t pair[4];
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        const int64_t lo = k + 2 * i, hi = lo + 1;
-        pair[i] = (lo >= begin && lo < end ? row[lo] : 0u) | (hi >= begin && hi < end ? (uint32_t)row[hi] : 0u) << 16;
+    if (k < begin || k >= end)
+        return make_uint4(0, 0, 0, 0);
+    uint4 v = __ldg((const uint4 *)(const void *)(row + k));
+    if (k + 8 > end) {
+        const int n = (int)(end - k);
+        v.x &= n > 1 ? 0xffffffffu : 0xffffu;
+        v.y &= n > 3 ? 0xffffffffu : n > 2 ? 0xffffu : 0u;
+        v.z &= n > 5 ? 0xffffffffu : n > 4 ? 0xffffu : 0u;
+        v.w &= n > 7 ? 0xffffffffu : n > 6 ? 0xffffu : 0u;
     }
-    return make_uint4(pair[0], pair[1], pair[2], pair[3]);
+    return v;
 }
 
 /* 8 elements of a dense 16-bit row of w, zeros past its end. row < 0: zeros. */
@@ -109,35 +118,41 @@ template <int KIND> __device__ inline void dense_fragments(uint32_t a[2][4], uin
     }
 }
 
-/* c[j] += A R of 16 outputs from row0 on and of N tokens blocks of 8 from token0 on, over columns [32 b, 32 b + 32) of A. R
- * is f32: three bf16 hold it, so its products are those of f32. */
-template <int KIND, int N>
-__device__ inline void low_rank_add(const struct linear_call &call, int64_t part, int64_t row0, int64_t token0, int b,
-                                    float c[N][4])
+/* c += A R of MT row tiles from row0 on and N blocks of 8 rows of x from token0 on, over columns [32 b, 32 b + 32) of A. R is
+ * f32: three bf16 hold it, so its products are those of f32. */
+template <int KIND, int MT, int N>
+__device__ __forceinline__ void low_rank_add(const struct linear_call &call, int64_t part, int64_t row0, int64_t token0,
+                                             int b, float c[MT][N][4])
 {
     const int lane = (int)threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const int64_t k = 32 * (int64_t)b + 8 * q;
-    const uint4 row = w_eight(&call.a, row0 + g, k), row8 = w_eight(&call.a, row0 + g + 8, k);
+    const int k = 32 * b + 8 * q, left = (int)call.a.d_in - k;
+    uint4 row[MT], row8[MT];
+    UNROLL
+    for (int m = 0; m < MT; m++) {
+        row[m] = w_eight(&call.a, row0 + m * PACK_ROWS + g, k);
+        row8[m] = w_eight(&call.a, row0 + m * PACK_ROWS + g + 8, k);
+    }
     UNROLL
     for (int j = 0; j < N; j++) {
         const int64_t t = token0 + 8 * j + g;
+        const float *r = call.r + (part * call.rows + t) * call.r_ld + k;
+        const int n = t < call.rows ? left : 0;
         uint32_t x[4][3];
         UNROLL
-        for (int i = 0; i < 4; i++) {
-            const float *r = call.r + (part * call.rows + t) * call.r_ld + k + 2 * i;
-            const int64_t left = t < call.rows ? call.a.d_in - k - 2 * i : 0;
-            f32_split(left > 0 ? r[0] : 0, left > 1 ? r[1] : 0, x[i]);
-        }
+        for (int i = 0; i < 4; i++)
+            f32_split(2 * i < n ? r[2 * i] : 0, 2 * i + 1 < n ? r[2 * i + 1] : 0, x[i]);
         UNROLL
+        for (int m = 0; m < MT; m++)
+            UNROLL
         for (int term = 0; term < (KIND == KIND_F16 ? 2 : 1); term++) {
             uint32_t a[2][4];
-            dense_fragments<KIND>(a, row, row8, term);
+            dense_fragments<KIND>(a, row[m], row8[m], term);
             UNROLL
             for (int i = 0; i < 3; i++)
                 UNROLL
             for (int s = 0; s < 2; s++) {
                 const uint32_t pairs[2] = {x[2 * s][i], x[2 * s + 1][i]};
-                mma_bf16(c[j], a[s], pairs);
+                mma_bf16(c[m][j], a[s], pairs);
             }
         }
     }

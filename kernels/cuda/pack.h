@@ -22,7 +22,7 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/mma.h"
 
-enum {
+enum pack_size {
     PACK_ROWS = 16,
     PACK_COLUMNS = 64,
     PACK_HALF = 32, /* groups begin at multiples of this */
