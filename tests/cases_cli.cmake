@@ -19,6 +19,7 @@ if(TARGET glowq)
   add_cli(parallel mpi 600)
   add_cli(calibrate mpi 900)
   add_cli(verify mpi 300)
+  add_cli(check mpi 300)
   add_cli(lost_rank fault 300)
   add_cli(disk_full fault 300)
   foreach(device cuda:sim cuda) # on a card, and its kernels compiled for the host

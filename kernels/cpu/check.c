@@ -202,6 +202,9 @@ static int open_check(struct backend *be)
     struct check *check = NULL;
     TRY(open_cpu(be));
     be->host_memory = 0; /* comm stages mats as it does a GPU's */
+    /* The bits are those of "cpu". */
+    char *processor = be->numerics + strlen(be->name);
+    memmove(be->numerics + strlen("cpu"), processor, strlen(processor) + 1);
     if (!(check = calloc(1, sizeof *check)))
         FAIL(ERR_NOMEM, "cannot allocate %zu bytes of memory", sizeof *check);
     ((struct cpu_state *)be->state)->check = check;
