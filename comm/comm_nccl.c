@@ -274,6 +274,9 @@ static int connect_nccl(struct comm *comm, struct nccl_state *s)
                                  .min_ctas = INT_MIN,
                                  .max_ctas = INT_MIN,
                                  .split_share = INT_MIN}; /* .blocking = 0 */
+    /* Unless the user wants it: in recorded steps NCCL would hand our buffers to the peers' GPUs, for which memory from a pool of
+     * the stream's order isn't made. Decode steps are too short to gain by it. */
+    setenv("NCCL_GRAPH_REGISTER", "0", 0);
     int code = comm->rank == 0 ? s->lib->get_unique_id(&id) : NCCL_SUCCESS;
     TRY(comm_agree(comm, code == NCCL_SUCCESS ? OK : give_up(s, "ncclGetUniqueId", s->lib->get_error_string(code))));
     TRY(comm_bcast(comm, &id, sizeof id, 0));

@@ -126,6 +126,16 @@ int backend_count(const char *name, char *why, size_t n_why)
     return module ? module->count(why, n_why) : 0;
 }
 
+void backend_version(const char *name, char *text, size_t n)
+{
+    char why[512];
+    const struct backend_module *module = is_module(name) ? module_load(name, why, sizeof why) : NULL;
+    if (module)
+        module->version(text, n);
+    else
+        snprintf(text, n, "none: %s", is_module(name) ? why : "no library");
+}
+
 int backend_identify(const struct backend *be, char *name, size_t n_name, char *pci, size_t n_pci)
 {
     char why[512];

@@ -60,6 +60,8 @@ int backend_open(struct backend *be, const char *device, int n_threads);
 void backend_close(struct backend *be);
 /* GPUs that answer to "cuda" or "cuda:sim"; 0: why says what is missing. "cpu" and its kin: 1. */
 int backend_count(const char *name, char *why, size_t n_why);
+/* Versions of the libraries behind "cuda", as loaded, or why there is none. */
+void backend_version(const char *name, char *text, size_t n);
 /* What be computes on: "NVIDIA H100 80GB HBM3" and "0000:17:00.0"; the description and "" on the CPU. */
 int backend_identify(const struct backend *be, char *name, size_t n_name, char *pci, size_t n_pci);
 

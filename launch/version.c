@@ -18,7 +18,8 @@
 
 int print_versions(int as_json)
 {
-    char mpi[MPI_MAX_LIBRARY_VERSION_STRING] = "", hdf5[32], blas[512], xxhash[16], pcre2[64] = "";
+    char mpi[MPI_MAX_LIBRARY_VERSION_STRING] = "", hdf5[32], blas[512], xxhash[16], pcre2[64] = "", cuda[512],
+         nccl[512];
     unsigned major = 0, minor = 0, patch = 0, x = XXH_versionNumber();
     int n = 0;
     MPI_Get_library_version(mpi, &n); /* one of the few calls allowed before MPI_Init */
@@ -27,6 +28,8 @@ int print_versions(int as_json)
     snprintf(hdf5, sizeof hdf5, "%u.%u.%u", major, minor, patch);
     snprintf(blas, sizeof blas, "%s (core in use: %s)", openblas_get_config(), openblas_get_corename());
     snprintf(xxhash, sizeof xxhash, "%u.%u.%u", x / 10000, x / 100 % 100, x % 100);
+    backend_version("cuda", cuda, sizeof cuda);
+    comm_nccl_version(nccl, sizeof nccl);
     pcre2_config(PCRE2_CONFIG_VERSION, pcre2);
     const struct {
         const char *name, *value;
@@ -35,6 +38,8 @@ int print_versions(int as_json)
         {"commit", GLOWQ_COMMIT},
         {"compiler", "C11, " __VERSION__},
         {"mpi", mpi},
+        {"cuda", cuda},
+        {"nccl", nccl},
         {"hdf5", hdf5},
         {"blas", blas},
         {"pcre2", pcre2},
