@@ -36,11 +36,13 @@ int cuda_scratch(struct backend *be, size_t bytes, void **p)
 {
     int err = OK;
     struct cuda_state *state = state_of(be);
+    const int in_step = state->in_step;
     if (bytes > state->scratch_bytes) {
         const size_t unit = 1 << 20;
         if (state->recording)
             FAIL(ERR_GPU, "a recorded step wants %zu bytes of working memory, %zu more than when it ran before", bytes,
                  bytes - state->scratch_bytes);
+        state->in_step = 0; /* alloc and free are forbidden to callers there, not to the run before the recording */
         if (state->scratch)
             be->ops->free(be, state->scratch, state->scratch_bytes);
         state->scratch = NULL;
@@ -52,5 +54,6 @@ int cuda_scratch(struct backend *be, size_t bytes, void **p)
     }
     *p = state->scratch;
 out:
+    state->in_step = in_step;
     return err;
 }
