@@ -16,8 +16,7 @@
 static const int64_t max_size = INT64_C(1) << 31;
 static const size_t max_config_bytes = 16 << 20;
 
-/* A size of 1 to 2^31; fallback 0: the key is required. */
-static int read_size(const json_t *root, const char *key, int64_t fallback, const char *where, int64_t *out)
+int config_size(const json_t *root, const char *key, int64_t fallback, const char *where, int64_t *out)
 {
     int err = OK;
     if (fallback > 0)
@@ -39,11 +38,11 @@ static int has_value(const json_t *root, const char *key)
 static int read_heads(const json_t *root, const char *where, const struct family *family, struct model_config *c)
 {
     int err = OK;
-    TRY(read_size(root, "num_attention_heads", 0, where, &c->n_heads));
+    TRY(config_size(root, "num_attention_heads", 0, where, &c->n_heads));
     /* An absent key means the class's number; an explicit null means one KV head a head. */
     int64_t kv = family->default_kv_heads && !json_object_get(root, "num_key_value_heads") ? family->default_kv_heads
                                                                                            : c->n_heads;
-    TRY(read_size(root, "num_key_value_heads", kv, where, &c->n_kv_heads));
+    TRY(config_size(root, "num_key_value_heads", kv, where, &c->n_kv_heads));
     if (c->n_heads % c->n_kv_heads != 0)
         FAIL(ERR_FORMAT, "%s: \"num_attention_heads\": %" PRId64 " is not a multiple of num_key_value_heads %" PRId64,
              where, c->n_heads, c->n_kv_heads);
@@ -53,7 +52,7 @@ static int read_heads(const json_t *root, const char *where, const struct family
              " and there is no head_dim",
              where, c->d_model, c->n_heads);
     int64_t head_dim = family->default_head_dim ? family->default_head_dim : c->d_model / c->n_heads;
-    TRY(read_size(root, "head_dim", head_dim, where, &c->head_dim));
+    TRY(config_size(root, "head_dim", head_dim, where, &c->head_dim));
     if (c->head_dim % 2 != 0)
         FAIL(ERR_FORMAT, "%s: \"head_dim\": %" PRId64 " is odd; rotary embedding turns pairs", where, c->head_dim);
     if (c->n_heads > max_size / c->head_dim)
@@ -66,13 +65,13 @@ out:
 static int read_sizes(const json_t *root, const char *where, const struct family *family, struct model_config *c)
 {
     int err = OK;
-    TRY(read_size(root, "num_hidden_layers", 0, where, &c->n_layers));
-    TRY(read_size(root, "hidden_size", 0, where, &c->d_model));
-    TRY(read_size(root, "intermediate_size", 0, where, &c->d_ff));
-    TRY(read_size(root, "vocab_size", 0, where, &c->vocab_size));
-    TRY(read_size(root, "max_position_embeddings", family->default_max_position, where, &c->max_position));
+    TRY(config_size(root, "num_hidden_layers", 0, where, &c->n_layers));
+    TRY(config_size(root, "hidden_size", 0, where, &c->d_model));
+    TRY(config_size(root, "intermediate_size", 0, where, &c->d_ff));
+    TRY(config_size(root, "vocab_size", 0, where, &c->vocab_size));
+    TRY(config_size(root, "max_position_embeddings", family->default_max_position, where, &c->max_position));
     TRY(read_heads(root, where, family, c));
-    TRY(json_opt_double(root, "rms_norm_eps", 1e-6, where, &c->norm_eps));
+    TRY(json_opt_double(root, "rms_norm_eps", family->default_eps, where, &c->norm_eps));
     if (!(c->norm_eps > 0 && c->norm_eps < 1))
         FAIL(ERR_FORMAT, "%s: \"rms_norm_eps\": %g is out of range (0 to 1)", where, c->norm_eps);
 out:
@@ -95,6 +94,8 @@ static int read_switches(const json_t *root, const char *where, const struct fam
         FAIL(ERR_UNSUPPORTED, "%s: \"mlp_bias\": true: a %s model has none", where, family->model_type);
     c->o_bias = attention_bias && family->reads_attention_bias;
     c->qkv_bias = c->o_bias || family->qkv_always_biased;
+    if (family->reads_qkv_bias)
+        TRY(json_opt_bool(root, "qkv_bias", c->qkv_bias, where, &c->qkv_bias));
     c->mlp_bias = mlp_bias;
     c->qk_norm = family->qk_norm;
 out:
@@ -105,7 +106,8 @@ out:
 static int read_window(const json_t *root, const char *where, const struct family *family, struct model_config *c)
 {
     int err = OK, on = 0;
-    const int64_t default_window = json_object_get(root, "sliding_window") ? 0 : 4096; /* explicit null: none */
+    const int64_t default_window =
+        json_object_get(root, "sliding_window") ? 0 : family->default_window; /* explicit null: none */
     TRY(json_opt_bool(root, "use_sliding_window", 0, where, &on));
     switch (family->window) {
     case WINDOW_NEVER: /* the class ignores the key; whoever wrote a number there meant something, unless switched off
@@ -121,6 +123,11 @@ static int read_window(const json_t *root, const char *where, const struct famil
                  "%s: \"use_sliding_window\": false: a %s model always uses sliding_window; set that to null", where,
                  family->model_type);
         break;
+    case WINDOW_OFF:
+        if (on)
+            FAIL(ERR_UNSUPPORTED, "%s: \"use_sliding_window\": true is not supported for a %s model", where,
+                 family->model_type);
+        goto out;
     case WINDOW_SWITCHED:
         if (!on || (!has_value(root, "sliding_window") && !default_window))
             goto out;
@@ -129,7 +136,7 @@ static int read_window(const json_t *root, const char *where, const struct famil
             FAIL(ERR_FORMAT, "%s: \"max_window_layers\": %" PRId64 " is out of range", where, c->first_window_layer);
         break;
     }
-    TRY(read_size(root, "sliding_window", default_window, where, &c->sliding_window));
+    TRY(config_size(root, "sliding_window", default_window, where, &c->sliding_window));
 out:
     return err;
 }
@@ -254,7 +261,9 @@ int config_read_file(const char *path, struct model_config *config)
     snprintf(c.family, sizeof c.family, "%s", family->model_type);
     TRY(read_sizes(root, path, family, &c));
     TRY(read_switches(root, path, family, &c));
-    TRY(config_rope(root, path, c.max_position, &c.rope));
+    TRY(config_rope(root, path, family, c.max_position, &c.rope));
+    if (family->experts)
+        TRY(config_experts(root, path, family->experts, &c));
     TRY(read_window(root, path, family, &c));
     TRY(read_layer_types(root, path, family, &c));
     TRY(read_tokens(root, path, family, &c));

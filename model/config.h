@@ -19,10 +19,10 @@ struct rope_config {
     int64_t original_max_position;                    /* llama3 */
 };
 
-enum { MAX_EOS = 16 };
+enum { MAX_EOS = 16, MAX_EXPERTS = 4096, MAX_DENSE_LAYERS = 128 };
 
 struct model_config {
-    char family[32]; /* "llama", "mistral", "qwen2", "qwen3" */
+    char family[32]; /* "llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe" */
     int64_t n_layers, d_model, d_ff, n_heads, n_kv_heads, head_dim, vocab_size, max_position;
     double norm_eps;
     struct rope_config rope;
@@ -31,6 +31,13 @@ struct model_config {
     int qkv_bias, o_bias, mlp_bias;
     int qk_norm; /* RMSNorm of each q and k head before RoPE (Qwen3) */
     int tied_embeddings;
+    /* Mixture of experts; n_experts 0: a dense model. d_ff is the width of the layers without experts. */
+    int64_t n_experts, top_k;   /* routed, and how many of them a token visits */
+    int64_t d_expert, d_shared; /* widths of a routed expert and of the one that every token visits (0: none) */
+    int normalize_top_k;        /* weights of the chosen experts are divided by their sum */
+    int64_t sparse_step;        /* layers sparse_step - 1, 2 sparse_step - 1, .. have experts, */
+    int64_t dense_layers[MAX_DENSE_LAYERS]; /* but for these */
+    int n_dense_layers;
     int64_t bos_id;           /* -1: none. Whether a text gets it is the tokenizer's decision, never this field's */
     int64_t eos_ids[MAX_EOS]; /* generation_config.json's, else config.json's */
     int n_eos;
@@ -42,5 +49,9 @@ int config_read(const char *dir, struct model_config *config);
 int config_read_file(const char *path, struct model_config *config);
 /* The window of a layer: 0 none. */
 int64_t config_window(const struct model_config *config, int64_t layer);
+/* Does this layer have experts in the place of its MLP? */
+int config_is_moe(const struct model_config *config, int64_t layer);
+/* ERR_UNSUPPORTED if any layer does: for what can't run such layers yet. where: for the message. */
+int config_refuse_moe(const struct model_config *config, const char *where);
 
 #endif

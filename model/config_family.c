@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Which family a config.json belongs to, and everything about it that is refused rather than guessed. See config.h.
  *
- * The defaults are those of LlamaConfig, MistralConfig, Qwen2Config and Qwen3Config in transformers: a checkpoint may
+ * The defaults are those of LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, MixtralConfig, Qwen2MoeConfig and
+ * Qwen3MoeConfig in transformers: a checkpoint may
  * leave keys out that its class defines. Keys nobody here reads are sorted by name: training and bookkeeping keys are
  * harmless, keys that sound like arithmetic must have a value that changes nothing, others are reported once.
  */
@@ -14,12 +15,21 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const struct expert_rule mixtral_experts = {
+    .count_key = "num_local_experts", .default_count = 8, .default_top_k = 2, .always_normalized = 1};
+static const struct expert_rule qwen2_experts = {
+    .count_key = "num_experts", .default_count = 60, .default_top_k = 4, .default_width = 1408, .default_shared = 5632};
+static const struct expert_rule qwen3_experts = {
+    .count_key = "num_experts", .default_count = 128, .default_top_k = 8, .default_width = 768};
+
 static const struct family families[] = {
     {.model_type = "llama",
      .architecture = "LlamaForCausalLM",
      .default_max_position = 2048,
      .default_bos = 1,
      .default_eos = 2,
+     .default_theta = 1e4,
+     .default_eps = 1e-6,
      .window = WINDOW_NEVER,
      .reads_attention_bias = 1,
      .reads_mlp_bias = 1},
@@ -29,14 +39,20 @@ static const struct family families[] = {
      .default_max_position = 131072,
      .default_bos = 1,
      .default_eos = 2,
-     .window = WINDOW_ALWAYS},
+     .default_theta = 1e4,
+     .default_eps = 1e-6,
+     .window = WINDOW_ALWAYS,
+     .default_window = 4096},
     {.model_type = "qwen2",
      .architecture = "Qwen2ForCausalLM",
      .default_kv_heads = 32,
      .default_max_position = 32768,
      .default_bos = -1,
      .default_eos = -1,
+     .default_theta = 1e4,
+     .default_eps = 1e-6,
      .window = WINDOW_SWITCHED,
+     .default_window = 4096,
      .qkv_always_biased = 1},
     {.model_type = "qwen3",
      .architecture = "Qwen3ForCausalLM",
@@ -45,18 +61,60 @@ static const struct family families[] = {
      .default_max_position = 32768,
      .default_bos = -1,
      .default_eos = -1,
+     .default_theta = 1e4,
+     .default_eps = 1e-6,
      .window = WINDOW_SWITCHED,
+     .default_window = 4096,
      .reads_attention_bias = 1,
      .qk_norm = 1},
+    {.model_type = "mixtral",
+     .architecture = "MixtralForCausalLM",
+     .default_kv_heads = 8,
+     .default_max_position = 131072,
+     .default_bos = 1,
+     .default_eos = 2,
+     .default_theta = 1e6,
+     .default_eps = 1e-5,
+     .window = WINDOW_ALWAYS,
+     .experts = &mixtral_experts},
+    {.model_type = "qwen2_moe",
+     .architecture = "Qwen2MoeForCausalLM",
+     .default_kv_heads = 16,
+     .default_max_position = 32768,
+     .default_bos = -1,
+     .default_eos = -1,
+     .default_theta = 1e4,
+     .default_eps = 1e-6,
+     .window = WINDOW_OFF,
+     .qkv_always_biased = 1,
+     .reads_qkv_bias = 1,
+     .experts = &qwen2_experts},
+    {.model_type = "qwen3_moe",
+     .architecture = "Qwen3MoeForCausalLM",
+     .default_kv_heads = 4,
+     .default_max_position = 32768,
+     .default_bos = -1,
+     .default_eos = -1,
+     .default_theta = 1e4,
+     .default_eps = 1e-6,
+     .window = WINDOW_OFF,
+     .reads_attention_bias = 1,
+     .qk_norm = 1,
+     .experts = &qwen3_experts},
 };
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
-/* Known architectures whose experts this build doesn't run. */
-static const char *const not_yet[] = {"mixtral", "qwen2_moe", "qwen3_moe"};
+/* Kin of what is served that would be computed wrong, and why. */
+static const struct {
+    const char *model_type, *reason;
+} unserved[] = {
+    {"olmoe", "its q and k norms span all heads"},
+    {"granitemoe", "its multipliers scale embeddings, attention, residuals and logits"},
+};
 
 /* Read by config.c and config_rope.c, or without any effect on the forward pass. attention_bias is here for every
  * family: where the class doesn't read it (Qwen2 always has biases, Mistral never), the tensors themselves are checked
- * by name. pretraining_tp only splits products; chunk_size_feed_forward likewise. */
+ * by name. pretraining_tp only splits products; chunk_size_feed_forward likewise; the router's loss and noise belong to training. */
 static const char *const harmless[] = {"architectures",
                                        "attention_bias",
                                        "attention_dropout",
@@ -84,6 +142,7 @@ static const char *const harmless[] = {"architectures",
                                        "original_max_position_embeddings",
                                        "output_attentions",
                                        "output_hidden_states",
+                                       "output_router_logits",
                                        "pad_token_id",
                                        "partial_rotary_factor",
                                        "pretraining_tp",
@@ -93,6 +152,8 @@ static const char *const harmless[] = {"architectures",
                                        "rope_parameters",
                                        "rope_scaling",
                                        "rope_theta",
+                                       "router_aux_loss_coef",
+                                       "router_jitter_noise",
                                        "sliding_window",
                                        "tie_word_embeddings",
                                        "tokenizer_class",
@@ -117,8 +178,12 @@ static const struct {
     {"auto_map", 0},
 };
 
-static int is_harmless(const char *key)
+static int is_harmless(const struct family *family, const char *key)
 {
+    if (family->experts && config_experts_read(family->experts, key))
+        return 1;
+    if (family->reads_qkv_bias && strcmp(key, "qkv_bias") == 0)
+        return 1;
     for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++)
         if (strcmp(key, harmless[i]) == 0)
             return 1;
@@ -157,7 +222,7 @@ out:
     return err;
 }
 
-static int check_keys(const json_t *root, const char *where)
+static int check_keys(const json_t *root, const char *where, const struct family *family)
 {
     int err = OK, known;
     const char *key;
@@ -165,7 +230,7 @@ static int check_keys(const json_t *root, const char *where)
     char ignored[256] = "";
     json_object_foreach((json_t *)root, key, v)
     {
-        if (is_harmless(key))
+        if (is_harmless(family, key))
             continue;
         TRY(check_key(where, key, v, &known));
         size_t used = strlen(ignored);
@@ -238,9 +303,10 @@ static int find_family(const json_t *root, const char *where, const struct famil
             goto out;
         }
     }
-    for (size_t i = 0; i < sizeof not_yet / sizeof *not_yet; i++)
-        if (strcmp(type, not_yet[i]) == 0)
-            FAIL(ERR_UNSUPPORTED, "%s: model_type \"%s\" is not supported yet (supported: %s)", where, type, supported);
+    for (size_t i = 0; i < sizeof unserved / sizeof *unserved; i++)
+        if (strcmp(type, unserved[i].model_type) == 0)
+            FAIL(ERR_UNSUPPORTED, "%s: model_type \"%s\" is not supported: %s (supported: %s)", where, type,
+                 unserved[i].reason, supported);
     FAIL(ERR_UNSUPPORTED, "%s: model_type \"%.60s\" is not supported (supported: %s)", where, type, supported);
 out:
     return err;
@@ -269,7 +335,7 @@ int config_family(const json_t *root, const char *where, const struct family **f
     TRY(find_family(root, where, family));
     TRY(check_architecture(root, where, *family));
     TRY(check_not_quantized(root, where));
-    TRY(check_keys(root, where));
+    TRY(check_keys(root, where, *family));
 out:
     return err;
 }

@@ -152,12 +152,13 @@ out:
     return err;
 }
 
-int config_rope(const json_t *root, const char *where, int64_t max_position, struct rope_config *out)
+int config_rope(const json_t *root, const char *where, const struct family *family, int64_t max_position,
+                struct rope_config *out)
 {
     int err = OK;
     json_t *rope = NULL;
     size_t type = 0;
-    *out = (struct rope_config){.theta = 10000.0, .factor = 1.0};
+    *out = (struct rope_config){.theta = family->default_theta, .factor = 1.0};
     TRY(merge(root, where, &rope));
     TRY(find_type(rope, where, &type));
     TRY(check_keys(rope, type, where));

@@ -14,6 +14,9 @@
 #define MISTRAL "{\"model_type\":\"mistral\"," SIZES ",\"num_key_value_heads\":2"
 #define QWEN2 "{\"model_type\":\"qwen2\"," SIZES ",\"num_key_value_heads\":2"
 #define QWEN3 "{\"model_type\":\"qwen3\"," SIZES ",\"num_key_value_heads\":2"
+#define MIXTRAL "{\"model_type\":\"mixtral\"," SIZES ",\"num_key_value_heads\":2"
+#define QWEN2_MOE "{\"model_type\":\"qwen2_moe\"," SIZES ",\"num_key_value_heads\":2"
+#define QWEN3_MOE "{\"model_type\":\"qwen3_moe\"," SIZES ",\"num_key_value_heads\":2"
 
 static struct model_config read_ok(const char *text)
 {

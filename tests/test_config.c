@@ -45,6 +45,8 @@ struct defaults {
     const char *text;
     int64_t kv, head_dim, max_position, bos, eos, window; /* eos -1: none */
     int qkv_bias, qk_norm;
+    double theta, eps;  /* 0: 1e4 and 1e-6 */
+    int64_t experts[4]; /* n_experts, top_k, d_expert, d_shared */
 };
 
 /* Every optional key absent. mistral and qwen take more heads here because their default number of KV heads is 8
@@ -57,10 +59,13 @@ static void knows_the_defaults(void **state)
 {
     (void)state;
     static const struct defaults families[] = {
-        {"{\"model_type\":\"llama\"," WIDE, 32, 4, 2048, 1, 2, 0, 0, 0},
-        {"{\"model_type\":\"mistral\"," WIDE, 8, 4, 131072, 1, 2, 4096, 0, 0},
-        {"{\"model_type\":\"qwen2\"," WIDE, 32, 4, 32768, -1, -1, 0, 1, 0},
-        {"{\"model_type\":\"qwen3\"," WIDE, 32, 128, 32768, -1, -1, 0, 0, 1},
+        {"{\"model_type\":\"llama\"," WIDE, 32, 4, 2048, 1, 2, 0, 0, 0, 1e4, 1e-6, {0}},
+        {"{\"model_type\":\"mistral\"," WIDE, 8, 4, 131072, 1, 2, 4096, 0, 0, 1e4, 1e-6, {0}},
+        {"{\"model_type\":\"qwen2\"," WIDE, 32, 4, 32768, -1, -1, 0, 1, 0, 1e4, 1e-6, {0}},
+        {"{\"model_type\":\"qwen3\"," WIDE, 32, 128, 32768, -1, -1, 0, 0, 1, 1e4, 1e-6, {0}},
+        {"{\"model_type\":\"mixtral\"," WIDE, 8, 4, 131072, 1, 2, 0, 0, 0, 1e6, 1e-5, {8, 2, 10, 0}},
+        {"{\"model_type\":\"qwen2_moe\"," WIDE, 16, 4, 32768, -1, -1, 0, 1, 0, 1e4, 1e-6, {60, 4, 1408, 5632}},
+        {"{\"model_type\":\"qwen3_moe\"," WIDE, 4, 4, 32768, -1, -1, 0, 0, 1, 1e4, 1e-6, {128, 8, 768, 0}},
     };
     for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
         const struct defaults *d = &families[i];
@@ -74,7 +79,13 @@ static void knows_the_defaults(void **state)
         assert_int_equal(config_window(&c, 0), d->window);
         assert_int_equal(c.qkv_bias, d->qkv_bias);
         assert_int_equal(c.qk_norm, d->qk_norm);
-        assert_true(c.norm_eps == 1e-6 && c.rope.theta == 10000.0 && c.rope.type == ROPE_DEFAULT);
+        assert_true(c.norm_eps == d->eps && c.rope.theta == d->theta);
+        assert_int_equal(c.rope.type, ROPE_DEFAULT);
+        const int64_t experts[] = {c.n_experts, c.top_k, c.d_expert, c.d_shared};
+        assert_memory_equal(experts, d->experts, sizeof experts);
+        assert_int_equal(config_is_moe(&c, 0), c.n_experts > 0);
+        assert_int_equal(config_is_moe(&c, 1), c.n_experts > 0);
+        assert_int_equal(c.normalize_top_k, strcmp(c.family, "mixtral") == 0); /* Qwen: only if the key says so */
         assert_true(!c.o_bias && !c.mlp_bias && !c.tied_embeddings);
     }
 }
@@ -200,6 +211,57 @@ static void ignores_what_changes_nothing(void **state)
     assert_true(c.qkv_bias && !c.o_bias); /* Qwen2's o never has one, whatever attention_bias says */
 }
 
+static void reads_experts(void **state)
+{
+    (void)state;
+    struct model_config c =
+        read_ok(MIXTRAL ",\"num_local_experts\":5,\"num_experts_per_tok\":5,\"output_router_logits\":true,"
+                        "\"router_aux_loss_coef\":0.02,\"router_jitter_noise\":0.1,\"sliding_window\":4}");
+    assert_true(c.n_experts == 5 && c.top_k == 5 && c.d_expert == 10 && c.d_shared == 0 && c.normalize_top_k);
+    assert_true(config_window(&c, 0) == 4 && !c.qkv_bias);
+    c = read_ok(QWEN2_MOE ",\"num_experts\":6,\"num_experts_per_tok\":1,\"moe_intermediate_size\":4,"
+                          "\"shared_expert_intermediate_size\":9,\"norm_topk_prob\":true,\"qkv_bias\":false,"
+                          "\"sliding_window\":5,\"max_window_layers\":0,\"use_sliding_window\":false}");
+    assert_true(c.n_experts == 6 && c.top_k == 1 && c.d_expert == 4 && c.d_shared == 9 && c.normalize_top_k);
+    assert_true(c.d_ff == 10 && !c.qkv_bias && config_window(&c, 2) == 0);
+    c = read_ok(QWEN3_MOE ",\"num_experts\":4096,\"norm_topk_prob\":false,\"head_dim\":8,\"attention_bias\":true}");
+    assert_true(c.n_experts == 4096 && !c.normalize_top_k && c.head_dim == 8 && c.qkv_bias && c.o_bias && c.qk_norm);
+    c = read_ok(LLAMA "}");
+    assert_true(c.n_experts == 0 && config_refuse_moe(&c, "here") == OK);
+}
+
+/* Which of the three layers have experts. */
+static void knows_the_layers_with_experts(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        int moe[3];
+    } cases[] = {
+        {MIXTRAL "}", {1, 1, 1}},
+        {QWEN2_MOE "}", {1, 1, 1}},
+        {QWEN2_MOE ",\"mlp_only_layers\":[]}", {1, 1, 1}},
+        {QWEN2_MOE ",\"mlp_only_layers\":null,\"decoder_sparse_step\":2}", {0, 1, 0}},
+        {QWEN3_MOE ",\"decoder_sparse_step\":3}", {0, 0, 1}},
+        {QWEN3_MOE ",\"mlp_only_layers\":[0]}", {0, 1, 1}},
+        {QWEN3_MOE ",\"mlp_only_layers\":[2,0,7]}", {0, 1, 0}},
+        {QWEN3_MOE ",\"mlp_only_layers\":[1],\"decoder_sparse_step\":2}", {0, 0, 0}},
+        {QWEN3_MOE ",\"decoder_sparse_step\":2147483648}", {0, 0, 0}},
+        {LLAMA "}", {0, 0, 0}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const struct model_config c = read_ok(cases[i].text);
+        int any = 0;
+        for (int layer = 0; layer < 3; layer++) {
+            assert_int_equal(config_is_moe(&c, layer), cases[i].moe[layer]);
+            any |= cases[i].moe[layer];
+        }
+        assert_int_equal(config_refuse_moe(&c, "here"), any ? ERR_UNSUPPORTED : OK);
+        if (any && !strstr(err_last(), "here: model_type "))
+            fail_msg("%s", err_last());
+    }
+}
+
 /* ---- what is refused ---- */
 
 struct refused {
@@ -213,12 +275,47 @@ static struct refused refused[] = {
     {"a list", "[]", ERR_FORMAT, "must be a JSON object"},
     {"duplicate key", LLAMA ",\"vocab_size\":8}", ERR_FORMAT, "duplicate"},
     {"no model_type", "{" SIZES "}", ERR_FORMAT,
-     "\"model_type\" must be a string (supported: llama, mistral, qwen2, qwen3)"},
+     "\"model_type\" must be a string (supported: llama, mistral, qwen2, qwen3, mixtral, qwen2_moe, qwen3_moe)"},
     {"unknown model_type", "{\"model_type\":\"gpt_oss\"," SIZES "}", ERR_UNSUPPORTED,
-     "\"gpt_oss\" is not supported (supported: llama, mistral, qwen2, qwen3)"},
-    {"mixtral", "{\"model_type\":\"mixtral\"," SIZES "}", ERR_UNSUPPORTED, "\"mixtral\" is not supported yet"},
-    {"qwen2_moe", "{\"model_type\":\"qwen2_moe\"," SIZES "}", ERR_UNSUPPORTED, "not supported yet"},
-    {"qwen3_moe", "{\"model_type\":\"qwen3_moe\"," SIZES "}", ERR_UNSUPPORTED, "not supported yet"},
+     "\"gpt_oss\" is not supported (supported: llama, mistral, qwen2, qwen3, mixtral, qwen2_moe, qwen3_moe)"},
+    {"olmoe", "{\"model_type\":\"olmoe\"," SIZES "}", ERR_UNSUPPORTED, "\"olmoe\" is not supported: its q and k norms"},
+    {"granitemoe", "{\"model_type\":\"granitemoe\"," SIZES "}", ERR_UNSUPPORTED,
+     "\"granitemoe\" is not supported: its multipliers"},
+    {"no experts", MIXTRAL ",\"num_local_experts\":0}", ERR_FORMAT, "\"num_local_experts\": 0 is out of range"},
+    {"experts negative", QWEN2_MOE ",\"num_experts\":-1}", ERR_FORMAT, "\"num_experts\": -1 is out of range"},
+    {"experts a real", QWEN3_MOE ",\"num_experts\":4.0}", ERR_FORMAT, "\"num_experts\" must be an integer"},
+    {"too many experts", QWEN3_MOE ",\"num_experts\":4097}", ERR_UNSUPPORTED,
+     "\"num_experts\": 4097, at most 4096 experts"},
+    {"experts of a token", QWEN3_MOE ",\"num_experts\":4,\"num_experts_per_tok\":5}", ERR_FORMAT,
+     "\"num_experts_per_tok\": 5 exceeds num_experts 4"},
+    {"default experts of a token", MIXTRAL ",\"num_local_experts\":1}", ERR_FORMAT,
+     "\"num_experts_per_tok\": 2 exceeds num_local_experts 1"},
+    {"no expert for a token", MIXTRAL ",\"num_experts_per_tok\":0}", ERR_FORMAT,
+     "\"num_experts_per_tok\": 0 is out of range"},
+    {"width of an expert", QWEN3_MOE ",\"moe_intermediate_size\":0}", ERR_FORMAT,
+     "\"moe_intermediate_size\": 0 is out of range"},
+    {"width of the shared expert", QWEN2_MOE ",\"shared_expert_intermediate_size\":2147483649}", ERR_FORMAT,
+     "\"shared_expert_intermediate_size\": 2147483649 is out of range"},
+    {"norm_topk_prob a number", QWEN2_MOE ",\"norm_topk_prob\":1}", ERR_FORMAT, "must be true or false"},
+    {"decoder_sparse_step zero", QWEN2_MOE ",\"decoder_sparse_step\":0}", ERR_FORMAT,
+     "\"decoder_sparse_step\": 0 is out of range"},
+    {"mlp_only_layers a number", QWEN3_MOE ",\"mlp_only_layers\":1}", ERR_FORMAT,
+     "\"mlp_only_layers\" must be an array"},
+    {"mlp_only_layers negative", QWEN3_MOE ",\"mlp_only_layers\":[0,-1]}", ERR_FORMAT,
+     "\"mlp_only_layers\"[1] must be"},
+    {"mlp_only_layers of names", QWEN3_MOE ",\"mlp_only_layers\":[\"0\"]}", ERR_FORMAT,
+     "\"mlp_only_layers\"[0] must be"},
+    {"shared expert of qwen3_moe", QWEN3_MOE ",\"shared_expert_intermediate_size\":8}", ERR_UNSUPPORTED,
+     "\"shared_expert_intermediate_size\": 8 may change the result"},
+    {"norm_topk_prob of mixtral", MIXTRAL ",\"norm_topk_prob\":true}", ERR_UNSUPPORTED, "\"norm_topk_prob\""},
+    {"num_experts of mixtral", MIXTRAL ",\"num_experts\":8}", ERR_UNSUPPORTED, "\"num_experts\": 8"},
+    {"qkv_bias of qwen3_moe", QWEN3_MOE ",\"qkv_bias\":true}", ERR_UNSUPPORTED, "\"qkv_bias\""},
+    {"window of qwen2_moe", QWEN2_MOE ",\"use_sliding_window\":true}", ERR_UNSUPPORTED,
+     "\"use_sliding_window\": true is not supported for a qwen2_moe model"},
+    {"window of mixtral switched off", MIXTRAL ",\"sliding_window\":5,\"use_sliding_window\":false}", ERR_UNSUPPORTED,
+     "\"use_sliding_window\": false"},
+    {"dense model of a MoE architecture", QWEN2 ",\"architectures\":[\"Qwen2MoeForCausalLM\"]}", ERR_UNSUPPORTED,
+     "expected Qwen2ForCausalLM"},
     {"architecture of another family", LLAMA ",\"architectures\":[\"MistralForCausalLM\"]}", ERR_UNSUPPORTED,
      "expected LlamaForCausalLM"},
     {"classifier", LLAMA ",\"architectures\":[\"LlamaForSequenceClassification\"]}", ERR_UNSUPPORTED,
@@ -371,33 +468,258 @@ static const struct published {
     double theta;
     int tied, has_weights;
     enum rope_type rope;
+    int64_t experts[5]; /* n_experts, top_k, d_expert, d_shared, normalize_top_k */
 } published[] = {
-    {"models/stories260K-f32", OK, "llama", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 1, 1, ROPE_DEFAULT},
-    {"models/stories260K-bf16", OK, "llama", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 1, 1, ROPE_DEFAULT},
-    {"models/stories260K-sharded3-bf16", OK, "llama", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 1, 1, ROPE_DEFAULT},
-    {"models/stories260K-untied-f32", OK, "llama", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 0, 1, ROPE_DEFAULT},
-    {"models/stories260K-qwen2-f32", OK, "qwen2", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 1, 1, ROPE_DEFAULT},
-    {"models/babyllama361-f32", OK, "llama", 5, 128, 352, 8, 4, 16, 361, 256, 1e4, 1, 1, ROPE_DEFAULT},
-    {"configs/llama-2-70b-lzlv", OK, "llama", 80, 8192, 28672, 64, 8, 128, 32000, 4096, 1e4, 0, 0, ROPE_DEFAULT},
-    {"configs/mistral-devstral-small-24b", OK, "mistral", 40, 5120, 32768, 32, 8, 128, 131072, 131072, 1e9, 0, 0,
-     ROPE_DEFAULT},
-    {"configs/qwen2.5-14b-cogito", OK, "qwen2", 48, 5120, 13824, 40, 8, 128, 151665, 131072, 1e6, 0, 0, ROPE_DEFAULT},
-    {"configs/quoted/Llama-2-7b-hf.json", OK, "llama", 32, 4096, 11008, 32, 32, 128, 32000, 4096, 1e4, 0, 0,
-     ROPE_DEFAULT},
-    {"configs/quoted/Qwen2.5-7B-Instruct.json", OK, "qwen2", 28, 3584, 18944, 28, 4, 128, 152064, 32768, 1e6, 0, 0,
-     ROPE_DEFAULT},
-    {"configs/aiconfigurator/Qwen--Qwen3-0.6B_config.json", OK, "qwen3", 28, 1024, 3072, 16, 8, 128, 151936, 40960, 1e6,
-     1, 0, ROPE_DEFAULT},
-    {"configs/aiconfigurator/Qwen--Qwen3-32B_config.json", OK, "qwen3", 64, 5120, 25600, 64, 8, 128, 151936, 40960, 1e6,
-     0, 0, ROPE_DEFAULT},
-    {"configs/aiconfigurator/meta-llama--Meta-Llama-3.1-405B_config.json", OK, "llama", 126, 16384, 53248, 128, 8, 128,
-     128256, 131072, 5e5, 0, 0, ROPE_LLAMA3},
+    {"models/stories260K-f32", OK, "llama", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 1, 1, ROPE_DEFAULT, {0}},
+    {"models/stories260K-bf16", OK, "llama", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 1, 1, ROPE_DEFAULT, {0}},
+    {"models/stories260K-sharded3-bf16", OK, "llama", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 1, 1, ROPE_DEFAULT, {0}},
+    {"models/stories260K-untied-f32", OK, "llama", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 0, 1, ROPE_DEFAULT, {0}},
+    {"models/stories260K-qwen2-f32", OK, "qwen2", 5, 64, 172, 8, 4, 8, 512, 512, 1e4, 1, 1, ROPE_DEFAULT, {0}},
+    {"models/babyllama361-f32", OK, "llama", 5, 128, 352, 8, 4, 16, 361, 256, 1e4, 1, 1, ROPE_DEFAULT, {0}},
+    {"configs/llama-2-70b-lzlv", OK, "llama", 80, 8192, 28672, 64, 8, 128, 32000, 4096, 1e4, 0, 0, ROPE_DEFAULT, {0}},
+    {"configs/mistral-devstral-small-24b",
+     OK,
+     "mistral",
+     40,
+     5120,
+     32768,
+     32,
+     8,
+     128,
+     131072,
+     131072,
+     1e9,
+     0,
+     0,
+     ROPE_DEFAULT,
+     {0}},
+    {"configs/qwen2.5-14b-cogito",
+     OK,
+     "qwen2",
+     48,
+     5120,
+     13824,
+     40,
+     8,
+     128,
+     151665,
+     131072,
+     1e6,
+     0,
+     0,
+     ROPE_DEFAULT,
+     {0}},
+    {"configs/quoted/Llama-2-7b-hf.json",
+     OK,
+     "llama",
+     32,
+     4096,
+     11008,
+     32,
+     32,
+     128,
+     32000,
+     4096,
+     1e4,
+     0,
+     0,
+     ROPE_DEFAULT,
+     {0}},
+    {"configs/quoted/Qwen2.5-7B-Instruct.json",
+     OK,
+     "qwen2",
+     28,
+     3584,
+     18944,
+     28,
+     4,
+     128,
+     152064,
+     32768,
+     1e6,
+     0,
+     0,
+     ROPE_DEFAULT,
+     {0}},
+    {"configs/aiconfigurator/Qwen--Qwen3-0.6B_config.json",
+     OK,
+     "qwen3",
+     28,
+     1024,
+     3072,
+     16,
+     8,
+     128,
+     151936,
+     40960,
+     1e6,
+     1,
+     0,
+     ROPE_DEFAULT,
+     {0}},
+    {"configs/aiconfigurator/Qwen--Qwen3-32B_config.json",
+     OK,
+     "qwen3",
+     64,
+     5120,
+     25600,
+     64,
+     8,
+     128,
+     151936,
+     40960,
+     1e6,
+     0,
+     0,
+     ROPE_DEFAULT,
+     {0}},
+    {"configs/aiconfigurator/meta-llama--Meta-Llama-3.1-405B_config.json",
+     OK,
+     "llama",
+     126,
+     16384,
+     53248,
+     128,
+     8,
+     128,
+     128256,
+     131072,
+     5e5,
+     0,
+     0,
+     ROPE_LLAMA3,
+     {0}},
     {.path = "configs/aiconfigurator/Qwen--Qwen3-32B-FP8_config.json",
      .code = ERR_UNSUPPORTED,
      .says = "quant_method fp8, e4m3"},
-    {.path = "configs/aiconfigurator/Qwen--Qwen3-30B-A3B_config.json",
-     .code = ERR_UNSUPPORTED,
-     .says = "\"qwen3_moe\" is not supported yet"},
+    {"models/stories260K-mixtral4-f32",
+     OK,
+     "mixtral",
+     5,
+     64,
+     172,
+     8,
+     4,
+     8,
+     512,
+     512,
+     1e4,
+     1,
+     1,
+     ROPE_DEFAULT,
+     {4, 2, 172, 0, 1}},
+    {"models/stories260K-qwen2moe4-f32",
+     OK,
+     "qwen2_moe",
+     5,
+     64,
+     172,
+     8,
+     4,
+     8,
+     512,
+     512,
+     1e4,
+     1,
+     1,
+     ROPE_DEFAULT,
+     {4, 2, 172, 172, 1}},
+    {"models/babyllama361-mixtral8-bf16",
+     OK,
+     "mixtral",
+     5,
+     128,
+     352,
+     8,
+     4,
+     16,
+     361,
+     256,
+     1e4,
+     1,
+     1,
+     ROPE_DEFAULT,
+     {8, 2, 352, 0, 1}},
+    {"configs/mixtral-8x22b-wizardlm2",
+     OK,
+     "mixtral",
+     56,
+     6144,
+     16384,
+     48,
+     8,
+     128,
+     32000,
+     65536,
+     1e6,
+     0,
+     0,
+     ROPE_DEFAULT,
+     {8, 2, 16384, 0, 1}},
+    {"configs/aiconfigurator/mistralai--Mixtral-8x7B-v0.1_config.json",
+     OK,
+     "mixtral",
+     32,
+     4096,
+     14336,
+     32,
+     8,
+     128,
+     32000,
+     32768,
+     1e6,
+     0,
+     0,
+     ROPE_DEFAULT,
+     {8, 2, 14336, 0, 1}},
+    {"configs/aiconfigurator/Qwen--Qwen3-30B-A3B_config.json",
+     OK,
+     "qwen3_moe",
+     48,
+     2048,
+     6144,
+     32,
+     4,
+     128,
+     151936,
+     40960,
+     1e6,
+     0,
+     0,
+     ROPE_DEFAULT,
+     {128, 8, 768, 0, 1}},
+    {"configs/aiconfigurator/Qwen--Qwen3-235B-A22B_config.json",
+     OK,
+     "qwen3_moe",
+     94,
+     4096,
+     12288,
+     64,
+     4,
+     128,
+     151936,
+     40960,
+     1e6,
+     0,
+     0,
+     ROPE_DEFAULT,
+     {128, 8, 1536, 0, 1}},
+    {"configs/quoted/Qwen1.5-MoE-A2.7B.json",
+     OK,
+     "qwen2_moe",
+     24,
+     2048,
+     5632,
+     16,
+     16,
+     128,
+     151936,
+     8192,
+     1e6,
+     0,
+     0,
+     ROPE_DEFAULT,
+     {60, 4, 1408, 5632, 0}},
     {.path = "configs/aiconfigurator/deepseek-ai--DeepSeek-V3_config.json",
      .code = ERR_UNSUPPORTED,
      .says = "\"deepseek_v3\" is not supported"},
@@ -407,9 +729,6 @@ static const struct published {
     {.path = "configs/aiconfigurator/google--gemma-4-26B-A4B_config.json",
      .code = ERR_UNSUPPORTED,
      .says = "\"gemma4\" is not supported"},
-    {.path = "models/stories260K-mixtral4-f32", .code = ERR_UNSUPPORTED, .says = "\"mixtral\" is not supported yet"},
-    {.path = "models/stories260K-qwen2moe4-f32", .code = ERR_UNSUPPORTED, .says = "\"qwen2_moe\" is not supported yet"},
-    {.path = "configs/mixtral-8x22b-wizardlm2", .code = ERR_UNSUPPORTED, .says = "\"mixtral\" is not supported yet"},
     {.path = "configs/granite-3.1-1b-a400m-moe", .code = ERR_UNSUPPORTED, .says = "\"granitemoe\" is not supported"},
     {.path = "configs/qwen3.5-25b-a3b-reap", .code = ERR_UNSUPPORTED, .says = "\"qwen3_5_moe_text\" is not supported"},
     {.path = "configs/llama-2-13b-chat-gptq", .code = ERR_UNSUPPORTED, .says = "quant_method gptq, 4 bits"},
@@ -437,6 +756,8 @@ static void compare_published(const struct published *p, const char *folder)
         assert_true(c.rope.factor == 8 && c.rope.low_freq_factor == 1 && c.rope.high_freq_factor == 4);
         assert_int_equal(c.rope.original_max_position, 8192);
     }
+    const int64_t experts[] = {c.n_experts, c.top_k, c.d_expert, c.d_shared, c.normalize_top_k};
+    assert_memory_equal(experts, p->experts, sizeof experts);
     assert_int_equal(c.tied_embeddings, p->tied);
     assert_int_equal(config_window(&c, c.n_layers - 1), 0);
     if (!p->has_weights)
@@ -506,6 +827,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_teardown(reads_windows, scratch_clear),
         cmocka_unit_test_teardown(reads_eos_ids, scratch_clear),
         cmocka_unit_test_teardown(ignores_what_changes_nothing, scratch_clear),
+        cmocka_unit_test_teardown(reads_experts, scratch_clear),
+        cmocka_unit_test_teardown(knows_the_layers_with_experts, scratch_clear),
         cmocka_unit_test_teardown(refuses_a_missing_file, scratch_clear),
     };
     enum { N_FIXED = sizeof fixed / sizeof *fixed };
