@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "calib/calibrate_memory.h"
 #include "calib/corpus.h"
 #include "calib/covariance.h"
 #include "calib/facts.h"
@@ -30,9 +31,10 @@ struct job {
     struct slices slices;
     struct forward forward;
     char fingerprint[65];
-    int lock;           /* rank 0 */
-    char *finished;     /* [n_layers] published by an earlier run with this fingerprint */
-    struct facts facts; /* what manifest.json, run.json and report.html say */
+    int64_t planned_bytes; /* of this rank's device */
+    int lock;              /* rank 0 */
+    char *finished;        /* [n_layers] published by an earlier run with this fingerprint */
+    struct facts facts;    /* what manifest.json, run.json and report.html say */
     struct progress progress;
 };
 
@@ -50,6 +52,7 @@ static int job_open_local(struct job *job)
     int err = OK;
     const struct calibrate_options *o = job->options;
     TRY(o->synthetic.config ? synthetic_config(&o->synthetic, &job->config) : config_read(o->model, &job->config));
+    TRY(config_refuse_moe(&job->config, o->synthetic.config ? o->synthetic.config : o->model));
     TRY(weights_open(job));
     if (o->n_texts > 0)
         TRY(tokenizer_open(o->model, &job->tokenizer));
@@ -114,6 +117,21 @@ out:
     return err;
 }
 
+/* Refuses what can't fit, before anything is loaded or written. */
+static int check_memory(struct job *job)
+{
+    int err = OK;
+    enum dtype stored;
+    struct memory_needs needs;
+    TRY(comm_agree(job->comm, weights_dtype(&job->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q}, &stored)));
+    TRY(comm_agree(job->comm,
+                   calibrate_memory(job->options, &job->config, &job->corpus, &job->slices, stored, &needs)));
+    TRY(memory_check(job->comm, &needs, "more ranks on more machines, fewer --samples or a shorter --seq-len"));
+    job->planned_bytes = (int64_t)memory_total(&needs);
+out:
+    return err;
+}
+
 static int remove_finished(const char *dir)
 {
     int err = OK;
@@ -164,6 +182,8 @@ static int job_open(struct job *job)
     struct comm *comm = job->comm;
     TRY(comm_agree(comm, job_open_local(job)));
     TRY(agree_on_numerics(comm));
+    TRY(comm_agree(comm, slices_create(comm, &job->config, &job->slices)));
+    TRY(check_memory(job));
     TRY(comm_agree(comm, job_fingerprint(job)));
     if (comm->rank == 0)
         local = output_open(job, &has_head);
@@ -174,7 +194,7 @@ static int job_open(struct job *job)
     TRY(comm_agree(comm, local));
     TRY(comm_agree(
         comm, facts_create(job->options, &job->config, &job->corpus, &job->weights, job->fingerprint, &job->facts)));
-    TRY(comm_agree(comm, slices_create(comm, &job->config, &job->slices)));
+    job->facts.planned_bytes = job->planned_bytes;
     TRY(comm_agree(comm, forward_create(comm, &job->config, &job->corpus, &job->weights, &job->forward)));
 out:
     return err;
@@ -243,6 +263,7 @@ static int quantize_group(struct job *job, int64_t l, enum group group, struct g
     TRY(mat_alloc(be, DT_F16, m, n_groups, &bufs->scales, &q->scales));
     TRY(mat_alloc(be, DT_U8, m, n_groups, &bufs->zeros, &q->zeros));
     TRY(slices_stack(&job->slices, group, e));
+    slices_drop_group(&job->slices, group);
     TRY(be->ops->quantize(be, e, job->options->bits, group_size, &q->codes, &q->scales, &q->zeros, first_bad.p));
     TRY(be->ops->get(be, &bad, first_bad.p, sizeof bad));
     if (bad >= 0)

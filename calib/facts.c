@@ -97,7 +97,7 @@ int facts_layer_done(struct facts *facts, int64_t layer, double start_s, int res
 /* What a rank tells about itself; plain data, moved as bytes. */
 struct rank_facts {
     char host[64], backend[96];
-    int64_t threads, peak_rss_bytes;
+    int64_t threads, peak_rss_bytes, planned_bytes, peak_bytes; /* the last two of the backend's memory */
     double compute_s;
 };
 
@@ -107,15 +107,18 @@ int facts_gather_ranks(struct facts *facts, struct comm *comm, double seconds)
     struct rank_facts mine = {.threads = comm->be->n_threads, .compute_s = facts->compute_s}, theirs;
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
+    mine.planned_bytes = facts->planned_bytes;
+    mine.peak_bytes = (int64_t)comm->be->bytes_peak;
     mine.peak_rss_bytes = (int64_t)usage.ru_maxrss * 1024;
     gethostname(mine.host, sizeof mine.host - 1);
     memcpy(mine.backend, comm->be->description, sizeof mine.backend);
     for (int p = 0; p < comm->size; p++) { /* a few hundred bytes a rank: one broadcast each is simplest */
         theirs = mine;
         TRY(comm_bcast(comm, &theirs, sizeof theirs, p));
-        json_t *entry = json_pack("{s:i, s:s, s:s, s:I, s:I, s:f}", "rank", p, "host", theirs.host, "backend",
+        json_t *entry = json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:f}", "rank", p, "host", theirs.host, "backend",
                                   theirs.backend, "threads", (json_int_t)theirs.threads, "peak_rss_bytes",
-                                  (json_int_t)theirs.peak_rss_bytes, "seconds", theirs.compute_s);
+                                  (json_int_t)theirs.peak_rss_bytes, "planned_bytes", (json_int_t)theirs.planned_bytes,
+                                  "peak_bytes", (json_int_t)theirs.peak_bytes, "seconds", theirs.compute_s);
         if (json_array_append_new(json_object_get(facts->run, "ranks"), entry) != 0)
             FAIL(ERR_NOMEM, "facts of rank %d", p);
     }

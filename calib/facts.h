@@ -19,8 +19,9 @@ struct facts {
     struct weights *weights;
     json_t *manifest, *run;
     double stage_s[N_STAGES];
-    double compute_s; /* of the forward pass on this rank, without waiting for others */
-    int64_t max_rank; /* of any group */
+    double compute_s;      /* of the forward pass on this rank, without waiting for others */
+    int64_t max_rank;      /* of any group */
+    int64_t planned_bytes; /* of this rank's device memory, before the start */
     struct calibrate_result result;
 };
 

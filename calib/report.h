@@ -9,7 +9,8 @@
  *                        "modules": [{"name", "d_out", "d_in", "captured"}]}],
  *            "files": {"layers/0000.h5": {"bytes", "sha256"}, ...}}
  * run: {"command", "started", "seconds", "stages": {"read": s, "forward": s, "moments": s, "quantize": s, "solve": s, "write": s},
- *       "layers": [{"layer", "seconds", "resumed"}], "ranks": [{"rank", "host", "backend", "threads", "seconds", "peak_rss_bytes"}]}   seconds: spent computing, optional
+ *       "layers": [{"layer", "seconds", "resumed"}], "ranks": [{"rank", "host", "backend", "threads", "seconds", "peak_rss_bytes",
+ *       "planned_bytes", "peak_bytes"}]}   seconds: spent computing, optional
  */
 #ifndef GLOWQ_CALIB_REPORT_H
 #define GLOWQ_CALIB_REPORT_H

@@ -61,6 +61,13 @@ void slices_drop(struct slices *slices)
         buf_free(&slices->buf[i]);
 }
 
+void slices_drop_group(struct slices *slices, enum group group)
+{
+    for (int i = 0; i < N_MODULES; i++)
+        if (module_group((enum module)i) == group)
+            buf_free(&slices->buf[i]);
+}
+
 static int broadcast_panel(void *ctx, enum module module, int64_t row0, struct mat *panel)
 {
     int err = OK;

@@ -28,6 +28,8 @@ void slices_free(struct slices *slices);
 /* Reads this rank's panels of layer l. Rank-local: agree on the result. */
 int slices_read(struct slices *slices, struct weights *weights, int64_t l);
 void slices_drop(struct slices *slices);
+/* Those of one group, once they are stacked. */
+void slices_drop_group(struct slices *slices, enum group group);
 /* Source for load_layer_weights: every rank asks for the same panels in the same order. Collective. */
 struct module_source slices_source(struct slices *slices);
 /* This rank's rows of a group, stacked, as f32 into w [panels_rows, d_in] (backend memory). */

@@ -116,8 +116,8 @@ static int run(struct comm *comm, const struct options *o)
     const int64_t batch = how.ctx > least_batch ? how.ctx : least_batch;
     struct model_options load = {.no_correction = options_flag(o, "no-correction"),
                                  .max_batch_tokens = batch,
-                                 .max_seq = batch,
-                                 .max_context = batch};
+                                 .kv_layers = 1,
+                                 .kv_tokens = batch};
     source_format(o, &load);
     if (n_texts > 0)
         TRY(read_texts(comm, paths, n_texts, &text, &n_bytes));

@@ -73,8 +73,7 @@ static int run(struct comm *comm, const struct options *o)
     /* no token stands for less than one byte of the prompt; 2 more for BOS and a prefix */
     const struct model_options load = {.no_correction = options_flag(o, "no-correction"),
                                        .max_batch_tokens = batch,
-                                       .max_seq = 1,
-                                       .max_context = (int64_t)strlen(prompt) + 2 + how.max_tokens};
+                                       .kv_tokens = (int64_t)strlen(prompt) + 2 + how.max_tokens};
     TRY(open_backend(comm, o, &be));
     TRY(model_open(comm, options_string(o, "model"), &load, &model));
     if (!json && options_flag(o, "echo") && comm->rank == 0)

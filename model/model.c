@@ -6,26 +6,21 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "model/load.h"
+#include "model/memory.h"
 #include "model/store.h"
 
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
-static int weights_from_source(struct model *model, const char *path, const struct model_options *o)
+static int weights_from_source(struct model *model, struct weights *weights, const struct load_format *format)
 {
     int err = OK;
-    struct weights weights = {0};
     struct decoder *dec = &model->dec;
-    if (o->synthetic.config)
-        TRY(weights_open_synthetic(dec->be, &o->synthetic, &model->config, o->rank, &weights));
-    else
-        TRY(weights_open_checkpoint(dec->be, path, &model->config, &weights));
-    TRY(load_ends_weights(dec, &weights));
+    TRY(load_ends_weights(dec, weights));
     for (int64_t l = 0; l < model->config.n_layers; l++)
-        TRY(load_layer_weights(&weights, &dec->shape, l, NULL, &o->format, &dec->layers[l]));
+        TRY(load_layer_weights(weights, &dec->shape, l, NULL, format, &dec->layers[l]));
 out:
-    weights_close(&weights);
     return err;
 }
 
@@ -40,28 +35,81 @@ out:
     return err;
 }
 
-/* What a rank can find out alone: folder, configuration, tokenizer, store. */
-static int open_local(const char *path, const struct model_options *options, struct model *model, struct store **store)
+/* Where weights come from: one of the two. */
+struct origin {
+    struct store *store;
+    struct weights weights;
+    struct weight_format format;
+};
+
+static void origin_close(struct origin *origin)
+{
+    store_close(origin->store);
+    weights_close(&origin->weights);
+}
+
+static int config_and_tokenizer(const char *path, const struct model_options *options, struct model *model)
 {
     int err = OK;
     char name[PATH_MAX];
-    if (options->synthetic.config) {
-        err = synthetic_config(&options->synthetic, &model->config);
-        goto out;
-    }
     if (!file_is_dir(path))
         FAIL(ERR_IO, "%s: no such folder; --model takes a Hugging Face or a .glowq folder", path);
     TRY(file_join(name, sizeof name, path, "model.h5"));
     model->is_glowq = file_exists(name);
     TRY(config_read(path, &model->config));
-    if (!options->no_tokenizer) {
-        TRY(tokenizer_open(path, &model->tokenizer));
-        if (tokenizer_vocab_size(model->tokenizer) > model->config.vocab_size)
-            FAIL(ERR_FORMAT, "%s: the tokenizer has ids up to %lld, the model's vocabulary ends at %lld", path,
-                 (long long)tokenizer_vocab_size(model->tokenizer) - 1, (long long)model->config.vocab_size - 1);
+    if (options->no_tokenizer)
+        goto out;
+    TRY(tokenizer_open(path, &model->tokenizer));
+    if (tokenizer_vocab_size(model->tokenizer) > model->config.vocab_size)
+        FAIL(ERR_FORMAT, "%s: the tokenizer has ids up to %lld, the model's vocabulary ends at %lld", path,
+             (long long)tokenizer_vocab_size(model->tokenizer) - 1, (long long)model->config.vocab_size - 1);
+out:
+    return err;
+}
+
+/* What a rank can find out alone: folder, configuration, tokenizer, and the origin of the weights, of which none is read yet. */
+static int open_local(struct backend *be, const char *path, const struct model_options *options, struct model *model,
+                      struct origin *origin)
+{
+    int err = OK;
+    TRY(options->synthetic.config ? synthetic_config(&options->synthetic, &model->config)
+                                  : config_and_tokenizer(path, options, model));
+    TRY(config_refuse_moe(&model->config, options->synthetic.config ? options->synthetic.config : path));
+    if (model->is_glowq) {
+        TRY(store_open(path, &origin->store));
+        const struct store_facts *facts = store_facts(origin->store);
+        origin->format = (struct weight_format){.bits = facts->bits,
+                                                .dtype = DT_BF16,
+                                                .group_size = facts->group_size,
+                                                .rank = options->no_correction ? 0 : facts->max_rank};
+        goto out;
     }
-    if (model->is_glowq)
-        TRY(store_open(path, store));
+    if (options->synthetic.config)
+        TRY(weights_open_synthetic(be, &options->synthetic, &model->config, options->rank, &origin->weights));
+    else
+        TRY(weights_open_checkpoint(be, path, &model->config, &origin->weights));
+    origin->format = (struct weight_format){
+        .bits = options->format.bits, .group_size = options->format.group_size, .rank = origin->weights.rank};
+    TRY(weights_dtype(&origin->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q}, &origin->format.dtype));
+out:
+    return err;
+}
+
+/* Refuses what can't fit, before anything is loaded. */
+static int check_memory(struct comm *tp, const struct model_options *options, const struct origin *origin,
+                        struct model *model)
+{
+    int err = OK;
+    struct memory_needs needs = {0};
+    struct shape shape;
+    const int64_t layers = options->kv_layers > 0 ? options->kv_layers : model->config.n_layers;
+    TRY(comm_agree(tp, shape_of(&model->config, origin->format.group_size, tp->rank, tp->size, &shape)));
+    memory_of_model(&model->config, &shape, &origin->format, tp->be->act, options->max_batch_tokens, layers,
+                    options->kv_tokens, &needs);
+    model->planned_bytes = memory_total(&needs);
+    TRY(memory_check(tp, &needs,
+                     origin->format.bits == 0 ? "more ranks on more machines, or fewer bits (calibrate)"
+                                              : "more ranks on more machines, or a shorter context"));
 out:
     return err;
 }
@@ -69,33 +117,31 @@ out:
 int model_open(struct comm *tp, const char *path, const struct model_options *options, struct model *model)
 {
     int err = OK;
-    struct store *store = NULL;
-    int64_t group_size = options->format.group_size, max_rank = options->rank;
+    struct origin origin = {0};
+    const struct weight_format *format = &origin.format;
     memset(model, 0, sizeof *model);
-    TRY(comm_agree(tp, open_local(path, options, model, &store)));
-    if (model->is_glowq) {
-        group_size = store_facts(store)->group_size;
-        max_rank = options->no_correction ? 0 : store_facts(store)->max_rank;
-    }
-    TRY(comm_agree(tp,
-                   decoder_create(&model->dec, &model->config, tp, group_size, options->max_batch_tokens, max_rank)));
+    TRY(comm_agree(tp, open_local(tp->be, path, options, model, &origin)));
+    TRY(check_memory(tp, options, &origin, model));
+    TRY(comm_agree(tp, decoder_create(&model->dec, &model->config, tp, format->group_size, options->max_batch_tokens,
+                                      format->rank)));
     model->dec.layers = calloc((size_t)model->config.n_layers, sizeof *model->dec.layers);
     TRY(comm_agree(tp, model->dec.layers ? OK : ERR_NOMEM));
     const double start = now_s();
-    TRY(comm_agree(tp, model->is_glowq ? weights_from_store(model, store, !options->no_correction)
-                                       : weights_from_source(model, path, options)));
+    TRY(comm_agree(tp, model->is_glowq ? weights_from_store(model, origin.store, !options->no_correction)
+                                       : weights_from_source(model, &origin.weights, &options->format)));
+    TRY(tp->be->ops->sync(tp->be));
     size_t bytes = 0;
     for (int64_t l = 0; l < model->config.n_layers; l++)
         bytes += layer_bytes(&model->dec.layers[l]);
-    const char *name = options->synthetic.config ? options->synthetic.config : path;
-    log_info("%s: %s, %lld layers, %s, %.1f MB of layer weights on each of %d rank%s, loaded in %.1f s on %s", name,
-             model->config.family, (long long)model->config.n_layers,
-             !model->is_glowq && options->format.bits == 0 ? "weights as stored"
-             : max_rank > 0                                ? "low-bit weights with correction"
-                                                           : "low-bit weights",
+    log_info("%s: %s, %lld layers, %s, %.1f MB of layer weights on each of %d rank%s, loaded in %.1f s on %s",
+             options->synthetic.config ? options->synthetic.config : path, model->config.family,
+             (long long)model->config.n_layers,
+             format->bits == 0  ? "weights as stored"
+             : format->rank > 0 ? "low-bit weights with correction"
+                                : "low-bit weights",
              (double)bytes / 1e6, tp->size, tp->size == 1 ? "" : "s", now_s() - start, tp->be->description);
 out:
-    store_close(store);
+    origin_close(&origin);
     if (err)
         model_close(model);
     return err;

@@ -22,8 +22,8 @@ struct model_options {
     int no_tokenizer;           /* don't ask for one: ids come from elsewhere */
     int no_correction;          /* .glowq: leave A and B out */
     int64_t max_batch_tokens;   /* rows of the largest batch */
-    int64_t max_seq;            /* sequences of the largest batch */
-    int64_t max_context;        /* longest sequence, for the KV pool; 0: the model's own */
+    int64_t kv_layers;          /* of the KV pool that its user will make, for the memory planned: layers (0: all) */
+    int64_t kv_tokens;          /* and tokens */
 };
 
 struct model {
@@ -31,9 +31,10 @@ struct model {
     struct tokenizer *tokenizer; /* NULL: synthetic, or no_tokenizer */
     struct decoder dec;
     int is_glowq;
+    size_t planned_bytes; /* of this rank's device */
 };
 
-/* Collective over tp. Prints one line about what was opened (log_info). */
+/* ERR_FIT, before any weight is read, when the device hasn't the memory. Collective over tp. Prints one line about what was opened (log_info). */
 int model_open(struct comm *tp, const char *path, const struct model_options *options, struct model *model);
 void model_close(struct model *model);
 

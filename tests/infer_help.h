@@ -35,7 +35,7 @@ static inline char *read_text(const char *path, size_t *n)
 
 static inline void model_on(struct comm *comm, const char *dir, int64_t max_batch_tokens, struct model *model)
 {
-    const struct model_options options = {.max_batch_tokens = max_batch_tokens, .max_seq = max_batch_tokens};
+    const struct model_options options = {.max_batch_tokens = max_batch_tokens};
     assert_int_equal(model_open(comm, dir, &options, model), OK);
 }
 

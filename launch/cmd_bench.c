@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * glowq bench: tokens a second, and how near that is to what the memory allows. The measuring is infer/bench.c.
+ */
+#include "launch/commands.h"
+
+#include "base/err.h"
+#include "base/log.h"
+#include "infer/bench.h"
+#include "launch/source.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MOST_BATCHES = 16, PREFILL_ROWS = 2048 };
+
+static const struct option_spec table[] = {
+    OPT_HEADING("What to time:"),
+    OPT_STRING("model", 'm', "DIR", "Hugging Face or .glowq folder; needs no tokenizer"),
+    OPT_FLAG("no-correction", 0, ".glowq: leave the low-rank correction out (plain low-bit weights)"),
+    OPTIONS_SYNTHETIC,
+    OPTIONS_SYNTHETIC_FORMAT,
+    OPT_HEADING("How:"),
+    OPT_INT("prompt", 'p', "N", "512", 1, 1 << 24, "tokens read by each sequence"),
+    OPT_INT("generate", 'n', "N", "64", 1, 1 << 24, "tokens written by each sequence"),
+    OPT_STRING("batch", 0, "N,N,...", "sequences at once, 1 to 64, several counts one after another (1,2,4,8)"),
+    OPT_INT("repeat", 0, "N", "3", 1, 1000, "runs measured, after one to warm up"),
+    OPT_FLAG("csv", 0, "a line of comma-separated values for each count"),
+    OPTIONS_COMPUTE,
+    OPT_END,
+};
+
+/* "1,2,4" -> numbers; 0: not a list of counts. */
+static int batches_of(const struct options *o, int64_t *batches)
+{
+    const char *text = options_string(o, "batch");
+    int n = 0;
+    for (const char *p = text ? text : "1,2,4,8"; n < MOST_BATCHES; p++) {
+        char *end = NULL;
+        const long v = isdigit((unsigned char)*p) ? strtol(p, &end, 10) : 0;
+        if (v < 1 || v > BENCH_MAX_BATCH)
+            return 0;
+        batches[n++] = v;
+        p = end;
+        if (*p == 0)
+            return n;
+        if (*p != ',')
+            return 0;
+    }
+    return 0;
+}
+
+static int check(struct options *o)
+{
+    int64_t batches[MOST_BATCHES];
+    if (source_check(o) != OK)
+        return ERR_ARG;
+    if (batches_of(o, batches) == 0)
+        return options_refuse(o, "--batch %s: must be up to %d counts from 1 to %d, as in 1,2,4",
+                              options_string(o, "batch"), MOST_BATCHES, BENCH_MAX_BATCH);
+    if (options_flag(o, "csv") && options_flag(o, "json"))
+        return options_refuse(o, "--csv and --json: give one of them");
+    return OK;
+}
+
+static void print_csv(const struct bench_result *r, int n)
+{
+    out_print("batch,prefill_tokens_per_s,prefill_sd,decode_tokens_per_s,decode_sd,step_ms,step_ms_sd,step_bytes,"
+              "bandwidth_share\n");
+    for (int i = 0; i < n; i++)
+        out_print("%lld,%.6g,%.3g,%.6g,%.3g,%.6g,%.3g,%.0f,%.4f\n", (long long)r[i].batch, r[i].prefill.mean,
+                  r[i].prefill.sd, r[i].decode.mean, r[i].decode.sd, r[i].step_ms.mean, r[i].step_ms.sd,
+                  r[i].step_bytes, r[i].bandwidth);
+}
+
+static void print_text(const struct options *o, const struct bench_result *r, int n, double copy)
+{
+    char read[32];
+    out_print("%s: %lld tokens read, %lld written by each sequence; %lld runs\n", source_name(o),
+              (long long)options_int(o, "prompt"), (long long)options_int(o, "generate"),
+              (long long)options_int(o, "repeat"));
+    out_print("a copy reads and writes %.1f GB/s\n\n", copy / 1e9);
+    out_print("%5s  %22s  %22s  %18s  %9s  %9s\n", "batch", "prefill tokens/s", "decode tokens/s", "ms a step",
+              "it reads", "of copy");
+    for (int i = 0; i < n; i++) {
+        format_bytes((int64_t)r[i].step_bytes, read, sizeof read);
+        out_print("%5lld  %12.1f +- %6.1f  %12.1f +- %6.1f  %9.3f +- %5.3f  %9s  %8.1f%%\n", (long long)r[i].batch,
+                  r[i].prefill.mean, r[i].prefill.sd, r[i].decode.mean, r[i].decode.sd, r[i].step_ms.mean,
+                  r[i].step_ms.sd, read, 100 * r[i].bandwidth);
+    }
+}
+
+static json_t *statistic_json(const struct statistic *s)
+{
+    return json_pack("{s:o,s:o}", "mean", json_number(s->mean), "sd", json_number(s->sd));
+}
+
+static int print_json(const struct options *o, const struct comm *comm, const struct bench_result *r, int n,
+                      double copy)
+{
+    json_t *rows = json_array();
+    for (int i = 0; rows && i < n; i++)
+        json_array_append_new(rows, json_pack("{s:I,s:o,s:o,s:o,s:o,s:o}", "batch", (json_int_t)r[i].batch,
+                                              "prefill_tokens_per_s", statistic_json(&r[i].prefill),
+                                              "decode_tokens_per_s", statistic_json(&r[i].decode), "step_ms",
+                                              statistic_json(&r[i].step_ms), "step_bytes", json_number(r[i].step_bytes),
+                                              "bandwidth_share", json_number(r[i].bandwidth)));
+    return out_json(json_pack("{s:i,s:s,s:s,s:i,s:I,s:I,s:I,s:o,s:o}", "schema_version", JSON_SCHEMA_VERSION, "model",
+                              source_name(o), "device", comm->be->description, "ranks", comm->size, "prompt",
+                              (json_int_t)options_int(o, "prompt"), "generate", (json_int_t)options_int(o, "generate"),
+                              "repeat", (json_int_t)options_int(o, "repeat"), "copy_bytes_per_s", json_number(copy),
+                              "batches", rows));
+}
+
+static int run(struct comm *comm, const struct options *o)
+{
+    int err = OK;
+    struct backend be = {0};
+    struct model model = {0};
+    struct bench_result results[MOST_BATCHES];
+    int64_t batches[MOST_BATCHES], most = 0;
+    const int n = batches_of(o, batches);
+    double copy = 0;
+    const struct bench_options how = {.prompt = options_int(o, "prompt"),
+                                      .generate = options_int(o, "generate"),
+                                      .repeat = (int)options_int(o, "repeat"),
+                                      .seed = (uint64_t)options_int(o, "seed")};
+    for (int i = 0; i < n; i++)
+        most = max_i64(most, batches[i]);
+    struct model_options load = {.no_tokenizer = 1,
+                                 .no_correction = options_flag(o, "no-correction"),
+                                 .max_batch_tokens = max_i64(most, min_i64(most * how.prompt, PREFILL_ROWS)),
+                                 .kv_tokens = bench_kv_tokens(&how, most)};
+    source_format(o, &load);
+    TRY(open_backend(comm, o, &be));
+    TRY(model_open(comm, options_string(o, "model"), &load, &model));
+    TRY(comm_agree(comm, bench_copy(&be, &copy)));
+    for (int i = 0; i < n; i++) {
+        TRY(bench_model(&model, &how, batches[i], copy, &results[i]));
+        log_info("batch %lld: %.1f tokens/s read, %.1f written", (long long)batches[i], results[i].prefill.mean,
+                 results[i].decode.mean);
+    }
+    if (comm->rank != 0)
+        goto out;
+    if (options_flag(o, "json"))
+        TRY(print_json(o, comm, results, n, copy));
+    else if (options_flag(o, "csv"))
+        print_csv(results, n);
+    else
+        print_text(o, results, n, copy);
+out:
+    model_close(&model);
+    backend_close(&be);
+    comm->be = NULL;
+    return err;
+}
+
+const struct command command_bench = {
+    .name = "bench",
+    .summary = "tokens a second of prefill and decode",
+    .about = "Times reading a prompt (prefill) and writing tokens (decode), for several sequences at once, on made-up "
+             "ids, and compares the bytes that a decode step has to read with the bandwidth of a copy measured in the "
+             "same run. With --synthetic no checkpoint is needed.",
+    .examples = "Examples:\n"
+                "  glowq bench --model llama.glowq\n"
+                "  glowq bench --synthetic examples/shapes/llama-3-8b.json --bits 4 --rank 64 --batch 1,8\n"
+                "  mpirun -n 2 glowq bench -m llama --prompt 1024 --generate 128 --csv\n",
+    .options = table,
+    .check = check,
+    .run = run,
+};

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Memory planned before loading: see memory.h. */
+#include "model/memory.h"
+
+#include "base/err.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { TILE_ROWS = 16 }; /* layouts pad to whole tiles of rows */
+
+void memory_add(struct memory_needs *needs, const char *name, size_t bytes)
+{
+    int i = 0;
+    while (i < needs->n && strcmp(needs->item[i].name, name) != 0)
+        i++;
+    if (i == MEMORY_ITEMS)
+        i--; /* the last item takes what has no place of its own */
+    if (i == needs->n) {
+        needs->item[needs->n++].name = name;
+        needs->item[i].bytes = 0;
+    }
+    needs->item[i].bytes += bytes;
+}
+
+size_t memory_total(const struct memory_needs *needs)
+{
+    size_t total = 0;
+    for (int i = 0; i < needs->n; i++)
+        total += needs->item[i].bytes;
+    return total;
+}
+
+size_t memory_packed(int64_t d_out, int64_t d_in, int bits, enum dtype dtype, int64_t group_size)
+{
+    const size_t rows = (size_t)(d_out + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+    if (bits == 0)
+        return rows * (size_t)d_in * dtype_bytes(dtype);
+    const size_t group = (size_t)(group_size > 0 && group_size < d_in ? group_size : max_i64(d_in, 1));
+    const size_t groups = ((size_t)d_in + group - 1) / group, codes = bits == 8 ? group : (group + 1) / 2;
+    return rows * groups * (codes + 3);
+}
+
+size_t memory_activations(const struct model_config *config, const struct shape *shape, enum dtype act,
+                          int64_t max_tokens, int64_t max_rank)
+{
+    const int64_t q = (shape->heads.end - shape->heads.begin) * config->head_dim;
+    const int64_t kv = (shape->kv_heads.end - shape->kv_heads.begin) * config->head_dim;
+    const int64_t ff = shape->ff.end - shape->ff.begin, vocab = shape->vocab.end - shape->vocab.begin;
+    const int64_t n_parts = max_i64(shape->o_split.n_parts, shape->down_split.n_parts);
+    const int64_t parts = (n_parts > 1 ? n_parts + 1 : 1) * (config->d_model + max_rank);
+    const int64_t wide = config->d_model + q + 2 * kv + max_rank + 2 * ff + parts; /* f32 */
+    const int64_t read = config->d_model + q + (act == DT_F32 ? 0 : ff);           /* in act */
+    return (size_t)(max_tokens * wide + LOGIT_ROWS * vocab) * sizeof(float) +
+           (size_t)(max_tokens * read) * dtype_bytes(act);
+}
+
+size_t memory_kv(const struct model_config *config, const struct shape *shape, enum dtype act, int64_t layers,
+                 int64_t tokens)
+{
+    const int64_t width = (shape->kv_heads.end - shape->kv_heads.begin) * config->head_dim;
+    return (size_t)(2 * layers * tokens * width) * dtype_bytes(act);
+}
+
+void memory_of_model(const struct model_config *config, const struct shape *shape, const struct weight_format *format,
+                     enum dtype act, int64_t max_tokens, int64_t kv_layers, int64_t kv_tokens,
+                     struct memory_needs *needs)
+{
+    const int64_t vocab = shape->vocab.end - shape->vocab.begin, n = config->n_layers;
+    size_t weights = 0, factors = 0, widest = 0;
+    for (int i = 0; i < N_MODULES; i++) {
+        struct range rows, columns;
+        int64_t d_out, d_in;
+        module_shape(config, (enum module)i, &d_out, &d_in);
+        module_share(config, shape, (enum module)i, &rows, &columns);
+        weights += memory_packed(rows.end - rows.begin, columns.end - columns.begin, format->bits, format->dtype,
+                                 format->group_size);
+        factors += memory_packed(rows.end - rows.begin, format->rank, 0, DT_BF16, 0);
+        if (i == MOD_Q || i == MOD_O || i == MOD_GATE || i == MOD_DOWN) /* one B a group */
+            factors += memory_packed(format->rank, columns.end - columns.begin, 0, DT_BF16, 0);
+        widest = (size_t)d_in > widest ? (size_t)d_in : widest;
+    }
+    memory_add(needs, "weights", (size_t)n * weights);
+    memory_add(needs, "embedding and head",
+               (config->tied_embeddings ? 1 : 2) * memory_packed(vocab, config->d_model, 0, format->dtype, 0));
+    if (format->rank > 0)
+        memory_add(needs, "correction", (size_t)n * factors);
+    memory_add(needs, "KV cache", memory_kv(config, shape, act, kv_layers, kv_tokens));
+    memory_add(needs, "activations", memory_activations(config, shape, act, max_tokens, format->rank));
+    /* A panel on its way: as stored, in f32, as codes. */
+    memory_add(needs, "loading", (size_t)PANEL_ROWS * widest * (format->bits > 0 ? 7 : dtype_bytes(format->dtype)));
+}
+
+/* ---- is it there? --------------------------------------------------------------------------------------------------- */
+
+struct claim {
+    char device[128]; /* equal for ranks that share memory */
+    size_t needs, free;
+};
+
+static double gib(size_t bytes)
+{
+    return (double)bytes / 1073741824.0;
+}
+
+static int is_gpu(const struct backend *be)
+{
+    return strcmp(be->name, "cuda") == 0;
+}
+
+/* "21.3 GiB (weights 14.9, KV cache 4.0)" */
+static void describe(const struct memory_needs *needs, char *out, size_t size)
+{
+    size_t n = (size_t)snprintf(out, size, "%.2f GiB (", gib(memory_total(needs)));
+    for (int i = 0; i < needs->n && n < size; i++)
+        n += (size_t)snprintf(out + n, size - n, "%s%s %.2f", i ? ", " : "", needs->item[i].name,
+                              gib(needs->item[i].bytes));
+    if (n < size)
+        snprintf(out + n, size - n, ")");
+}
+
+int memory_check(struct comm *comm, const struct memory_needs *needs, const char *advice)
+{
+    int err = OK, local = OK, sharers = 0;
+    struct backend *be = comm->be;
+    size_t total = 0, together = 0, least = 0, *bytes = calloc((size_t)comm->size, sizeof *bytes);
+    struct claim mine = {.needs = memory_total(needs)}, *all = calloc((size_t)comm->size, sizeof *all);
+    char host[64] = "", what[512], where[64];
+    if (!bytes || !all)
+        local = err_set(ERR_NOMEM, __FILE__, __LINE__, "the claims of %d ranks", comm->size);
+    local = local ? local : be->ops->memory(be, &mine.free, &total);
+    TRY(comm_agree(comm, local));
+    gethostname(host, sizeof host - 1);
+    snprintf(mine.device, sizeof mine.device, "%s %s %d", host, is_gpu(be) ? "GPU" : "memory",
+             is_gpu(be) ? be->index : 0);
+    for (int p = 0; p < comm->size; p++)
+        bytes[p] = sizeof mine;
+    TRY(comm_allgather(comm, &mine, bytes, all));
+    least = mine.free;
+    for (int p = 0; p < comm->size; p++) {
+        if (strcmp(all[p].device, mine.device) != 0)
+            continue;
+        sharers++;
+        together += all[p].needs;
+        least = all[p].free < least ? all[p].free : least;
+    }
+    if (together > least) {
+        describe(needs, what, sizeof what);
+        if (is_gpu(be))
+            snprintf(where, sizeof where, "GPU %d", be->index);
+        else
+            snprintf(where, sizeof where, "this machine");
+        if (sharers > 1)
+            local = err_set(ERR_FIT, __FILE__, __LINE__,
+                            "needs %s on each of %d ranks, together %.2f GiB; %s has %.2f GiB free: try %s", what,
+                            sharers, gib(together), where, gib(least), advice);
+        else
+            local = err_set(ERR_FIT, __FILE__, __LINE__, "needs %s, %s has %.2f GiB free: try %s", what, where,
+                            gib(least), advice);
+    }
+    TRY(comm_agree(comm, local));
+out:
+    free(bytes);
+    free(all);
+    return err;
+}
