@@ -17,7 +17,7 @@ struct call {
 /* Owns its calls and everything that their arguments point to on the host. Zeroed when empty. */
 struct calls {
     struct call *first, *last;
-    struct kept *kept;
+    struct chunk *chunks;
     size_t bytes; /* of what is kept */
     int err;      /* no memory to keep something: calls_add hands it out */
 };

@@ -8,26 +8,36 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct kept {
-    struct kept *next;
-    max_align_t bytes[];
+enum { CHUNK_BYTES = 32 << 10 };
+
+/* Copies stand one after another in chunks, aligned for any type. */
+struct chunk {
+    struct chunk *next;
+    size_t bytes, used;
+    max_align_t data[];
 };
 
 void *calls_keep(struct calls *calls, const void *from, size_t bytes)
 {
-    struct kept *kept = NULL;
+    const size_t unit = sizeof(max_align_t), n = (bytes + unit - 1) / unit * unit;
+    struct chunk *chunk = calls->chunks;
     if (!from)
         return NULL;
-    if (!(kept = malloc(sizeof *kept + bytes))) {
-        calls->err = err_set(ERR_NOMEM, __FILE__, __LINE__, "cannot keep %zu bytes of an op's arguments", bytes);
-        return NULL;
+    if (!chunk || chunk->bytes - chunk->used < n) {
+        const size_t size = n > CHUNK_BYTES ? n : CHUNK_BYTES;
+        if (!(chunk = malloc(sizeof *chunk + size))) {
+            calls->err = err_set(ERR_NOMEM, __FILE__, __LINE__, "cannot keep %zu bytes of an op's arguments", bytes);
+            return NULL;
+        }
+        *chunk = (struct chunk){.next = calls->chunks, .bytes = size};
+        calls->chunks = chunk;
     }
+    void *kept = (char *)chunk->data + chunk->used;
+    chunk->used += n;
+    calls->bytes += n;
     if (bytes > 0)
-        memcpy(kept->bytes, from, bytes);
-    kept->next = calls->kept;
-    calls->kept = kept;
-    calls->bytes += bytes;
-    return kept->bytes;
+        memcpy(kept, from, bytes);
+    return kept;
 }
 
 void keep_array(struct calls *calls, void *field, size_t bytes)
@@ -110,9 +120,9 @@ int calls_add(struct calls *calls, const char *name, int (*run)(struct backend *
 
 void calls_clear(struct calls *calls)
 {
-    for (struct kept *kept = calls->kept, *next; kept; kept = next) {
-        next = kept->next;
-        free(kept);
+    for (struct chunk *chunk = calls->chunks, *next; chunk; chunk = next) {
+        next = chunk->next;
+        free(chunk);
     }
     memset(calls, 0, sizeof *calls);
 }
