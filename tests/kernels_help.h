@@ -22,6 +22,29 @@
 /* Unit roundoff of f32. */
 static const double U32 = 1.0 / (1 << 24);
 
+/* Unit roundoff of bf16: 8 significant bits. */
+static const double U16 = 1.0 / (1 << 8);
+
+/* Some promises of kernels.h are the CPU's alone: about bits that depend on the order of sums. */
+static inline int on_cpu(const struct backend *be)
+{
+    return strncmp(be->name, "cpu", 3) == 0;
+}
+
+/* For main: "cuda" where no module, driver or device answers ends the program as skipped, with the backend's own reason. Anything
+ * else that doesn't open is left to the tests, to fail. */
+static inline void open_or_skip(const char *device)
+{
+    struct backend be;
+    const int quiet = err_quiet(1), err = backend_open(&be, device, 1);
+    err_quiet(quiet);
+    backend_close(&be);
+    if (err != ERR_UNSUPPORTED || strncmp(device, "cuda", 4) != 0 || strncmp(device, "cuda:sim", 8) == 0)
+        return;
+    printf("skipped: %s\n", err_last());
+    exit(77);
+}
+
 static inline void *must(void *p)
 {
     if (!p)
@@ -101,6 +124,40 @@ static inline int32_t device_flag_get(struct backend *be, const struct device_ma
     return v;
 }
 
+/* v [n] as a product on this backend reads it: rounded to be->act, so that the expected values are those of what the op got. */
+static inline void round_to_act(const struct backend *be, float *v, int64_t n)
+{
+    for (int64_t i = 0; i < n && be->act == DT_BF16; i++)
+        v[i] = bf16_to_f32(f32_to_bf16(v[i]));
+}
+
+/* A matrix in be->act of v, which is rounded to it. */
+static inline struct device_mat device_act(struct backend *be, int64_t rows, int64_t cols, float *v)
+{
+    char *stored = (char *)must(malloc((size_t)(rows * cols + 1) * sizeof *v));
+    round_to_act(be, v, rows * cols);
+    convert(stored, be->act, v, DT_F32, rows * cols);
+    struct device_mat d = device_of(be, be->act, rows, cols, stored);
+    free(stored);
+    return d;
+}
+
+/* Dense host copy as f32, whatever it is on the device; the caller frees it. */
+static inline float *device_floats(struct backend *be, const struct device_mat *d)
+{
+    void *host = device_get(be, d);
+    float *v = (float *)must(malloc((size_t)(d->m.rows * d->m.cols + 1) * sizeof *v));
+    convert(v, DT_F32, host, d->m.dtype, d->m.rows * d->m.cols);
+    free(host);
+    return v;
+}
+
+/* What rounding an output to its type adds to a relative error. */
+static inline double rounding_of(enum dtype dtype)
+{
+    return dtype == DT_BF16 ? U16 : 0;
+}
+
 /* sum (got - want)^2 / sum want^2; 0 / 0 = 0. NaN anywhere gives NaN. */
 static inline double nmse(const float *got, const double *want, int64_t n)
 {
@@ -112,11 +169,28 @@ static inline double nmse(const float *got, const double *want, int64_t n)
     return error == 0 ? 0 : error / size;
 }
 
-#define assert_nmse(got, want, n, bound)                                                                               \
-    do {                                                                                                               \
-        double nmse_is = nmse((got), (want), (n));                                                                     \
-        if (!(nmse_is <= (bound)))                                                                                     \
-            fail_msg("NMSE %.3g, bound %.3g", nmse_is, (double)(bound));                                               \
-    } while (0)
+/* Fails with the shape's name, the draws made so far (the seed), and the element that is furthest off. */
+static inline void check_nmse(const float *got, const double *want, int64_t n, double bound, const char *what)
+{
+    const double is = nmse(got, want, n);
+    int64_t worst = 0;
+    if (is <= bound)
+        return;
+    for (int64_t i = 0; i < n; i++)
+        if (!(fabs(got[i] - want[i]) <= fabs(got[worst] - want[worst])) && !isnan(got[worst]))
+            worst = i;
+    fail_msg("%s: NMSE %.3g, bound %.3g; after %llu draws, index %lld of %lld: got %.9g, expected %.9g", what, is,
+             bound, (unsigned long long)draws, (long long)worst, (long long)n, (double)got[worst], want[worst]);
+}
+
+#define assert_nmse(got, want, n, bound) check_nmse((got), (want), (n), (bound), __func__)
+
+/* Each element by itself: |got - want| <= bound; prints where it stands. */
+static inline void check_close(double got, double want, double bound, const char *what, int64_t index)
+{
+    if (!(fabs(got - want) <= bound))
+        fail_msg("%s: after %llu draws, index %lld: got %.17g, expected %.17g within %.3g", what,
+                 (unsigned long long)draws, (long long)index, got, want, bound);
+}
 
 #endif

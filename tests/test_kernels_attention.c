@@ -28,10 +28,13 @@ static float noise(uint32_t stream, uint64_t index)
 
 enum { IS_Q = 0, IS_K = 1, IS_V = 2 };
 
+static enum dtype cache_dtype; /* be->act: keys and values are what the cache holds */
+
 /* Element of q, k or v of a token at a position; heads are counted over all ranks. Keys of 64 make sharp softmaxes. */
 static float element(int what, uint32_t stream, int64_t at, int64_t head, int64_t d)
 {
-    return noise(stream * 3 + (uint32_t)what, (uint64_t)((at * 64 + head) * 512 + d)) * (what == IS_K ? 3 : 1);
+    const float v = noise(stream * 3 + (uint32_t)what, (uint64_t)((at * 64 + head) * 512 + d)) * (what == IS_K ? 3 : 1);
+    return what != IS_Q && cache_dtype == DT_BF16 ? bf16_to_f32(f32_to_bf16(v)) : v;
 }
 
 static double scale_of(const struct shape *shape)
@@ -71,9 +74,10 @@ static struct device_mat fill_cache(struct backend *be, const struct shape *shap
                                     const int32_t *table, int64_t max_blocks)
 {
     int64_t cols = shape->n_kv_heads * shape->head_dim;
-    struct device_mat cache = device_alloc(be, DT_F32, POOL_BLOCKS * KV_BLOCK, cols, 16);
-    size_t n = (size_t)(cache.m.rows * cache.m.ld);
+    struct device_mat cache = device_alloc(be, be->act, POOL_BLOCKS * KV_BLOCK, cols, 16);
+    size_t n = (size_t)(cache.m.rows * cache.m.ld), e = dtype_bytes(be->act);
     float *host = must(malloc(n * sizeof *host));
+    char *stored = must(malloc(n * e));
     for (size_t i = 0; i < n; i++) /* what no sequence owns is NaN: nothing may come of it */
         host[i] = NAN;
     for (int s = 0; s < scene->n_seq; s++)
@@ -83,14 +87,16 @@ static struct device_mat fill_cache(struct backend *be, const struct shape *shap
                 host[slot * cache.m.ld + i] =
                     element(what, scene->stream[s], j, shape->first_kv_head + i / shape->head_dim, i % shape->head_dim);
         }
-    assert_ok(be->ops->put(be, cache.m.data, host, n * sizeof *host));
-    free(host);
+    convert(stored, be->act, host, DT_F32, (int64_t)n);
+    assert_ok(be->ops->put(be, cache.m.data, stored, n * e));
+    free(host), free(stored);
     return cache;
 }
 
 /* Runs the op; rows [sum q_len, n_heads head_dim], the caller frees them. salt shuffles the blocks. */
 static float *attend(struct backend *be, const struct shape *shape, const struct scene *scene, int salt)
 {
+    cache_dtype = be->act;
     int32_t q_start[MAX_SEQ + 1] = {0}, kv_len[MAX_SEQ], table[MAX_SEQ * POOL_BLOCKS];
     int64_t max_blocks = 1, rows = 0, cols = shape->n_heads * shape->head_dim, used = 0;
     for (int s = 0; s < scene->n_seq; s++) {
@@ -112,7 +118,7 @@ static float *attend(struct backend *be, const struct shape *shape, const struct
             for (int64_t i = 0; i < cols; i++)
                 *at++ =
                     element(IS_Q, scene->stream[s], t, shape->first_head + i / shape->head_dim, i % shape->head_dim);
-    struct device_mat dq = device_of(be, DT_F32, rows, cols, q), out = device_alloc(be, DT_F32, rows, cols, salt % 5);
+    struct device_mat dq = device_of(be, DT_F32, rows, cols, q), out = device_alloc(be, be->act, rows, cols, salt % 5);
     struct device_mat k = fill_cache(be, shape, scene, IS_K, table, max_blocks);
     struct device_mat v = fill_cache(be, shape, scene, IS_V, table, max_blocks);
     struct device_mat d_start = device_of(be, DT_I32, 1, scene->n_seq + 1, q_start);
@@ -132,7 +138,7 @@ static float *attend(struct backend *be, const struct shape *shape, const struct
                                   .window = shape->window,
                                   .scale = (float)scale_of(shape)};
     assert_ok(be->ops->attention(be, &dq.m, &k.m, &v.m, &args, &out.m));
-    float *host = device_get(be, &out);
+    float *host = device_floats(be, &out);
     buf_free(&dq.buf), buf_free(&out.buf), buf_free(&k.buf), buf_free(&v.buf);
     buf_free(&d_start.buf), buf_free(&d_len.buf), buf_free(&d_table.buf);
     free(q);
@@ -167,11 +173,14 @@ static int64_t rows_of(const struct scene *scene)
 
 /* The bound. A score is a sum of head_dim products of size |q k| ~ 1: its error, u sqrt(head_dim) |score| at most, is
  * the relative error of its p; scores here stay below 8, so p is off by 8 u sqrt(head_dim); the sums over n keys add u
- * sqrt(n) as in any chain; e^x adds 2 u, the merges 4 u each. Squared, with 4 to spare. */
-static double bound_of(const struct shape *shape, int64_t keys)
+ * sqrt(n) as in any chain; e^x adds 2 u, the merges 4 u each. Squared, with 4 to spare.
+ * In bf16, q and p are rounded for the tensor cores, and the output is: three roundings of u16 / sqrt(3) in the mean. That of q
+ * moves a score by as much times its size, which is 1 in the mean here; those of p and v's weights stay independent from key to
+ * key, as the values are, so that the sum's relative error is a term's. 3 (u16^2 / 3), with 4 to spare. */
+static double bound_of(const struct backend *be, const struct shape *shape, int64_t keys)
 {
     double e = 8 * sqrt((double)shape->head_dim) + sqrt((double)keys) + 2 + 4 * (double)(keys / ATTENTION_SPAN + 1);
-    return 4 * e * e * U32 * U32;
+    return 4 * (e * e * U32 * U32 + rounding_of(be->act) * rounding_of(be->act));
 }
 
 static void test_softmax_of_every_shape(void **unused)
@@ -189,9 +198,11 @@ static void test_softmax_of_every_shape(void **unused)
     for (int i = 0; i < N_SHAPES; i++)
         for (size_t c = 0; c < sizeof scenes / sizeof scenes[0]; c++) {
             int64_t rows = rows_of(&scenes[c]);
-            double *want = expected(&shapes[i], &scenes[c], rows);
             float *got = attend(&be, &shapes[i], &scenes[c], (int)c);
-            assert_nmse(got, want, rows * shapes[i].n_heads * shapes[i].head_dim, bound_of(&shapes[i], 600));
+            double *want = expected(&shapes[i], &scenes[c], rows);
+            char what[64];
+            snprintf(what, sizeof what, "attention, shape %d, scene %d, %s", i, (int)c, dtype_name(be.act));
+            check_nmse(got, want, rows * shapes[i].n_heads * shapes[i].head_dim, bound_of(&be, &shapes[i], 600), what);
             free(want);
             free(got);
         }
@@ -270,6 +281,20 @@ static void test_threads_and_instruction_sets_give_the_same_bits(void **unused)
     free(first);
 }
 
+static void test_bits_repeat(void **unused)
+{
+    size_t n, n_first;
+    float *first = everything(backend_name, 1, &n_first);
+    (void)unused;
+    for (int threads = 2; threads <= 3; threads++) { /* of the simulator; on a card, runs */
+        float *got = everything(backend_name, threads, &n);
+        assert_int_equal(n, n_first);
+        assert_memory_equal(got, first, n);
+        free(got);
+    }
+    free(first);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -278,7 +303,11 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_threads_and_instruction_sets_give_the_same_bits),
     };
     const struct CMUnitTest oracle[] = {cmocka_unit_test(test_softmax_of_every_shape)}; /* one row at a time anyway */
+    const struct CMUnitTest gpu[] = {cmocka_unit_test(test_softmax_of_every_shape), cmocka_unit_test(test_bits_repeat)};
     backend_name = argc > 1 ? argv[1] : "cpu";
+    open_or_skip(backend_name);
+    if (strncmp(backend_name, "cuda", 4) == 0)
+        return cmocka_run_group_tests(gpu, NULL, NULL);
     if (strcmp(backend_name, "cpu:ref") == 0)
         return cmocka_run_group_tests(oracle, NULL, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);

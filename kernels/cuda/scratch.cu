@@ -30,6 +30,21 @@ int cuda_is_enabled(const char *tier)
     return 1;
 }
 
+static double gib(size_t bytes)
+{
+    return (double)bytes / (1 << 30);
+}
+
+int cuda_out_of_memory(struct backend *be, size_t bytes)
+{
+    int err = OK;
+    size_t n_free = 0, total = 0;
+    TRY(memory_cuda(be, &n_free, &total));
+    FAIL(ERR_NOMEM, "needs %.2f GiB, GPU %d has %.2f GiB free of %.2f", gib(bytes), be->index, gib(n_free), gib(total));
+out:
+    return err;
+}
+
 /* Growing frees the old block behind the kernels that use it, in the stream's order. Recorded steps hold its address: they are
  * recorded anew when scratch_moves has changed. */
 int cuda_scratch(struct backend *be, size_t bytes, void **p)

@@ -130,15 +130,9 @@ out:
     return err;
 }
 
-static double gib(size_t bytes)
-{
-    return (double)bytes / (1 << 30);
-}
-
 int alloc_cuda(struct backend *be, size_t bytes, void **p)
 {
     int err = OK;
-    size_t n_free = 0, total = 0;
     struct cuda_state *state = state_of(be);
     cudaError_t code = cudaErrorMemoryAllocation;
     assert(!state->in_step);
@@ -153,9 +147,7 @@ int alloc_cuda(struct backend *be, size_t bytes, void **p)
     }
     if (code == cudaErrorMemoryAllocation) {
         cudaGetLastError();
-        TRY(memory_cuda(be, &n_free, &total));
-        FAIL(ERR_NOMEM, "needs %.2f GiB, GPU %d has %.2f GiB free of %.2f", gib(bytes), be->index, gib(n_free),
-             gib(total));
+        TRY(cuda_out_of_memory(be, bytes));
     }
     TRY(cuda_checked((int)code, "cudaMallocAsync", __FILE__, __LINE__));
 out:

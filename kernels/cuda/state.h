@@ -41,6 +41,9 @@ int step_begin_cuda(struct backend *be, struct step *step, int *host_replayed);
 int step_end_cuda(struct backend *be, struct step *step);
 void step_free_cuda(struct backend *be, struct step *step);
 
+/* ERR_NOMEM, with what was asked for and what there is. */
+int cuda_out_of_memory(struct backend *be, size_t bytes);
+
 /* The module's entries. */
 int count_cuda(char *why, size_t n_why);
 int identify_cuda(int index, char *name, size_t n_name, char *pci, size_t n_pci);

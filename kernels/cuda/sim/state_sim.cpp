@@ -65,8 +65,8 @@ int alloc_cuda(struct backend *be, size_t bytes, void **p)
 {
     int err = OK;
     assert(!state_of(be)->in_step);
-    if (posix_memalign(p, 256, bytes) != 0)
-        FAIL(ERR_NOMEM, "%s: cannot allocate %zu bytes of memory", be->name, bytes);
+    if (bytes > (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) || posix_memalign(p, 256, bytes) != 0)
+        TRY(cuda_out_of_memory(be, bytes));
     memset(*p, 0xff, bytes);
 out:
     return err;
