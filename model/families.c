@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Tensor names and shapes of the families served: see families.h. Llama, Mistral, Qwen2 and Qwen3 name their tensors
- * alike; what differs (biases, q/k norms, a separate lm_head) is in struct model_config.
+ * Tensor names and shapes of the families served: see families.h. Llama, Mistral, Qwen and Mixtral name their tensors
+ * alike; what differs (biases, q/k norms, a separate lm_head, experts) is in struct model_config, but for the names of experts.
  */
 #include "model/families.h"
 
@@ -112,21 +112,134 @@ void tensor_of_vector(int64_t layer, enum vector vector, char *out, size_t size)
     snprintf(out, size, "model.layers.%" PRId64 ".%s.weight", layer, vector_paths[vector]);
 }
 
+/* ---- experts ------------------------------------------------------------------------------------------------------ */
+
+static int is_mixtral(const struct model_config *config)
+{
+    return strcmp(config->family, "mixtral") == 0;
+}
+
+void expert_shape(const struct model_config *config, int64_t expert, enum module module, int64_t *d_out, int64_t *d_in)
+{
+    const int64_t width = expert == EXPERT_SHARED ? config->d_shared : config->d_expert;
+    assert(module_group(module) == GROUP_GATE_UP || module == MOD_DOWN);
+    *d_out = module == MOD_DOWN ? config->d_model : width;
+    *d_in = module == MOD_DOWN ? width : config->d_model;
+}
+
+void router_shape(const struct model_config *config, enum router router, int64_t *d_out, int64_t *d_in)
+{
+    *d_in = config->d_model;
+    *d_out = router == ROUTER_GATE ? config->n_experts : config->d_shared > 0;
+}
+
+enum expert_layout expert_layout(const struct checkpoint *ck, int64_t layer)
+{
+    char name[128];
+    snprintf(name, sizeof name, "model.layers.%" PRId64 ".mlp.experts.gate_up_proj", layer);
+    return checkpoint_find(ck, name) ? EXPERTS_FUSED : EXPERTS_APART;
+}
+
+void tensor_of_expert(const struct model_config *config, enum expert_layout layout, int64_t layer, enum module module,
+                      int64_t expert, struct tensor_place *place)
+{
+    static const char *const mixtral_names[N_MODULES] = {[MOD_GATE] = "w1", [MOD_UP] = "w3", [MOD_DOWN] = "w2"};
+    const size_t size = sizeof place->name;
+    int64_t d_out, d_in;
+    expert_shape(config, expert, module, &d_out, &d_in);
+    *place = (struct tensor_place){.n_dims = 2, .shape = {d_out, d_in}};
+    if (expert == EXPERT_SHARED) {
+        snprintf(place->name, size, "model.layers.%" PRId64 ".mlp.shared_expert.%s.weight", layer,
+                 modules[module].name);
+    } else if (layout == EXPERTS_FUSED) {
+        const int64_t rows = module == MOD_DOWN ? d_out : 2 * d_out; /* of one expert's matrix */
+        snprintf(place->name, size, "model.layers.%" PRId64 ".mlp.experts.%s", layer,
+                 module == MOD_DOWN ? "down_proj" : "gate_up_proj");
+        place->n_dims = 3;
+        place->shape[0] = config->n_experts;
+        place->shape[1] = rows;
+        place->shape[2] = d_in;
+        place->row0 = expert * rows + (module == MOD_UP ? d_out : 0);
+    } else if (is_mixtral(config)) {
+        snprintf(place->name, size, "model.layers.%" PRId64 ".block_sparse_moe.experts.%" PRId64 ".%s.weight", layer,
+                 expert, mixtral_names[module]);
+    } else {
+        snprintf(place->name, size, "model.layers.%" PRId64 ".mlp.experts.%" PRId64 ".%s.weight", layer, expert,
+                 modules[module].name);
+    }
+}
+
+void tensor_of_router(const struct model_config *config, enum expert_layout layout, int64_t layer, enum router router,
+                      char *out, size_t size)
+{
+    const char *parent = is_mixtral(config) && layout == EXPERTS_APART ? "block_sparse_moe" : "mlp";
+    snprintf(out, size, "model.layers.%" PRId64 ".%s.%s.weight", layer, parent,
+             router == ROUTER_GATE ? "gate" : "shared_expert_gate");
+}
+
+/* ---- checking a checkpoint ---------------------------------------------------------------------------------------- */
+
 /* A checkpoint being compared with what its family needs. used[i]: tensor i of the sorted table was asked for. */
 struct check {
     const struct checkpoint *ck;
     unsigned char *used;
 };
 
+static int mark(struct check *c, const struct tensor *t)
+{
+    int err = OK;
+    if (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16)
+        FAIL(ERR_UNSUPPORTED, "%s: tensor %s: stored as %s, weights must be f32, bf16 or f16 (a quantized checkpoint?)",
+             checkpoint_file(c->ck, t), t->name, dtype_name(t->dtype));
+    c->used[t - checkpoint_at(c->ck, 0)] = 1;
+out:
+    return err;
+}
+
 static int need(struct check *c, const char *name, int n_dims, int64_t rows, int64_t cols)
 {
     int err = OK;
     const struct tensor *t = NULL;
     TRY(checkpoint_expect(c->ck, name, n_dims, rows, cols, &t));
-    if (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16)
-        FAIL(ERR_UNSUPPORTED, "%s: tensor %s: stored as %s, weights must be f32, bf16 or f16 (a quantized checkpoint?)",
-             checkpoint_file(c->ck, t), name, dtype_name(t->dtype));
-    c->used[t - checkpoint_at(c->ck, 0)] = 1;
+    TRY(mark(c, t));
+out:
+    return err;
+}
+
+static int need_expert(struct check *c, const struct tensor_place *at)
+{
+    int err = OK;
+    const struct tensor *t = NULL;
+    if (at->n_dims == 3)
+        TRY(checkpoint_expect_stack(c->ck, at->name, at->shape[0], at->shape[1], at->shape[2], &t));
+    else
+        TRY(checkpoint_expect(c->ck, at->name, 2, at->shape[0], at->shape[1], &t));
+    TRY(mark(c, t));
+out:
+    return err;
+}
+
+static int need_experts(struct check *c, const struct model_config *config, int64_t layer)
+{
+    int err = OK;
+    const enum expert_layout layout = expert_layout(c->ck, layer);
+    const int64_t first = config->d_shared > 0 ? EXPERT_SHARED : 0;
+    /* A fused tensor holds all experts: asking for the first says all. */
+    const int64_t end = layout == EXPERTS_FUSED ? 1 : config->n_experts;
+    struct tensor_place place;
+    for (int r = 0; r < N_ROUTERS; r++) {
+        int64_t d_out, d_in;
+        char name[128];
+        router_shape(config, (enum router)r, &d_out, &d_in);
+        tensor_of_router(config, layout, layer, (enum router)r, name, sizeof name);
+        if (d_out > 0)
+            TRY(need(c, name, 2, d_out, d_in));
+    }
+    for (int64_t e = first; e < end; e++)
+        for (int m = MOD_GATE; m <= MOD_DOWN; m++) {
+            tensor_of_expert(config, layout, layer, (enum module)m, e, &place);
+            TRY(need_expert(c, &place));
+        }
 out:
     return err;
 }
@@ -141,7 +254,9 @@ static int need_layer(struct check *c, const struct model_config *config, int64_
         if (length > 0)
             TRY(need(c, name, 1, length, 1));
     }
-    for (int m = 0; m < N_MODULES; m++) {
+    if (config_is_moe(config, layer))
+        TRY(need_experts(c, config, layer));
+    for (int m = 0; m < (config_is_moe(config, layer) ? MOD_GATE : N_MODULES); m++) {
         int64_t d_out, d_in;
         module_shape(config, (enum module)m, &d_out, &d_in);
         tensor_of_module(layer, (enum module)m, 0, name, sizeof name);

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Families: how each architecture names its tensors. A new family is a new entry here and in config.c.
+ *
+ * A layer is dense or has experts (config_is_moe). Of a layer with experts the modules gate, up and down are those of each of its
+ * experts, and enum module stays the same: it says what a matrix does, the number of an expert says whose it is.
  */
 #ifndef GLOWQ_MODEL_FAMILIES_H
 #define GLOWQ_MODEL_FAMILIES_H
@@ -27,7 +30,36 @@ int module_has_bias(const struct model_config *config, enum module module);
 /* Length of a layer's vector; 0 if the family has none. */
 int64_t vector_length(const struct model_config *config, enum vector vector);
 
-/* Full tensor names, "model.layers.3.self_attn.q_proj.weight". size >= 128 is enough. */
+/* Experts of a layer are 0 .. n_experts - 1; the one that every token visits (Qwen2-MoE) has a number of its own. */
+enum { EXPERT_SHARED = -1 };
+/* What a layer with experts has beside them; kept as stored. The shared gate's one output is the logit of the shared expert's
+ * weight. */
+enum router { ROUTER_GATE, ROUTER_SHARED_GATE, N_ROUTERS };
+/* Shape of gate, up or down of one expert. */
+void expert_shape(const struct model_config *config, int64_t expert, enum module module, int64_t *d_out, int64_t *d_in);
+/* d_out 0: the family has none. */
+void router_shape(const struct model_config *config, enum router router, int64_t *d_out, int64_t *d_in);
+
+/* How a checkpoint stores the experts of a layer: a tensor for each matrix; or, as transformers 5 keeps them in memory, all in
+ * two 3-d tensors, gate_up_proj [n_experts, 2 d_expert, d_model] (gate's rows above up's) and down_proj [n_experts, d_model,
+ * d_expert]. The shared expert always has tensors of its own. */
+enum expert_layout { EXPERTS_APART, EXPERTS_FUSED };
+enum expert_layout expert_layout(const struct checkpoint *ck, int64_t layer);
+/* Rows [row0, row0 + d_out) of a tensor: those of its matrices one after another if it has 3 dimensions, as
+ * checkpoint_read_rows counts them. Nothing is ever stored transposed. */
+struct tensor_place {
+    char name[128];
+    int n_dims;
+    int64_t shape[3];
+    int64_t row0;
+};
+/* Where gate, up or down of an expert of a layer is, and the layer's router. */
+void tensor_of_expert(const struct model_config *config, enum expert_layout layout, int64_t layer, enum module module,
+                      int64_t expert, struct tensor_place *place);
+void tensor_of_router(const struct model_config *config, enum expert_layout layout, int64_t layer, enum router router,
+                      char *out, size_t size);
+
+/* Full tensor names, "model.layers.3.self_attn.q_proj.weight"; gate, up and down: of a dense layer. size >= 128 is enough. */
 void tensor_of_module(int64_t layer, enum module module, int bias, char *out, size_t size);
 void tensor_of_vector(int64_t layer, enum vector vector, char *out, size_t size);
 #define TENSOR_EMBEDDING "model.embed_tokens.weight"

@@ -131,13 +131,11 @@ static const char *shape_text(const int64_t *shape, int n_dims, char *out, size_
     return out;
 }
 
-int checkpoint_expect(const struct checkpoint *ck, const char *name, int n_dims, int64_t rows, int64_t cols,
-                      const struct tensor **out)
+static int expect(const struct checkpoint *ck, const char *name, int n_dims, const int64_t *shape,
+                  const struct tensor **out)
 {
     int err = OK;
-    const int64_t shape[] = {rows, cols};
-    char expected[64], found[128]; /* two, and TENSOR_MAX_DIMS numbers of at most 20 characters */
-    assert(n_dims == 1 || n_dims == 2);
+    char expected[128], found[128]; /* TENSOR_MAX_DIMS numbers of at most 20 characters */
     const struct tensor *t = checkpoint_find(ck, name);
     shape_text(shape, n_dims, expected, sizeof expected);
     if (!t)
@@ -150,17 +148,31 @@ out:
     return err;
 }
 
-/* Elements of a row; ERR_ARG unless [row0, row0 + rows) is inside a 1-d or 2-d tensor. */
+int checkpoint_expect(const struct checkpoint *ck, const char *name, int n_dims, int64_t rows, int64_t cols,
+                      const struct tensor **out)
+{
+    assert(n_dims == 1 || n_dims == 2);
+    return expect(ck, name, n_dims, (const int64_t[]){rows, cols}, out);
+}
+
+int checkpoint_expect_stack(const struct checkpoint *ck, const char *name, int64_t n, int64_t rows, int64_t cols,
+                            const struct tensor **out)
+{
+    return expect(ck, name, 3, (const int64_t[]){n, rows, cols}, out);
+}
+
+/* Elements of a row; ERR_ARG unless [row0, row0 + rows) is inside a tensor of 1 to 3 dimensions. */
 static int check_rows(const struct checkpoint *ck, const struct tensor *t, int64_t row0, int64_t rows, int64_t *cols)
 {
     int err = OK;
-    if (t->n_dims != 1 && t->n_dims != 2)
-        FAIL(ERR_FORMAT, "%s: tensor %s: %d dimensions where 1 or 2 are expected", checkpoint_file(ck, t), t->name,
+    if (t->n_dims < 1 || t->n_dims > 3)
+        FAIL(ERR_FORMAT, "%s: tensor %s: %d dimensions where 1 to 3 are expected", checkpoint_file(ck, t), t->name,
              t->n_dims);
-    if (row0 < 0 || rows < 0 || row0 > t->shape[0] || rows > t->shape[0] - row0)
+    const int64_t all = t->n_dims == 3 ? t->shape[0] * t->shape[1] : t->shape[0]; /* the header's check: no overflow */
+    if (row0 < 0 || rows < 0 || row0 > all || rows > all - row0)
         FAIL(ERR_ARG, "%s: tensor %s: rows %" PRId64 " + %" PRId64 " of %" PRId64, checkpoint_file(ck, t), t->name,
-             row0, rows, t->shape[0]);
-    *cols = t->n_dims == 2 ? t->shape[1] : 1;
+             row0, rows, all);
+    *cols = t->n_dims > 1 ? t->shape[t->n_dims - 1] : 1;
 out:
     return err;
 }

@@ -41,8 +41,11 @@ const struct tensor *checkpoint_find(const struct checkpoint *ck, const char *na
  * n_dims 1: [rows]; 2: [rows, cols]. */
 int checkpoint_expect(const struct checkpoint *ck, const char *name, int n_dims, int64_t rows, int64_t cols,
                       const struct tensor **out);
-/* Rows [row0, row0 + rows) of a 1-d or 2-d tensor (a row of a 1-d tensor is one element), as stored, contiguous into
- * dst. */
+/* The same of a 3-d tensor: n matrices [rows, cols] one after another. */
+int checkpoint_expect_stack(const struct checkpoint *ck, const char *name, int64_t n, int64_t rows, int64_t cols,
+                            const struct tensor **out);
+/* Rows [row0, row0 + rows) of a tensor of 1 to 3 dimensions, as stored, contiguous into dst. A row of a 1-d tensor is one
+ * element; the rows of a 3-d one are those of its matrices, one after another. */
 int checkpoint_read_rows(const struct checkpoint *ck, const struct tensor *t, int64_t row0, int64_t rows, void *dst);
 /* The same, converted to f32; ERR_FORMAT naming file, tensor, row and column at the first NaN or infinity. */
 int checkpoint_read_f32(const struct checkpoint *ck, const struct tensor *t, int64_t row0, int64_t rows, float *dst);

@@ -397,7 +397,7 @@ static void refuses_reads_of_other_kinds(void **state)
     int32_t raw[2];
     write_safetensors("m.safetensors",
                       "{\"i\":" ENTRY("I32", "[2]", "[0,8]") ",\"cube\":" ENTRY(
-                          "F32", "[1,2,1]", "[8,16]") ",\"scalar\":" ENTRY("F32", "[]", "[16,20]") "}",
+                          "F32", "[1,1,1,2]", "[8,16]") ",\"scalar\":" ENTRY("F32", "[]", "[16,20]") "}",
                       zeros, 20);
     struct checkpoint *ck = open_ok("m.safetensors");
     assert_int_equal(checkpoint_read_rows(ck, checkpoint_find(ck, "i"), 0, 2, raw), OK);
@@ -478,6 +478,28 @@ static void expects_shapes(void **state)
     assert_int_equal(checkpoint_expect(ck, "bf16", 2, 6, 1, &t), ERR_FORMAT);
     assert_int_equal(checkpoint_expect(ck, "f64", 2, 2, 3, &t), ERR_FORMAT);
     assert_non_null(strstr(err_last(), "tensor f64 is missing (expected shape [2, 3])"));
+    assert_int_equal(checkpoint_expect_stack(ck, "f32", 1, 2, 3, &t), ERR_FORMAT);
+    assert_non_null(strstr(err_last(), "tensor f32: expected shape [1, 2, 3], found [2, 3]"));
+    checkpoint_close(ck);
+}
+
+/* Two matrices of 3 rows: rows count through both. */
+static void reads_stacks(void **state)
+{
+    (void)state;
+    const struct tensor *t = NULL;
+    unsigned char bytes[24], raw[12];
+    for (unsigned i = 0; i < sizeof bytes; i++)
+        bytes[i] = (unsigned char)(i / 2);
+    write_safetensors("m.safetensors", "{\"s\":" ENTRY("U8", "[2,3,4]", "[0,24]") "}", bytes, 24);
+    struct checkpoint *ck = open_ok("m.safetensors");
+    assert_int_equal(checkpoint_expect_stack(ck, "s", 2, 4, 3, &t), ERR_FORMAT);
+    assert_int_equal(checkpoint_expect_stack(ck, "s", 2, 3, 4, &t), OK);
+    assert_int_equal(checkpoint_read_rows(ck, t, 2, 3, raw), OK);
+    assert_memory_equal(raw, bytes + 8, 12);
+    assert_int_equal(checkpoint_read_rows(ck, t, 4, 2, raw), OK);
+    assert_memory_equal(raw, bytes + 16, 8);
+    assert_int_equal(checkpoint_read_rows(ck, t, 4, 3, raw), ERR_ARG);
     checkpoint_close(ck);
 }
 
@@ -590,6 +612,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_teardown(names_the_first_value_not_finite, scratch_clear),
         cmocka_unit_test_teardown(survives_a_shrinking_file, scratch_clear),
         cmocka_unit_test_teardown(expects_shapes, scratch_clear),
+        cmocka_unit_test_teardown(reads_stacks, scratch_clear),
         cmocka_unit_test_teardown(fingerprints_headers, scratch_clear),
     };
     enum { N_FIXED = sizeof fixed / sizeof *fixed };

@@ -3,7 +3,8 @@
 
 A trap is a mistake that the family's logits must expose: "config" replaces keys ("absent" removes one), "fill" sets the
 tensors whose names match to a constant, "drop" leaves tensors out, "interleaved" pairs RoPE's channels as neighbours,
-"same_experts" uses expert 0's weights for all.
+"same_experts" uses expert 0's weights for all. "fused_of" names a family whose weights are written once more, by transformers in
+the layout that it keeps in memory: all experts of a layer in two 3-d tensors.
 """
 
 BASE = {"bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 48, "intermediate_size": 80,
@@ -57,7 +58,7 @@ def tensor_shapes(c):
             linear(p + "block_sparse_moe.gate", c["num_local_experts"], d)
             for e in range(c["num_local_experts"]):
                 mlp(p + "block_sparse_moe.experts.%d." % e, c["intermediate_size"], ("w1", "w3", "w2"))
-        elif kind in ("qwen2_moe", "qwen3_moe"):
+        elif kind in ("qwen2_moe", "qwen3_moe") and i not in c["mlp_only_layers"] and (i + 1) % c["decoder_sparse_step"] == 0:
             linear(p + "mlp.gate", c["num_experts"], d)
             for e in range(c["num_experts"]):
                 mlp(p + "mlp.experts.%d." % e, c["moe_intermediate_size"])
@@ -177,4 +178,23 @@ FAMILIES = {
                   "weights not normalized": {"config": {"norm_topk_prob": False}},
                   "q_norm weights taken as 1": {"fill": {r"q_norm": 1.0}},
                   "k_norm weights taken as 1": {"fill": {r"k_norm": 1.0}}}},
+    # Layer 0 is dense by the step, 1 by name, 2 by the step, 3 has 60 experts: a number that 8 doesn't divide.
+    # Their probabilities are near 1/60, so the gap of the routing is less.
+    "qwen3moe_layers": {"dtype": "bfloat16", "n_seq": 1, "router_gap": 2e-4, "config": config(
+        "qwen3_moe", "Qwen3MoeForCausalLM", head_dim=8, num_hidden_layers=4, intermediate_size=24, num_experts=60,
+        num_experts_per_tok=8, moe_intermediate_size=4, norm_topk_prob=False, decoder_sparse_step=2, mlp_only_layers=[1],
+        attention_bias=False, tie_word_embeddings=True, sliding_window=None, use_sliding_window=False,
+        output_router_logits=False, router_aux_loss_coef=0.001, rope_theta=1000000.0),
+        "traps": {**NORMS, "one expert for all": {"same_experts": True},
+                  "weights normalized": {"config": {"norm_topk_prob": True}},
+                  "top 7 instead of 8": {"config": {"num_experts_per_tok": 7}},
+                  "experts left out": {"fill": {r"experts\.\d+\.down": 0.0}},
+                  "dense MLP of layer 1 left out": {"fill": {r"layers\.1\.mlp\.down": 0.0}}}},
+    # A shared expert beside a dense layer.
+    "qwen2moe_layers": {"dtype": "bfloat16", "n_seq": 1, "config": config(
+        "qwen2_moe", "Qwen2MoeForCausalLM", norm_topk_prob=False, intermediate_size=24,
+        **{**QWEN2_MOE, "mlp_only_layers": [0], "num_experts": 5, "num_experts_per_tok": 5}),
+        "traps": {k: t for k, t in QWEN2_MOE_TRAPS.items() if k != "top 3 instead of 2"}},
+    "mixtral_fused": {"fused_of": "mixtral"},
+    "qwen2moe_fused": {"fused_of": "qwen2moe_norm"},
 }

@@ -27,6 +27,7 @@ import zlib
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
@@ -104,7 +105,8 @@ def router_gap(model, ids):
 
     def watch(module, _, output):
         p = torch.softmax(output[0].float(), -1).sort(-1, descending=True).values
-        gaps.append((p[:, module.top_k - 1] - p[:, module.top_k]).min().item())
+        if module.top_k < p.shape[-1]:
+            gaps.append((p[:, module.top_k - 1] - p[:, module.top_k]).min().item())
 
     for module in model.modules():
         if type(module).__name__.endswith("TopKRouter"):
@@ -174,7 +176,7 @@ def make(name, spec):
         write_checkpoint(folder, config, tensors, spec.get("shards", 1))
         model = load(folder)
         gap = router_gap(model, ids)
-        if gap is None or gap >= ROUTER_GAP_MIN:
+        if gap is None or gap >= spec.get("router_gap", ROUTER_GAP_MIN):
             break
     else:
         raise SystemExit("%s: no weights with clear routing" % name)
@@ -189,6 +191,25 @@ def make(name, spec):
     print("%s: %d bytes, logits sd %.2f max %.1f, f32 against f64 %.1e%s" % (
         name, size, logits.std(), logits.abs().max(), noise, "" if gap is None else ", router gap %.1e" % gap), flush=True)
     check_traps(name, spec, tensors, ids, logits)
+
+
+def make_fused(name, spec):
+    """The weights and logits of another family, as transformers writes a model without going back to published names."""
+    source, folder = (os.path.join(HERE, "families", n) for n in (spec["fused_of"], name))
+    shutil.rmtree(folder, ignore_errors=True)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    with tempfile.TemporaryDirectory() as tmp:
+        model.save_pretrained(tmp, save_original_format=False)
+        os.makedirs(folder)
+        for file in ("config.json", "model.safetensors"):
+            shutil.copy(os.path.join(tmp, file), os.path.join(folder, file))
+    with safe_open(os.path.join(source, "logits.safetensors"), "pt") as f:
+        ids, logits = f.get_tensor("ids"), f.get_tensor("logits")
+    assert torch.equal(logits_of(load(folder), ids), logits), name
+    with safe_open(os.path.join(folder, "model.safetensors"), "pt") as f:
+        assert any(len(f.get_slice(k).get_shape()) == 3 for k in f.keys()), name
+    shutil.copy(os.path.join(source, "logits.safetensors"), folder)
+    print("%s: the logits of %s" % (name, spec["fused_of"]), flush=True)
 
 
 # ---- the extras of tp_cut ----
@@ -237,7 +258,7 @@ def main():
     hf_logging.disable_progress_bar()
     names = sys.argv[1:] or list(FAMILIES)
     for name in names:
-        make(name, FAMILIES[name])
+        (make_fused if "fused_of" in FAMILIES[name] else make)(name, FAMILIES[name])
 
 
 if __name__ == "__main__":
