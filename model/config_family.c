@@ -15,12 +15,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct expert_rule mixtral_experts = {
-    .count_key = "num_local_experts", .default_count = 8, .default_top_k = 2, .always_normalized = 1};
+static const struct expert_rule mixtral_experts = {.count_key = "num_local_experts",
+                                                   .alias_key = "num_experts",
+                                                   .default_count = 8,
+                                                   .default_top_k = 2,
+                                                   .always_normalized = 1};
 static const struct expert_rule qwen2_experts = {
     .count_key = "num_experts", .default_count = 60, .default_top_k = 4, .default_width = 1408, .default_shared = 5632};
-static const struct expert_rule qwen3_experts = {
-    .count_key = "num_experts", .default_count = 128, .default_top_k = 8, .default_width = 768};
+static const struct expert_rule qwen3_experts = {.count_key = "num_experts",
+                                                 .alias_key = "num_local_experts",
+                                                 .default_count = 128,
+                                                 .default_top_k = 8,
+                                                 .default_width = 768};
 
 static const struct family families[] = {
     {.model_type = "llama",

@@ -16,9 +16,25 @@ int config_experts_read(const struct expert_rule *rule, const char *key)
     for (size_t i = 0; i < sizeof by_layer_keys / sizeof *by_layer_keys && !rule->always_normalized; i++)
         if (strcmp(key, by_layer_keys[i]) == 0)
             return 1;
-    return strcmp(key, rule->count_key) == 0 || strcmp(key, "num_experts_per_tok") == 0 ||
+    return strcmp(key, rule->count_key) == 0 || (rule->alias_key && strcmp(key, rule->alias_key) == 0) ||
+           strcmp(key, "num_experts_per_tok") == 0 ||
            (rule->default_width && strcmp(key, "moe_intermediate_size") == 0) ||
            (rule->default_shared && strcmp(key, "shared_expert_intermediate_size") == 0);
+}
+
+/* The number of experts, by either of its names; both must say the same. */
+static int read_count(const json_t *root, const char *where, const struct expert_rule *rule, int64_t *out)
+{
+    int err = OK;
+    int64_t count = rule->default_count;
+    if (rule->alias_key)
+        TRY(config_size(root, rule->alias_key, count, where, &count));
+    TRY(config_size(root, rule->count_key, count, where, out));
+    if (rule->alias_key && json_is_integer(json_object_get(root, rule->alias_key)) && *out != count)
+        FAIL(ERR_FORMAT, "%s: \"%s\": %" PRId64 " contradicts %s %" PRId64, where, rule->count_key, *out,
+             rule->alias_key, count);
+out:
+    return err;
 }
 
 /* mlp_only_layers: the layers whose MLP is dense. */
@@ -49,7 +65,7 @@ out:
 int config_experts(const json_t *root, const char *where, const struct expert_rule *rule, struct model_config *c)
 {
     int err = OK;
-    TRY(config_size(root, rule->count_key, rule->default_count, where, &c->n_experts));
+    TRY(read_count(root, where, rule, &c->n_experts));
     if (c->n_experts > MAX_EXPERTS)
         FAIL(ERR_UNSUPPORTED, "%s: \"%s\": %" PRId64 ", at most %d experts are supported", where, rule->count_key,
              c->n_experts, MAX_EXPERTS);

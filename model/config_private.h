@@ -18,7 +18,8 @@ enum window_rule {
 
 /* How a family with experts describes them. */
 struct expert_rule {
-    const char *count_key; /* num_local_experts, num_experts */
+    const char *count_key; /* num_local_experts, num_experts, */
+    const char *alias_key; /* and the other one, where transformers 5 takes it for the same; or NULL */
     int64_t default_count, default_top_k;
     int64_t default_width;  /* of moe_intermediate_size; 0: intermediate_size is an expert's width */
     int64_t default_shared; /* of shared_expert_intermediate_size; 0: there is no such expert */

@@ -226,6 +226,12 @@ static void reads_experts(void **state)
     assert_true(c.d_ff == 10 && !c.qkv_bias && config_window(&c, 2) == 0);
     c = read_ok(QWEN3_MOE ",\"num_experts\":4096,\"norm_topk_prob\":false,\"head_dim\":8,\"attention_bias\":true}");
     assert_true(c.n_experts == 4096 && !c.normalize_top_k && c.head_dim == 8 && c.qkv_bias && c.o_bias && c.qk_norm);
+    c = read_ok(QWEN3_MOE ",\"num_experts\":8,\"num_local_experts\":null}");
+    assert_int_equal(c.n_experts, 8);
+    c = read_ok(QWEN3_MOE ",\"num_local_experts\":9}"); /* as transformers 5 writes it */
+    assert_int_equal(c.n_experts, 9);
+    c = read_ok(MIXTRAL ",\"num_experts\":9,\"num_local_experts\":9}");
+    assert_int_equal(c.n_experts, 9);
     c = read_ok(LLAMA "}");
     assert_true(c.n_experts == 0 && config_refuse_moe(&c, "here") == OK);
 }
@@ -308,7 +314,10 @@ static struct refused refused[] = {
     {"shared expert of qwen3_moe", QWEN3_MOE ",\"shared_expert_intermediate_size\":8}", ERR_UNSUPPORTED,
      "\"shared_expert_intermediate_size\": 8 may change the result"},
     {"norm_topk_prob of mixtral", MIXTRAL ",\"norm_topk_prob\":true}", ERR_UNSUPPORTED, "\"norm_topk_prob\""},
-    {"num_experts of mixtral", MIXTRAL ",\"num_experts\":8}", ERR_UNSUPPORTED, "\"num_experts\": 8"},
+    {"two numbers of experts", QWEN3_MOE ",\"num_experts\":8,\"num_local_experts\":9}", ERR_FORMAT,
+     "\"num_experts\": 8 contradicts num_local_experts 9"},
+    {"num_local_experts of qwen2_moe", QWEN2_MOE ",\"num_local_experts\":60}", ERR_UNSUPPORTED,
+     "\"num_local_experts\": 60"},
     {"qkv_bias of qwen3_moe", QWEN3_MOE ",\"qkv_bias\":true}", ERR_UNSUPPORTED, "\"qkv_bias\""},
     {"window of qwen2_moe", QWEN2_MOE ",\"use_sliding_window\":true}", ERR_UNSUPPORTED,
      "\"use_sliding_window\": true is not supported for a qwen2_moe model"},

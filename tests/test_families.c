@@ -404,10 +404,15 @@ static void checks_the_golden_families(void **state)
         int64_t experts[5]; /* n_experts, top_k, d_expert, d_shared, normalize_top_k */
         int moe[4];
     } families[] = {
-        {"mixtral", {4, 2, 22, 0, 1}, {1, 1}},        {"mixtral_fused", {4, 2, 22, 0, 1}, {1, 1}},
-        {"qwen2moe_norm", {6, 2, 12, 24, 1}, {1, 1}}, {"qwen2moe_fused", {6, 2, 12, 24, 1}, {1, 1}},
-        {"qwen2moe_nonorm", {6, 2, 12, 24, 0}, {1}},  {"qwen2moe_layers", {5, 5, 12, 24, 0}, {0, 1}},
-        {"qwen3moe", {6, 3, 12, 0, 1}, {1, 1}},       {"qwen3moe_layers", {60, 8, 4, 0, 0}, {0, 0, 0, 1}},
+        {"mixtral", {4, 2, 22, 0, 1}, {1, 1}},
+        {"mixtral_fused", {4, 2, 22, 0, 1}, {1, 1}},
+        {"qwen2moe_norm", {6, 2, 12, 24, 1}, {1, 1}},
+        {"qwen2moe_fused", {6, 2, 12, 24, 1}, {1, 1}},
+        {"qwen2moe_nonorm", {6, 2, 12, 24, 0}, {1}},
+        {"qwen2moe_layers", {5, 5, 12, 24, 0}, {0, 1}},
+        {"qwen3moe", {6, 3, 12, 0, 1}, {1, 1}},
+        {"qwen3moe_fused", {6, 3, 12, 0, 1}, {1, 1}},
+        {"qwen3moe_layers", {60, 8, 4, 0, 0}, {0, 0, 0, 1}},
     };
     for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
         struct model_config c;
@@ -445,8 +450,9 @@ static uint16_t *expert_matrix(const struct model_config *c, const struct checkp
 static void finds_experts_in_both_layouts(void **state)
 {
     (void)state;
-    static const char *const pairs[][2] = {{"mixtral", "mixtral_fused"}, {"qwen2moe_norm", "qwen2moe_fused"}};
-    for (int p = 0; p < 2; p++) {
+    static const char *const pairs[][2] = {
+        {"mixtral", "mixtral_fused"}, {"qwen2moe_norm", "qwen2moe_fused"}, {"qwen3moe", "qwen3moe_fused"}};
+    for (size_t p = 0; p < sizeof pairs / sizeof *pairs; p++) {
         struct model_config c, c_fused;
         struct checkpoint *apart = open_golden(pairs[p][0], &c), *fused = open_golden(pairs[p][1], &c_fused);
         assert_int_equal(expert_layout(apart, 0), EXPERTS_APART);

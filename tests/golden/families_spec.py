@@ -197,4 +197,5 @@ FAMILIES = {
         "traps": {k: t for k, t in QWEN2_MOE_TRAPS.items() if k != "top 3 instead of 2"}},
     "mixtral_fused": {"fused_of": "mixtral"},
     "qwen2moe_fused": {"fused_of": "qwen2moe_norm"},
+    "qwen3moe_fused": {"fused_of": "qwen3moe"},
 }
