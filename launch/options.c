@@ -399,10 +399,12 @@ int options_complete(struct options *options)
 {
     if (options->command->positional && !options->positional)
         return options_refuse(options, "missing argument %s", options->command->positional);
+    if (options->command->check && options->command->check(options) != OK)
+        return ERR_ARG;
     for (int i = 0; i < options->n; i++)
         if (options->specs[i].required && options->settings[i].origin == ORIGIN_NONE)
             return options_refuse(options, "missing --%s %s", options->specs[i].name, options->specs[i].arg);
-    return options->command->check ? options->command->check(options) : OK;
+    return OK;
 }
 
 void options_clear(struct options *options)

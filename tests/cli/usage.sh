@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Help, versions, bad usage, and where an option's value comes from.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
-commands="calibrate eval generate tokenize inspect verify"
+commands="calibrate eval generate bench tokenize inspect verify"
 
 expect 0 "Usage: glowq" alone --help
 for c in $commands; do
@@ -33,6 +33,7 @@ expect 2 "did you mean eval?" alone evla
 expect 2 "unknown subcommand" alone frobnicate
 expect 2 "missing --model DIR" alone calibrate
 expect 2 "missing --text FILE" alone eval --model x
+expect 2 "missing --text FILE" alone calibrate --model x --out y
 expect 2 "missing argument PATH" alone inspect
 expect 2 "found a second: \"b\"" alone inspect a b
 expect 2 "unexpected argument \"stray\"" alone eval --model x --text y stray
