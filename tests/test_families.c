@@ -58,7 +58,7 @@ static void add(struct builder *b, const char *name, const char *dtype, int64_t 
 static void add_to_layer(struct builder *b, int layer, const char *suffix, const char *dtype, int64_t rows,
                          int64_t cols)
 {
-    char name[128];
+    char name[192];
     snprintf(name, sizeof name, "model.layers.%d.%s", layer, suffix);
     add(b, name, dtype, rows, cols);
 }
