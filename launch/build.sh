@@ -6,7 +6,7 @@ BUILD="${BUILD:-build}"                # where to build; the program is BUILD/gl
 TYPE="${TYPE:-RelWithDebInfo}"         # CMake's build type
 JOBS="${JOBS:-$(nproc)}"               # compilers at a time
 FLAGS="${FLAGS:-}"                     # more for CMake, e.g. -DGLOWQ_WERROR=ON
-PACKAGES="cmake make gcc libc6-dev pkg-config git python3 libopenmpi-dev openmpi-bin libhdf5-dev hdf5-tools
+PACKAGES="cmake make gcc g++ libc6-dev pkg-config git python3 libopenmpi-dev openmpi-bin libhdf5-dev hdf5-tools
     libopenblas-dev liblapacke-dev libpcre2-dev libutf8proc-dev libjansson-dev libssl-dev libxxhash-dev libconfuse-dev
     libcmocka-dev"
 

@@ -4,17 +4,7 @@
  * a batch in another order, gemm_fixed keeps a bound instead of the bits. Exit 77: no such device.
  *
  * usage: test_products [DEVICE] */
-#include "base/err.h"
-#include "kernels/kernels.h"
-
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
+#include "tests/kernels_help.h"
 
 static const char *device = "cpu";
 
@@ -77,7 +67,7 @@ static void sum_both(enum dtype dtype, int64_t rows, int64_t cols, int threads)
     assert_int_equal(be.ops->get(&be, want, sum.m.data, mat_bytes(&sum.m)), OK);
     assert_int_equal(be.ops->get(&be, &overflow, flag.m.data, sizeof overflow), OK);
     assert_int_equal(overflow, 0);
-    if (strncmp(be.name, "cpu", 3) == 0)
+    if (on_cpu(&be))
         assert_memory_equal(got, want, (size_t)n * sizeof *got);
     /* Two sums of k <= 256 terms: as random walks off by sqrt(k) u times |a| |b| <= 400, eight times that allowed a panel; then
      * the roundings to fixed point. */
@@ -134,7 +124,7 @@ static void narrow(struct backend *be, int trans, int64_t m, int64_t n, int64_t 
                 size += 2 * fabs(term);
             }
             double want = 0.5 * c[i * n + j] - 2 * sum;
-            assert_true(fabs(got[i * n + j] - want) <= 0x1p-24 * (double)(k + 4) * size);
+            check_close(got[i * n + j], want, U32 * (double)(k + 4) * size, "a narrow product", i * n + j);
         }
     buf_free(&da.buf);
     buf_free(&db.buf);
@@ -162,14 +152,8 @@ static void test_narrow_shapes(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_panels_in_one_op), cmocka_unit_test(test_narrow_shapes)};
-    struct backend be;
     if (argc > 1)
         device = argv[1];
-    int opened = backend_open(&be, device, 1);
-    if (opened == ERR_UNSUPPORTED)
-        return 77; /* no such device here: the message said so */
-    if (opened)
-        return 1;
-    backend_close(&be);
+    open_or_skip(device);
     return cmocka_run_group_tests(tests, NULL, NULL) != 0;
 }

@@ -249,16 +249,15 @@ static void let_go(struct lane *lane)
     lane->holds = NULL;
 }
 
-/* The call that this lane joins, or a fresh one. */
+/* The call that this lane joins, or a fresh one. Calls of other masks are no affair of its own, even where they name it: parts of
+ * a warp may go their own ways and meet later. Who never comes is found as a deadlock. */
 static struct slot *join(struct worker *w, struct lane *lane, size_t bytes)
 {
     struct slot *slots = w->slots[lane->self.linear / WARP], *s = NULL;
-    const uint32_t me = 1u << lane->self.linear % WARP;
     for (int i = 0; i < N_SLOTS; i++) {
-        if (slots[i].held && slots[i].arrived != slots[i].mask && (slots[i].mask & (lane->mask | me))) {
+        if (slots[i].held && slots[i].arrived != slots[i].mask && slots[i].mask == lane->mask) {
             const struct lane *other = lane - lane->self.linear % WARP + __builtin_ctz(slots[i].arrived);
-            if (slots[i].mask != lane->mask || slots[i].bytes != bytes || slots[i].line != lane->line ||
-                strcmp(slots[i].file, lane->file) != 0) {
+            if (slots[i].bytes != bytes || slots[i].line != lane->line || strcmp(slots[i].file, lane->file) != 0) {
                 lane->what = AT_WARP;
                 bug(w->kernel, "divergent warp: lanes meet in different warp primitives", other, lane);
             }

@@ -8,7 +8,7 @@
  * Bugs end the process (abort) with kernel, block and thread named:
  *   - a barrier or a warp primitive that lanes can't all reach: some wait elsewhere, returned, or don't exist
  *     (threads that returned count as arrived at __syncthreads, as on the card);
- *   - __syncthreads on different lines; one warp primitive with different masks, sizes or lines;
+ *   - __syncthreads on different lines; lanes of one mask in different warp primitives (sizes or lines);
  *   - more than 1024 threads or 227 KiB of dynamic shared memory, grids the card refuses (empty ones too).
  * Dynamic shared memory is filled with 0xff (NaN) before every block, static before every launch (with GLOWQ_SIM_ORDER before
  * every block), and device memory when allocated. Under ASan, dynamic shared and

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What --device cuda says where it can't be had: no module, a module of another version, something that is no module, no device.
+ * Each in a child, since a module stays loaded. */
+#include "base/err.h"
+#include "kernels/module.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static char dir[] = "/tmp/glowq_module.XXXXXX";
+
+/* The error of opening device with modules sought in folder alone; its message in text. */
+static int open_in(const char *folder, const char *device, char *text, size_t n_text)
+{
+    int ends[2], status;
+    size_t n = 0;
+    ssize_t got;
+    fflush(NULL);
+    assert_int_equal(pipe(ends), 0);
+    const pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct backend be;
+        setenv("GLOWQ_MODULE_DIR", folder, 1);
+        err_quiet(1);
+        const int err = backend_open(&be, device, 1);
+        if (write(ends[1], err_last(), strlen(err_last())) < 0)
+            _exit(99);
+        backend_close(&be);
+        _exit(-err);
+    }
+    close(ends[1]);
+    while (n + 1 < n_text && (got = read(ends[0], text + n, n_text - n - 1)) > 0)
+        n += (size_t)got;
+    text[n] = 0;
+    close(ends[0]);
+    assert_true(waitpid(child, &status, 0) == child);
+    assert_true(WIFEXITED(status));
+    return -WEXITSTATUS(status);
+}
+
+static void test_missing_module_is_named(void **unused)
+{
+    char text[2048];
+    (void)unused;
+    assert_int_equal(open_in(dir, "cuda", text, sizeof text), ERR_UNSUPPORTED);
+    if (!strstr(text, "device \"cuda\" is not available: this build has no libglowq_cuda.so") ||
+        !strstr(text, "nvcc 12"))
+        fail_msg("said: %s", text);
+}
+
+/* A file of that name is taken, and if it can't be loaded, dlopen's own words are passed on. */
+static void test_broken_module_is_named(void **unused)
+{
+    char text[2048], path[256];
+    (void)unused;
+    snprintf(path, sizeof path, "%s/libglowq_cuda.so", dir);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs("not a library", f);
+    fclose(f);
+    assert_int_equal(open_in(dir, "cuda", text, sizeof text), ERR_UNSUPPORTED);
+    unlink(path);
+    if (!strstr(text, "device \"cuda\" is not available: ") || !strstr(text, path))
+        fail_msg("said: %s", text);
+}
+
+/* A library without our entry. */
+static void test_foreign_library_is_refused(void **unused)
+{
+    static const char *const known[] = {"/lib/x86_64-linux-gnu/libm.so.6", "/lib/aarch64-linux-gnu/libm.so.6",
+                                        "/lib64/libm.so.6"};
+    char text[2048], path[256];
+    size_t i = 0;
+    (void)unused;
+    while (i < 3 && access(known[i], R_OK) != 0)
+        i++;
+    if (i == 3)
+        skip();
+    snprintf(path, sizeof path, "%s/libglowq_cuda.so", dir);
+    assert_int_equal(symlink(known[i], path), 0);
+    assert_int_equal(open_in(dir, "cuda", text, sizeof text), ERR_UNSUPPORTED);
+    unlink(path);
+    if (!strstr(text, "was built for another version of glowq"))
+        fail_msg("said: %s", text);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_missing_module_is_named),
+        cmocka_unit_test(test_broken_module_is_named),
+        cmocka_unit_test(test_foreign_library_is_refused),
+    };
+    if (!mkdtemp(dir))
+        return 1;
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    rmdir(dir);
+    return failed;
+}
