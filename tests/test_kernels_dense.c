@@ -61,12 +61,6 @@ static double distance(const double *x, const double *y, int64_t n)
     return error == 0 ? 0 : sqrt(error / size);
 }
 
-/* Some promises of kernels.h are the CPU's alone: about bits that depend on the order of sums. */
-static int on_cpu(const struct backend *be)
-{
-    return strncmp(be->name, "cpu", 3) == 0;
-}
-
 static void with_backend(void (*test)(struct backend *be))
 {
     struct backend be;
@@ -751,5 +745,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_threads_do_not_change_bits),
     };
     backend_name = argc > 1 ? argv[1] : "cpu";
+    open_or_skip(backend_name);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
