@@ -50,12 +50,12 @@ static int solver_checked(cusolverStatus_t status, const char *call, int line)
 static int blas_open(struct backend *be, struct blas **out)
 {
     int err = OK;
-    struct blas *b = cuda_state(be)->blas;
+    struct blas *b = state_of(be)->blas;
     if (b)
         goto out;
     if (!(b = (struct blas *)calloc(1, sizeof *b)))
         FAIL(ERR_NOMEM, "%zu bytes", sizeof *b);
-    cuda_state(be)->blas = b; /* what follows may fail half-way: blas_close ends what there is */
+    state_of(be)->blas = b; /* what follows may fail half-way: blas_close ends what there is */
     TRY_BLAS(cublasCreate(&b->blas));
     TRY_BLAS(cublasSetStream(b->blas, cuda_stream(be)));
     TRY(buf_alloc(be, blas_work_bytes, &b->blas_work));
@@ -80,7 +80,7 @@ out:
 
 void blas_close(struct backend *be)
 {
-    struct blas *b = cuda_state(be)->blas;
+    struct blas *b = state_of(be)->blas;
     if (!b)
         return;
     if (b->gesvdj)
@@ -98,7 +98,7 @@ void blas_close(struct backend *be)
     buf_free(&b->info);
     free(b->host);
     free(b);
-    cuda_state(be)->blas = NULL;
+    state_of(be)->blas = NULL;
 }
 
 static int grow(struct backend *be, struct blas *b, size_t device_bytes, size_t host_bytes)
