@@ -1,5 +1,9 @@
 # Row ops at the sizes of real models and at their edges, on every backend.
-foreach(device cpu cpu:ref cpu:check cuda:sim cuda:sim:f32 cuda cuda:f32)
+set(devices cpu cpu:ref cpu:check cuda cuda:f32)
+if(TARGET glowq_cuda_sim)
+  list(APPEND devices cuda:sim cuda:sim:f32)
+endif()
+foreach(device ${devices})
   string(REPLACE ":" "_" suffix ${device})
   set(labels unit)
   if(device MATCHES "^cuda(:f32)?$")
