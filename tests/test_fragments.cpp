@@ -136,10 +136,10 @@ static void test_groups_of_halves(void **)
         struct weight_view w = {};
         w.bits = 4;
         w.pitch = n * PACK_HALF;
-        const uint64_t magic = group_magic(&w);
+        const struct group_halves halves = group_halves_of(&w);
         for (int i = 0; i <= 1 << 20; i += n)
             for (int j = i > 0 ? i - 1 : 0; j <= i + 1; j++)
-                assert_int_equal(group_of_half(magic, j), j / n);
+                assert_int_equal(group_of_half(halves, j), j / n);
     }
 }
 

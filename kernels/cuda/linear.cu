@@ -56,6 +56,7 @@ enum linear_kind linear_kind(const struct weight_view *w)
 int linear_fits_mma(const struct mat *x, const struct linear_call *c)
 {
     int fits = x->dtype == DT_BF16 && x->ld % 8 == 0 && (uintptr_t)x->data % 16 == 0 && linear_kind(&c->w) < N_KINDS;
+    fits = fits && max_i64(c->rows * c->n_parts, max_i64(max_i64(c->w.d_out, c->w.d_in), c->x_ld)) < INT32_MAX / 2;
     if (c->w.bits)
         fits = fits && c->w.group_size % PACK_HALF == 0 && c->w.group_offset % 8 == 0 &&
                c->w.n_groups * c->w.pitch < (int64_t)PACK_HALF << 20 && c->w.pitch < (int64_t)PACK_HALF << 12;

@@ -51,28 +51,29 @@ int linear_self_check(struct backend *be);
 
 /* ---- device code that the tiers share ---- */
 
-#ifdef __CUDACC__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL
-#endif
-
 /* First position of the columns (a dense weight's position is its column). */
 __device__ inline int64_t linear_shift(const struct weight_view *w)
 {
     return w->bits ? w->group_offset : 0;
 }
 
-/* Division by the halves in a group, for halves below 2^20 and groups below 2^12 halves: i / n = i * ceil(2^32 / n) >> 32. */
-static inline uint64_t group_magic(const struct weight_view *w)
+/* Which group a half block of 32 positions belongs to: half / n, for halves below 2^20 and n below 2^12, as half *
+ * ceil(2^32 / n) >> 32. */
+struct group_halves {
+    uint32_t n, magic;
+};
+
+static inline struct group_halves group_halves_of(const struct weight_view *w)
 {
-    const uint64_t halves = w->bits ? (uint64_t)(w->pitch / PACK_HALF) : 1;
-    return (((uint64_t)1 << 32) + halves - 1) / halves;
+    struct group_halves h;
+    h.n = w->bits ? (uint32_t)(w->pitch / PACK_HALF) : 1;
+    h.magic = (uint32_t)((((uint64_t)1 << 32) + h.n - 1) / h.n); /* n = 1: unused */
+    return h;
 }
 
-__device__ inline int group_of_half(uint64_t magic, int half)
+__device__ inline int group_of_half(struct group_halves h, int half)
 {
-    return (int)((uint64_t)half * magic >> 32);
+    return h.n == 1 ? half : (int)__umulhi((uint32_t)half, h.magic);
 }
 
 /* 8 elements of a row of x from column k on, zeros outside [begin, end). k and begin are multiples of 8, k may be negative; the
@@ -104,56 +105,46 @@ __device__ inline uint4 w_eight(const struct weight_view *w, int64_t row, int64_
 template <int KIND> __device__ inline void dense_fragments(uint32_t a[2][4], uint4 row, uint4 row8, int term)
 {
     const uint32_t words[2][4] = {{row.x, row8.x, row.y, row8.y}, {row.z, row8.z, row.w, row8.w}};
-    UNROLL
+#pragma unroll
     for (int s = 0; s < 2; s++)
-        UNROLL
-    for (int i = 0; i < 4; i++) {
-        if (KIND == KIND_F16) {
-            uint32_t upper, lower;
-            f16_split(words[s][i], &upper, &lower);
-            a[s][i] = term ? lower : upper;
-        } else {
-            a[s][i] = words[s][i];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (KIND == KIND_F16) {
+                uint32_t upper, lower;
+                f16_split(words[s][i], &upper, &lower);
+                a[s][i] = term ? lower : upper;
+            } else {
+                a[s][i] = words[s][i];
+            }
         }
-    }
 }
 
-/* c += A R of MT row tiles from row0 on and N blocks of 8 rows of x from token0 on, over columns [32 b, 32 b + 32) of A. R is
- * f32: three bf16 hold it, so its products are those of f32. */
-template <int KIND, int MT, int N>
-__device__ __forceinline__ void low_rank_add(const struct linear_call &call, int64_t part, int64_t row0, int64_t token0,
-                                             int b, float c[MT][N][4])
+/* 8 columns of a row of R from r on, n of them inside, as three bf16 planes: R is f32, so its products with A are those of
+ * f32. n <= 0: zeros. */
+__device__ __forceinline__ void r_eight(uint4 planes[3], const float *r, int n)
 {
-    const int lane = (int)threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const int k = 32 * b + 8 * q, left = (int)call.a.d_in - k;
-    uint4 row[MT], row8[MT];
-    UNROLL
-    for (int m = 0; m < MT; m++) {
-        row[m] = w_eight(&call.a, row0 + m * PACK_ROWS + g, k);
-        row8[m] = w_eight(&call.a, row0 + m * PACK_ROWS + g + 8, k);
-    }
-    UNROLL
-    for (int j = 0; j < N; j++) {
-        const int64_t t = token0 + 8 * j + g;
-        const float *r = call.r + (part * call.rows + t) * call.r_ld + k;
-        const int n = t < call.rows ? left : 0;
-        uint32_t x[4][3];
-        UNROLL
-        for (int i = 0; i < 4; i++)
-            f32_split(2 * i < n ? r[2 * i] : 0, 2 * i + 1 < n ? r[2 * i + 1] : 0, x[i]);
-        UNROLL
-        for (int m = 0; m < MT; m++)
-            UNROLL
-        for (int term = 0; term < (KIND == KIND_F16 ? 2 : 1); term++) {
-            uint32_t a[2][4];
-            dense_fragments<KIND>(a, row[m], row8[m], term);
-            UNROLL
-            for (int i = 0; i < 3; i++)
-                UNROLL
-            for (int s = 0; s < 2; s++) {
-                const uint32_t pairs[2] = {x[2 * s][i], x[2 * s + 1][i]};
-                mma_bf16(c[m][j], a[s], pairs);
-            }
+    uint32_t x[4][3];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        f32_split(2 * i < n ? r[2 * i] : 0, 2 * i + 1 < n ? r[2 * i + 1] : 0, x[i]);
+#pragma unroll
+    for (int p = 0; p < 3; p++)
+        planes[p] = make_uint4(x[0][p], x[1][p], x[2][p], x[3][p]);
+}
+
+/* c += 16 outputs x 32 columns of A (8 columns of rows g and g + 8) times 8 rows of R. */
+template <int KIND>
+__device__ __forceinline__ void low_rank_add(float c[4], uint4 row, uint4 row8, const uint4 planes[3])
+{
+#pragma unroll
+    for (int term = 0; term < (KIND == KIND_F16 ? 2 : 1); term++) {
+        uint32_t a[2][4];
+        dense_fragments<KIND>(a, row, row8, term);
+#pragma unroll
+        for (int p = 0; p < 3; p++) {
+            const uint32_t even[2] = {planes[p].x, planes[p].y}, odd[2] = {planes[p].z, planes[p].w};
+            mma_bf16(c, a[0], even);
+            mma_bf16(c, a[1], odd);
         }
     }
 }

@@ -11,43 +11,58 @@
 
 static constexpr int DECODE_WARPS = 8, DECODE_MAX_ROWS = 16, DECODE_MAX_SLICES = 16;
 
-/* 16 rows x 64 columns, a lane's part. */
-template <int KIND> struct decode_words {
+/* 16 rows x 64 columns, a lane's part. FINE: groups may begin inside a block, so each half has its own. */
+template <int KIND, int FINE> struct decode_words {
     uint4 v[KIND == KIND_W4 ? 1 : KIND == KIND_W8 ? 2 : 4];
-    uint2 record[2]; /* rows g and g + 8, of the group of each half */
+    uint2 record[FINE ? 2 : 1]; /* of rows g and g + 8 */
 };
 
-template <int KIND>
-__device__ __forceinline__ void decode_load(struct decode_words<KIND> &to, const struct weight_view &w, int64_t tile,
-                                            int64_t block, uint64_t magic)
+/* Where a lane reads of row tile `tile`. */
+struct decode_source {
+    const unsigned char *codes; /* low-bit: its 16 bytes of block 0 */
+    const uint2 *records;       /* its two rows of group 0 */
+    int row;                    /* dense: g */
+};
+
+__device__ __forceinline__ struct decode_source decode_source_of(const struct weight_view &w, int tile)
 {
-    const int lane = (int)threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    if (KIND == KIND_BF16 || KIND == KIND_F16) {
-        UNROLL
+    const int lane = (int)threadIdx.x % 32, g = lane / 4;
+    struct decode_source s;
+    s.codes = w.data + tile * w.n_blocks * pack_block_bytes(w.bits) + 16 * lane;
+    s.records = (const uint2 *)(const void *)(w.records + tile * w.n_groups * PACK_ROWS) + g;
+    s.row = tile * PACK_ROWS + g;
+    return s;
+}
+
+template <int KIND, int FINE>
+__device__ __forceinline__ void decode_load(struct decode_words<KIND, FINE> &to, const struct weight_view &w,
+                                            const struct decode_source &from, int block, struct group_halves halves)
+{
+    if constexpr (KIND == KIND_BF16 || KIND == KIND_F16) {
+        const int q = (int)threadIdx.x % 4;
+#pragma unroll
         for (int i = 0; i < 4; i++) /* rows g and g + 8 of each half */
-            to.v[i % (int)(sizeof to.v / sizeof to.v[0])] =
-                w_eight(&w, tile * PACK_ROWS + g + i % 2 * 8, block * PACK_COLUMNS + i / 2 * PACK_HALF + 8 * q);
-        return;
+            to.v[i] = w_eight(&w, from.row + i % 2 * 8, block * PACK_COLUMNS + i / 2 * PACK_HALF + 8 * q);
+    } else {
+        constexpr int BYTES = KIND == KIND_W8 ? 1024 : 512;
+#pragma unroll
+        for (int i = 0; i < BYTES / 512; i++)
+            to.v[i] = __ldcs((const uint4 *)(const void *)(from.codes + (int64_t)block * BYTES + 512 * i));
+        to.record[0] = __ldg(from.records + group_of_half(halves, 2 * block) * (PACK_ROWS / 2));
+        if (FINE) { /* the last block may end in positions of no group */
+            const int group = min(group_of_half(halves, 2 * block + 1), (int)w.n_groups - 1);
+            to.record[FINE] = __ldg(from.records + group * (PACK_ROWS / 2));
+        }
     }
-    const unsigned char *at = w.data + (tile * w.n_blocks + block) * pack_block_bytes(w.bits) + 16 * lane;
-    UNROLL
-    for (int i = 0; i < (KIND == KIND_W8 ? 2 : 1); i++)
-        to.v[i] = __ldcs((const uint4 *)(const void *)(at + 512 * i));
-    const int first = group_of_half(magic, (int)(2 * block)), second = group_of_half(magic, (int)(2 * block + 1));
-    const uint2 *records = (const uint2 *)(const void *)(w.records + tile * w.n_groups * PACK_ROWS) + g;
-    to.record[0] = __ldg(records + first * (PACK_ROWS / 2));
-    to.record[1] = to.record[0];
-    if (second != first && second < w.n_groups) /* the last block may end in positions of no group */
-        to.record[1] = __ldg(records + second * (PACK_ROWS / 2));
 }
 
 /* The A operands of half h: two steps. */
-template <int KIND>
-__device__ __forceinline__ void decode_fragments(uint32_t a[2][4], const struct decode_words<KIND> &from, int h,
+template <int KIND, int FINE>
+__device__ __forceinline__ void decode_fragments(uint32_t a[2][4], const struct decode_words<KIND, FINE> &from, int h,
                                                  int term)
 {
     constexpr int N = sizeof from.v / sizeof from.v[0];
-    const uint2 record = from.record[h];
+    const uint2 record = from.record[FINE ? h : 0];
     if (KIND == KIND_W4) {
         const uint32_t zero = w4_zero(record.x), zero8 = w4_zero(record.y);
         w4_fragment(a[0], h ? from.v[0].z : from.v[0].x, zero, zero8);
@@ -65,149 +80,180 @@ __device__ __forceinline__ void decode_fragments(uint32_t a[2][4], const struct 
 template <int MT, int NT>
 __device__ __forceinline__ void decode_fold(float sum[MT][NT][4], float group[MT][NT][4], const uint2 record[MT])
 {
-    UNROLL
+#pragma unroll
     for (int m = 0; m < MT; m++) {
         const float scale[2] = {f16_value((uint16_t)record[m].x), f16_value((uint16_t)record[m].y)};
-        UNROLL
+#pragma unroll
         for (int j = 0; j < NT; j++)
-            UNROLL
-        for (int i = 0; i < 4; i++) {
-            sum[m][j][i] = fmaf(scale[i / 2], group[m][j][i], sum[m][j][i]);
-            group[m][j][i] = 0;
-        }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                sum[m][j][i] = fmaf(scale[i / 2], group[m][j][i], sum[m][j][i]);
+                group[m][j][i] = 0;
+            }
     }
 }
 
-/* Blocks of columns [begin, end) of this slice, and the columns of x that count. */
+/* Blocks of columns [begin, end) of this slice, and the columns of x that count. (linear_fits_mma: all are below 2^31.) */
 struct decode_range {
-    int64_t begin, end, x_begin, x_end;
+    int begin, end, x_begin, x_end;
 };
 
-__device__ __forceinline__ struct decode_range decode_range_of(const struct linear_call &call, int64_t part,
-                                                               int64_t slice)
+__device__ __forceinline__ struct decode_range decode_range_of(const struct linear_call &call, int part, int slice)
 {
-    const int64_t shift = linear_shift(&call.w);
+    const int shift = (int)linear_shift(&call.w);
     struct decode_range r;
-    r.x_begin = call.begin[part];
-    r.x_end = call.end[part];
+    r.x_begin = (int)call.begin[part];
+    r.x_end = (int)call.end[part];
     r.begin = r.end = 0;
     if (r.x_end > r.x_begin) {
-        const int64_t first = (r.x_begin + shift) / PACK_COLUMNS;
-        const int64_t n = (r.x_end + shift + PACK_COLUMNS - 1) / PACK_COLUMNS - first;
+        const int first = (r.x_begin + shift) / PACK_COLUMNS;
+        const int n = (r.x_end + shift + PACK_COLUMNS - 1) / PACK_COLUMNS - first;
         r.begin = first + n * slice / call.n_slices;
         r.end = first + n * (slice + 1) / call.n_slices;
     }
     return r;
 }
 
-/* sum += 64 columns; x: this lane's row of each block of 8, NULL past the last. */
-template <int KIND, int MT, int NT>
-__device__ __forceinline__ void decode_block(float sum[MT][NT][4], const struct decode_words<KIND> words[MT],
-                                             const struct decode_range &range, const uint16_t *const x[NT], int64_t k,
-                                             int halves_differ)
+/* sum += 64 columns, the first of them k0; x: row g of each 8 rows of x. */
+template <int KIND, int FINE, int MT, int NT>
+__device__ __forceinline__ void decode_block(float sum[MT][NT][4], const struct decode_words<KIND, FINE> words[MT],
+                                             const struct decode_range &range, const uint16_t *const x[NT], int k0)
 {
     constexpr bool IS_DENSE = KIND == KIND_BF16 || KIND == KIND_F16;
     float group[MT][NT][4] = {};
-    UNROLL
+    uint4 eight[2][NT];
+    const int k = k0 + 8 * ((int)threadIdx.x % 4);
+    if (k0 >= range.x_begin && k0 + PACK_COLUMNS <= range.x_end) {
+#pragma unroll
+        for (int i = 0; i < 2 * NT; i++)
+            eight[i / NT][i % NT] = __ldg((const uint4 *)(const void *)(x[i % NT] + k + i / NT * PACK_HALF));
+    } else { /* the first and last blocks of a part */
+#pragma unroll
+        for (int i = 0; i < 2 * NT; i++)
+            eight[i / NT][i % NT] = x_eight(x[i % NT], k + i / NT * PACK_HALF, range.x_begin, range.x_end);
+    }
+#pragma unroll
     for (int h = 0; h < 2; h++) {
-        uint4 eight[NT];
-        UNROLL
-        for (int j = 0; j < NT; j++)
-            eight[j] = x[j] ? x_eight(x[j], k + h * PACK_HALF, range.x_begin, range.x_end) : make_uint4(0, 0, 0, 0);
-        UNROLL
+#pragma unroll
         for (int m = 0; m < MT; m++)
-            UNROLL
-        for (int term = 0; term < (KIND == KIND_F16 ? 2 : 1); term++) {
-            uint32_t a[2][4];
-            decode_fragments<KIND>(a, words[m], h, term);
-            UNROLL
-            for (int j = 0; j < NT; j++) {
-                const uint32_t even[2] = {eight[j].x, eight[j].y}, odd[2] = {eight[j].z, eight[j].w};
-                float *c = IS_DENSE ? sum[m][j] : group[m][j];
-                mma_bf16(c, a[0], even);
-                mma_bf16(c, a[1], odd);
+#pragma unroll
+            for (int term = 0; term < (KIND == KIND_F16 ? 2 : 1); term++) {
+                uint32_t a[2][4];
+                decode_fragments<KIND, FINE>(a, words[m], h, term);
+#pragma unroll
+                for (int j = 0; j < NT; j++) {
+                    const uint4 v = eight[h][j];
+                    const uint32_t even[2] = {v.x, v.y}, odd[2] = {v.z, v.w};
+                    float *c = IS_DENSE ? sum[m][j] : group[m][j];
+                    mma_bf16(c, a[0], even);
+                    mma_bf16(c, a[1], odd);
+                }
             }
-        }
-        if (!IS_DENSE && (h == 1 || halves_differ)) {
+        if (!IS_DENSE && (h == 1 || FINE)) {
             uint2 record[MT];
-            UNROLL
+#pragma unroll
             for (int m = 0; m < MT; m++)
-                record[m] = words[m].record[h];
+                record[m] = words[m].record[FINE ? h : 0];
             decode_fold<MT, NT>(sum, group, record);
         }
     }
 }
 
+/* A R of row tile `tile` over columns [32 b, 32 b + 32) of A, into c. */
+template <int KIND, int NT>
+__device__ __forceinline__ void decode_low_rank(float c[NT][4], const struct linear_call &call, int64_t part,
+                                                int64_t tile, int b)
+{
+    const int lane = (int)threadIdx.x % 32, g = lane / 4, q = lane % 4, k = 32 * b + 8 * q;
+    const int64_t row = tile * PACK_ROWS + g;
+    const uint4 a = w_eight(&call.a, row, k), a8 = w_eight(&call.a, row + 8, k);
+#pragma unroll
+    for (int j = 0; j < NT; j++) {
+        const int64_t t = 8 * j + g;
+        uint4 planes[3];
+        r_eight(planes, call.r + (part * call.rows + t) * call.r_ld + k, t < call.rows ? (int)call.a.d_in - k : 0);
+        low_rank_add<KIND>(c[j], a, a8, planes);
+    }
+}
+
 /* grid: row tiles / MT, parts * slices. */
-template <int KIND, int MT, int NT, int UN>
-__global__ void __launch_bounds__(32 * DECODE_WARPS, 2) linear_decode_tiles(struct linear_call call, uint64_t magic)
+template <int KIND, int FINE, int MT, int NT, int UN>
+__global__ void __launch_bounds__(32 * DECODE_WARPS, 2)
+    linear_decode_tiles(struct linear_call call, struct group_halves halves)
 {
     constexpr int OUTPUTS = MT * PACK_ROWS, TOKENS = 8 * NT;
     __shared__ float sums[DECODE_WARPS][TOKENS][OUTPUTS + 8]; /* + 8: a warp's stores meet 32 banks */
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const int64_t n_tiles = (call.w.d_out + PACK_ROWS - 1) / PACK_ROWS, tile0 = (int64_t)blockIdx.x * MT;
-    const int64_t part = blockIdx.y / (unsigned)call.n_slices, slice = blockIdx.y % (unsigned)call.n_slices;
+    const int n_tiles = (int)((call.w.d_out + PACK_ROWS - 1) / PACK_ROWS), tile0 = (int)blockIdx.x * MT;
+    const int part = (int)blockIdx.y / call.n_slices, slice = (int)blockIdx.y % call.n_slices;
     const struct decode_range range = decode_range_of(call, part, slice);
-    const int64_t shift = linear_shift(&call.w), stride = DECODE_WARPS * UN;
+    const int shift = (int)linear_shift(&call.w), stride = DECODE_WARPS * UN;
     float sum[MT][NT][4] = {};
     const uint16_t *x[NT];
-    struct decode_words<KIND> next[UN][MT];
-    int64_t tile[MT];
-    UNROLL
-    for (int m = 0; m < MT; m++) /* tiles past the last repeat it; their outputs are not stored */
-        tile[m] = tile0 + m < n_tiles ? tile0 + m : n_tiles - 1;
-    UNROLL
+    struct decode_words<KIND, FINE> next[UN][MT];
+    struct decode_source source[MT];
+    /* Tiles and rows past the last repeat it: what they give is not stored. */
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+        source[m] = decode_source_of(call.w, min(tile0 + m, n_tiles - 1));
+#pragma unroll
     for (int j = 0; j < NT; j++)
-        x[j] = 8 * j + g < call.rows ? (const uint16_t *)call.x + (8 * j + g) * call.x_ld : NULL;
-    int64_t block = range.begin + warp * UN;
-    UNROLL
+        x[j] = (const uint16_t *)call.x + min((int64_t)8 * j + g, call.rows - 1) * call.x_ld;
+    int block = range.begin + warp * UN;
+#pragma unroll
     for (int u = 0; u < UN; u++)
-        UNROLL
-    for (int m = 0; m < MT; m++)
-        if (block + u < range.end)
-            decode_load<KIND>(next[u][m], call.w, tile[m], block + u, magic);
+#pragma unroll
+        for (int m = 0; m < MT; m++)
+            if (block + u < range.end)
+                decode_load<KIND, FINE>(next[u][m], call.w, source[m], block + u, halves);
     for (; block < range.end; block += stride) {
-        struct decode_words<KIND> words[UN][MT];
-        UNROLL
+        struct decode_words<KIND, FINE> words[UN][MT];
+#pragma unroll
         for (int u = 0; u < UN; u++)
-            UNROLL
-        for (int m = 0; m < MT; m++) {
-            words[u][m] = next[u][m];
-            if (block + stride + u < range.end)
-                decode_load<KIND>(next[u][m], call.w, tile[m], block + stride + u, magic);
-        }
-        UNROLL
-        for (int u = 0; u < UN; u++)
-            if (block + u < range.end) {
-                const int half = (int)(2 * (block + u));
-                decode_block<KIND, MT, NT>(sum, words[u], range, x, (block + u) * PACK_COLUMNS + 8 * q - shift,
-                                           group_of_half(magic, half) != group_of_half(magic, half + 1));
+#pragma unroll
+            for (int m = 0; m < MT; m++) {
+                words[u][m] = next[u][m];
+                if (block + stride + u < range.end)
+                    decode_load<KIND, FINE>(next[u][m], call.w, source[m], block + stride + u, halves);
             }
+#pragma unroll
+        for (int u = 0; u < UN; u++)
+            if (block + u < range.end)
+                decode_block<KIND, FINE, MT, NT>(sum, words[u], range, x, (block + u) * PACK_COLUMNS - shift);
     }
-    if (call.a.data && slice == 0)
-        for (int b = warp; b * 32 < call.a.d_in; b += DECODE_WARPS) {
-            if (call.a.dtype == DT_F16)
-                low_rank_add<KIND_F16, MT, NT>(call, part, tile0 * PACK_ROWS, 0, b, sum);
-            else
-                low_rank_add<KIND_BF16, MT, NT>(call, part, tile0 * PACK_ROWS, 0, b, sum);
-        }
-    UNROLL
+#pragma unroll
     for (int m = 0; m < MT; m++)
-        UNROLL
-    for (int j = 0; j < NT; j++)
-        UNROLL
-    for (int i = 0; i < 4; i++)
-        sums[warp][8 * j + 2 * q + i % 2][m * PACK_ROWS + g + i / 2 * 8] = sum[m][j][i];
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                sums[warp][8 * j + 2 * q + i % 2][m * PACK_ROWS + g + i / 2 * 8] = sum[m][j][i];
+    if (call.a.data && slice == 0) /* each lane adds to what it has just stored itself */
+#pragma unroll 1
+        for (int i = 0; i < MT; i++) {
+            float c[NT][4] = {};
+            for (int b = warp; b * 32 < call.a.d_in; b += DECODE_WARPS) {
+                if (call.a.dtype == DT_F16)
+                    decode_low_rank<KIND_F16, NT>(c, call, part, tile0 + i, b);
+                else
+                    decode_low_rank<KIND_BF16, NT>(c, call, part, tile0 + i, b);
+            }
+#pragma unroll
+            for (int j = 0; j < NT; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    sums[warp][8 * j + 2 * q + e % 2][i * PACK_ROWS + g + e / 2 * 8] += c[j][e];
+        }
     __syncthreads();
     for (int i = (int)threadIdx.x; i < OUTPUTS * TOKENS; i += 32 * DECODE_WARPS) {
-        const int64_t t = i / OUTPUTS, n = tile0 * PACK_ROWS + i % OUTPUTS, row = part * call.rows + t;
+        const int64_t t = i / OUTPUTS, n = (int64_t)tile0 * PACK_ROWS + i % OUTPUTS, row = part * call.rows + t;
         float v = 0;
         if (t >= call.rows || n >= call.w.d_out)
             continue;
         for (int s = 0; s < DECODE_WARPS; s++)
             v += sums[s][t][i % OUTPUTS];
         if (call.n_slices > 1) {
-            call.partial[(slice * call.n_parts * call.rows + row) * call.w.d_out + n] = v;
+            call.partial[((int64_t)slice * call.n_parts * call.rows + row) * call.w.d_out + n] = v;
             continue;
         }
         float *y = call.y + row * call.y_ld + n;
@@ -217,21 +263,49 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS, 2) linear_decode_tiles(stru
     }
 }
 
-template <int KIND, int MT, int UN>
-static int decode_launch(struct backend *be, const struct linear_call *call, uint64_t magic)
+template <int KIND, int FINE, int MT, int NT, int UN>
+static int decode_launch(struct backend *be, const struct linear_call *call)
 {
     const int64_t tiles = (call->w.d_out + PACK_ROWS - 1) / PACK_ROWS;
     const dim3 grid((unsigned)((tiles + MT - 1) / MT), (unsigned)(call->n_parts * call->n_slices));
-    if (call->rows <= 8)
-        return LAUNCH(be, grid, 32 * DECODE_WARPS, 0, (linear_decode_tiles<KIND, MT, 1, UN>), *call, magic);
-    return LAUNCH(be, grid, 32 * DECODE_WARPS, 0, (linear_decode_tiles<KIND, MT, 2, UN>), *call, magic);
+    return LAUNCH(be, grid, 32 * DECODE_WARPS, 0, (linear_decode_tiles<KIND, FINE, MT, NT, UN>), *call,
+                  group_halves_of(&call->w));
+}
+
+/* Loads of 4 x 16 bytes a lane are in flight while as many are used: MT * UN * words. */
+template <int NT> static int launch(struct backend *be, const struct linear_call *call, int mt)
+{
+    const int fine = call->w.bits && call->w.pitch % PACK_COLUMNS != 0;
+    switch (linear_kind(&call->w)) {
+    case KIND_W4:
+        if (fine)
+            return decode_launch<KIND_W4, 1, 1, NT, 2>(be, call);
+        if (mt == 1)
+            return decode_launch<KIND_W4, 0, 1, NT, 4>(be, call);
+        if (mt == 2 || NT > 1)
+            return decode_launch<KIND_W4, 0, 2, NT, 2>(be, call);
+        return decode_launch<KIND_W4, 0, 4, 1, 1>(be, call);
+    case KIND_W8:
+        if (fine)
+            return decode_launch<KIND_W8, 1, 1, NT, 1>(be, call);
+        if (mt == 1)
+            return decode_launch<KIND_W8, 0, 1, NT, 2>(be, call);
+        return decode_launch<KIND_W8, 0, 2, NT, 1>(be, call);
+    case KIND_BF16:
+        return decode_launch<KIND_BF16, 0, 1, NT, 1>(be, call);
+    default:
+        return decode_launch<KIND_F16, 0, 1, NT, 1>(be, call);
+    }
 }
 
 /* Row tiles a block: as many as still give every multiprocessor two blocks, since x is read once a block. */
-static int decode_tiles(struct backend *be, const struct linear_call *call, int most)
+static int decode_tiles(struct backend *be, const struct linear_call *call)
 {
+    const enum linear_kind kind = linear_kind(&call->w);
     const int64_t tiles = (call->w.d_out + PACK_ROWS - 1) / PACK_ROWS * call->n_parts;
-    int mt = 1;
+    int most = kind == KIND_W4 ? (call->rows > 8 ? 2 : 4) : kind == KIND_W8 ? 2 : 1, mt = 1;
+    if (call->w.bits && call->w.pitch % PACK_COLUMNS != 0)
+        most = 1;
     while (mt < most && tiles / (2 * mt) >= 2 * cuda_n_sm(be))
         mt *= 2;
     return (int)min_i64(most, cuda_tune("linear.decode_tiles", mt));
@@ -252,41 +326,19 @@ int linear_decode(struct backend *be, const struct mat *x, const struct linear_a
 {
     int err = OK;
     struct linear_call call = linear_call_of(x, args, y);
-    const enum linear_kind kind = linear_kind(&call.w);
-    const uint64_t magic = group_magic(&call.w);
     void *partial = NULL;
     if (call.rows == 0 || call.w.d_out == 0)
         return OK;
     if (call.rows > DECODE_MAX_ROWS || !linear_fits_mma(x, &call))
         return ERR_UNSUPPORTED;
-    const int mt = decode_tiles(be, &call, kind == KIND_W4 ? 4 : kind == KIND_W8 ? 2 : 1);
+    const int mt = decode_tiles(be, &call);
     call.n_slices = decode_slices(be, &call, mt);
     if (call.n_slices > 1) {
         TRY(cuda_scratch(be, (size_t)(call.n_slices * call.n_parts * call.rows * call.w.d_out) * sizeof(float),
                          &partial));
         call.partial = (float *)partial;
     }
-    switch (kind) {
-    case KIND_W4:
-        if (mt == 1)
-            TRY((decode_launch<KIND_W4, 1, 4>(be, &call, magic)));
-        else if (mt == 2)
-            TRY((decode_launch<KIND_W4, 2, 2>(be, &call, magic)));
-        else
-            TRY((decode_launch<KIND_W4, 4, 1>(be, &call, magic)));
-        break;
-    case KIND_W8:
-        if (mt == 1)
-            TRY((decode_launch<KIND_W8, 1, 2>(be, &call, magic)));
-        else
-            TRY((decode_launch<KIND_W8, 2, 1>(be, &call, magic)));
-        break;
-    case KIND_BF16:
-        TRY((decode_launch<KIND_BF16, 1, 1>(be, &call, magic)));
-        break;
-    default:
-        TRY((decode_launch<KIND_F16, 1, 1>(be, &call, magic)));
-    }
+    TRY(call.rows <= 8 ? launch<1>(be, &call, mt) : launch<2>(be, &call, mt));
     if (call.n_slices > 1)
         TRY(linear_finish(be, &call));
 out:

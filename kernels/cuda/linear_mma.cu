@@ -29,51 +29,61 @@ template <int KIND, int BM, int BN> struct mma_stage {
     static constexpr int BYTES = RECORDS + (IS_DENSE ? 0 : 2 * TILES * RECORD_BYTES);
 };
 
-/* What a block works on. */
+/* What a block works on, in few registers (linear_fits_mma: dimensions are below 2^31). */
 struct mma_block {
-    int64_t part, slice;
-    int64_t tile0, n_tiles; /* row tiles of W */
-    int64_t token0;
-    int64_t first, last; /* blocks of 64 columns */
-    int64_t x_begin, x_end;
+    int part, slice;
+    int tile0, n_tiles; /* row tiles of W */
+    int token0;
+    int first, last; /* blocks of 64 columns */
+    int x_begin, x_end;
 };
 
+/* Start the copies of one stage. A thread's pieces of x are rows apart, all at the same columns: what depends on the columns
+ * is computed once. Indices are unsigned, their divisions shifts. Rows and tiles past the last repeat it (their outputs are
+ * not stored), so that every address is one of the matrix. */
 template <int KIND, int BM, int BN, int THREADS>
 __device__ __forceinline__ void mma_load(unsigned char *stage, const struct linear_call &call,
-                                         const struct mma_block &b, int64_t block, uint64_t magic)
+                                         const struct mma_block &b, int block, struct group_halves halves)
 {
     typedef struct mma_stage<KIND, BM, BN> layout;
-    const int64_t k0 = block * PACK_COLUMNS - linear_shift(&call.w);
-    const uint16_t *x = (const uint16_t *)call.x;
-    for (int i = (int)threadIdx.x; i < BN * 8; i += THREADS) {
-        const int t = i / 8, c = i % 8;
-        const int64_t row = b.token0 + t, k = k0 + 8 * c;
-        const int64_t n = row < call.rows && k >= b.x_begin ? b.x_end - k : 0;
-        const int bytes = n >= 8 ? PIECE : n > 0 ? (int)n * 2 : 0;
-        cp_async_16(stage + swizzled(t, c), bytes ? x + row * call.x_ld + k : x, bytes);
+    constexpr int ROWS = THREADS / 8; /* rows a round of all threads copies */
+    static_assert(BN % ROWS == 0 && BM * 8 % THREADS == 0 && ROWS % 2 == 0, "whole rounds, and rows of one swizzle");
+    const unsigned thread = threadIdx.x, c = thread % 8, r = thread / 8;
+    const int k = block * PACK_COLUMNS + 8 * (int)c, x_k = k - (int)linear_shift(&call.w);
+    const int inside = x_k >= b.x_begin ? min(b.x_end - x_k, 8) : 0;
+    const int bytes = inside > 0 ? inside * 2 : 0;
+    const uint16_t *x = (const uint16_t *)call.x + (inside > 0 ? x_k : 0);
+    unsigned char *to = stage + swizzled((int)r, (int)c);
+#pragma unroll
+    for (int i = 0; i < BN / ROWS; i++) {
+        const int row = b.token0 + (int)r + i * ROWS, last = (int)call.rows - 1;
+        cp_async_16(to + i * ROWS * ROW_BYTES, x + (int64_t)min(row, last) * (int)call.x_ld, bytes);
     }
     if constexpr (layout::IS_DENSE) {
-        const uint16_t *w = (const uint16_t *)(const void *)call.w.data;
-        for (int i = (int)threadIdx.x; i < BM * 8; i += THREADS) {
-            const int r = i / 8, c = i % 8;
-            const int64_t row = b.tile0 * PACK_ROWS + r, k = block * PACK_COLUMNS + 8 * c;
-            const int inside = row < call.w.d_out && k + 8 <= call.w.ld;
-            cp_async_16(stage + layout::W + swizzled(r, c), inside ? w + row * call.w.ld + k : w, inside ? PIECE : 0);
+        const int is_column = k + 8 <= (int)call.w.ld, last = (int)call.w.d_out - 1;
+        const uint16_t *w = (const uint16_t *)(const void *)call.w.data + (is_column ? k : 0);
+#pragma unroll
+        for (int i = 0; i < BM / ROWS; i++) {
+            const int row = b.tile0 * PACK_ROWS + (int)r + i * ROWS;
+            cp_async_16(to + layout::W + i * ROWS * ROW_BYTES, w + (int64_t)min(row, last) * (int)call.w.ld,
+                        is_column ? PIECE : 0);
         }
     } else {
-        constexpr int CODES = layout::TILE_BYTES / PIECE, RECORDS = layout::RECORD_BYTES / PIECE;
-        for (int i = (int)threadIdx.x; i < layout::TILES * CODES; i += THREADS) {
-            const int64_t tile =
-                min(b.tile0 + i / CODES, b.n_tiles - 1); /* past the last: its outputs are not stored */
-            cp_async_16(stage + layout::W + i * PIECE,
-                        call.w.data + (tile * call.w.n_blocks + block) * layout::TILE_BYTES + i % CODES * PIECE, PIECE);
+        constexpr unsigned CODES = layout::TILE_BYTES / PIECE, RECORDS = layout::RECORD_BYTES / PIECE;
+#pragma unroll
+        for (unsigned i = thread; i < layout::TILES * CODES; i += THREADS) {
+            const int tile = min(b.tile0 + (int)(i / CODES), b.n_tiles - 1);
+            const int64_t at = (int64_t)(tile * (int)call.w.n_blocks + block) * layout::TILE_BYTES;
+            cp_async_16(stage + layout::W + i * PIECE, call.w.data + at + i % CODES * PIECE, PIECE);
         }
-        for (int i = (int)threadIdx.x; i < 2 * layout::TILES * RECORDS; i += THREADS) {
-            const int half = i / (layout::TILES * RECORDS), j = i % (layout::TILES * RECORDS);
-            const int64_t tile = min(b.tile0 + j / RECORDS, b.n_tiles - 1);
-            const int64_t group = min((int64_t)group_of_half(magic, (int)(2 * block + half)), call.w.n_groups - 1);
-            cp_async_16(stage + layout::RECORDS + i * PIECE,
-                        call.w.records + (tile * call.w.n_groups + group) * PACK_ROWS + j % RECORDS * 4, PIECE);
+        static_assert(2 * layout::TILES * RECORDS <= THREADS, "one piece of records a thread");
+        if (thread < 2 * layout::TILES * RECORDS) {
+            const unsigned half = thread / (layout::TILES * RECORDS), j = thread % (layout::TILES * RECORDS);
+            const int tile = min(b.tile0 + (int)(j / RECORDS), b.n_tiles - 1);
+            const int group = min(group_of_half(halves, 2 * block + (int)half), (int)call.w.n_groups - 1);
+            cp_async_16(stage + layout::RECORDS + thread * PIECE,
+                        call.w.records + (int64_t)(tile * (int)call.w.n_groups + group) * PACK_ROWS + j % RECORDS * 4,
+                        PIECE);
         }
     }
 }
@@ -106,9 +116,54 @@ __device__ __forceinline__ void mma_fragments(uint32_t a[2][4], const unsigned c
     }
 }
 
+/* Columns [k, k + 32) of the block's rows of R as bf16: [3 planes][BN][4 pieces]. */
+static constexpr int PLANE_ROW_BYTES = 64;
+
+template <int BN, int THREADS>
+__device__ __forceinline__ void mma_split_r(unsigned char *planes, const struct linear_call &call,
+                                            const struct mma_block &b, int k)
+{
+    for (int i = (int)threadIdx.x; i < BN * 4; i += THREADS) {
+        const int t = b.token0 + i / 4;
+        const int column = k + i % 4 * 8;
+        uint4 split[3];
+        r_eight(split, call.r + (b.part * call.rows + t) * call.r_ld + column,
+                t < call.rows ? (int)call.a.d_in - column : 0);
+#pragma unroll
+        for (int p = 0; p < 3; p++)
+            *(uint4 *)(void *)(planes + p * BN * PLANE_ROW_BYTES + i * PIECE) = split[p];
+    }
+}
+
+/* sum += A R over columns [k, k + 32), which lie in planes. */
+template <int KIND, int MT, int NT, int BN>
+__device__ __forceinline__ void mma_low_rank(float sum[MT][NT][4], const unsigned char *planes,
+                                             const struct linear_call &call, int64_t row0, int warp_token, int k)
+{
+    const int lane = (int)threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    uint4 row[MT], row8[MT];
+#pragma unroll
+    for (int m = 0; m < MT; m++) {
+        row[m] = w_eight(&call.a, row0 + m * PACK_ROWS + g, k + 8 * q);
+        row8[m] = w_eight(&call.a, row0 + m * PACK_ROWS + g + 8, k + 8 * q);
+    }
+#pragma unroll
+    for (int j = 0; j < NT; j++) {
+        uint4 split[3];
+#pragma unroll
+        for (int p = 0; p < 3; p++)
+            split[p] = *(const uint4 *)(const void *)(planes + (p * BN + warp_token + 8 * j + g) * PLANE_ROW_BYTES +
+                                                      q * PIECE);
+#pragma unroll
+        for (int m = 0; m < MT; m++)
+            low_rank_add<KIND>(sum[m][j], row[m], row8[m], split);
+    }
+}
+
 /* grid: groups of BM outputs, groups of BN rows of x, parts * slices. */
 template <int KIND, int WM, int WN, int MT, int NT, int STAGES, int RESIDENT>
-__global__ void __launch_bounds__(32 * WM * WN, RESIDENT) linear_mma_tiles(struct linear_call call, uint64_t magic)
+__global__ void __launch_bounds__(32 * WM * WN, RESIDENT)
+    linear_mma_tiles(struct linear_call call, struct group_halves halves)
 {
     constexpr int BM = WM * MT * PACK_ROWS, BN = WN * NT * 8, THREADS = 32 * WM * WN;
     typedef struct mma_stage<KIND, BM, BN> layout;
@@ -116,57 +171,63 @@ __global__ void __launch_bounds__(32 * WM * WN, RESIDENT) linear_mma_tiles(struc
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int warp_tile = warp % WM * MT, warp_token = warp / WM * NT * 8;
     struct mma_block b;
-    b.part = blockIdx.z / (unsigned)call.n_slices;
-    b.slice = blockIdx.z % (unsigned)call.n_slices;
-    b.n_tiles = (call.w.d_out + PACK_ROWS - 1) / PACK_ROWS;
-    b.tile0 = (int64_t)blockIdx.x * (BM / PACK_ROWS);
-    b.token0 = (int64_t)blockIdx.y * BN;
-    b.x_begin = call.begin[b.part];
-    b.x_end = call.end[b.part];
+    b.part = (int)blockIdx.z / call.n_slices;
+    b.slice = (int)blockIdx.z % call.n_slices;
+    b.n_tiles = (int)((call.w.d_out + PACK_ROWS - 1) / PACK_ROWS);
+    b.tile0 = (int)blockIdx.x * (BM / PACK_ROWS);
+    b.token0 = (int)blockIdx.y * BN;
+    b.x_begin = (int)call.begin[b.part];
+    b.x_end = (int)call.end[b.part];
     b.first = b.last = 0;
     if (b.x_end > b.x_begin) {
-        const int64_t shift = linear_shift(&call.w), first = (b.x_begin + shift) / PACK_COLUMNS;
-        const int64_t n = (b.x_end + shift + PACK_COLUMNS - 1) / PACK_COLUMNS - first;
+        const int shift = (int)linear_shift(&call.w), first = (b.x_begin + shift) / PACK_COLUMNS;
+        const int n = (b.x_end + shift + PACK_COLUMNS - 1) / PACK_COLUMNS - first;
         b.first = first + n * b.slice / call.n_slices;
         b.last = first + n * (b.slice + 1) / call.n_slices;
     }
-    float sum[MT][NT][4] = {}, group[MT][NT][4] = {};
-    UNROLL
+    float sum[MT][NT][4] = {};
+#pragma unroll 1
     for (int s = 0; s < STAGES - 1; s++) {
         if (b.first + s < b.last)
-            mma_load<KIND, BM, BN, THREADS>(stages + s * layout::BYTES, call, b, b.first + s, magic);
+            mma_load<KIND, BM, BN, THREADS>(stages + s * layout::BYTES, call, b, b.first + s, halves);
         cp_async_commit();
     }
-    if (call.a.data && b.slice == 0) /* while the first stages come */
-        for (int c = 0; c * 32 < call.a.d_in; c++) {
-            const int64_t row0 = (b.tile0 + warp_tile) * PACK_ROWS;
+    if (call.a.data && b.slice == 0) { /* while the first stages come; the last slot is still free */
+        unsigned char *planes = stages + (STAGES - 1) * layout::BYTES;
+        const int64_t row0 = (int64_t)(b.tile0 + warp_tile) * PACK_ROWS;
+        for (int k = 0; k < call.a.d_in; k += 32) {
+            mma_split_r<BN, THREADS>(planes, call, b, k);
+            __syncthreads();
             if (call.a.dtype == DT_F16)
-                low_rank_add<KIND_F16, MT, NT>(call, b.part, row0, b.token0 + warp_token, c, sum);
+                mma_low_rank<KIND_F16, MT, NT, BN>(sum, planes, call, row0, warp_token, k);
             else
-                low_rank_add<KIND_BF16, MT, NT>(call, b.part, row0, b.token0 + warp_token, c, sum);
+                mma_low_rank<KIND_BF16, MT, NT, BN>(sum, planes, call, row0, warp_token, k);
+            __syncthreads();
         }
-    int slot = 0;
-    for (int64_t block = b.first; block < b.last; block++) {
+    }
+    float group[MT][NT][4] = {};
+    int slot = 0, left = (int)halves.n - (2 * b.first - group_of_half(halves, 2 * b.first) * (int)halves.n);
+    for (int block = b.first; block < b.last; block++) {
         cp_async_wait<STAGES - 2>();
         __syncthreads(); /* everyone's copies are here, and everyone has left the slot that is filled next */
         if (block + STAGES - 1 < b.last)
             mma_load<KIND, BM, BN, THREADS>(stages + (slot == 0 ? STAGES - 1 : slot - 1) * layout::BYTES, call, b,
-                                            block + STAGES - 1, magic);
+                                            block + STAGES - 1, halves);
         cp_async_commit();
         const unsigned char *stage = stages + slot * layout::BYTES;
-        UNROLL
+#pragma unroll
         for (int h = 0; h < 2; h++) {
-            UNROLL
+#pragma unroll
             for (int term = 0; term < (KIND == KIND_F16 ? 2 : 1); term++) {
                 uint32_t a[MT][2][4];
-                UNROLL
+#pragma unroll
                 for (int m = 0; m < MT; m++)
                     mma_fragments<KIND, BM, BN>(a[m], stage, warp_tile + m, h, term);
-                UNROLL
+#pragma unroll
                 for (int j = 0; j < NT; j++) {
                     const uint4 x = *(const uint4 *)(const void *)(stage + swizzled(warp_token + 8 * j + g, 4 * h + q));
                     const uint32_t even[2] = {x.x, x.y}, odd[2] = {x.z, x.w};
-                    UNROLL
+#pragma unroll
                     for (int m = 0; m < MT; m++) {
                         float *c = layout::IS_DENSE ? sum[m][j] : group[m][j];
                         mma_bf16(c, a[m][0], even);
@@ -174,23 +235,22 @@ __global__ void __launch_bounds__(32 * WM * WN, RESIDENT) linear_mma_tiles(struc
                     }
                 }
             }
-            const int half = (int)(2 * block + h);
-            if (!layout::IS_DENSE &&
-                (group_of_half(magic, half) != group_of_half(magic, half + 1) || (h == 1 && block + 1 == b.last))) {
-                UNROLL
+            if (!layout::IS_DENSE && (--left == 0 || (h == 1 && block + 1 == b.last))) {
+                left = (int)halves.n;
+#pragma unroll
                 for (int m = 0; m < MT; m++) {
                     const uint2 record =
                         *(const uint2 *)(const void *)(stage + layout::RECORDS +
                                                        (h * layout::TILES + warp_tile + m) * layout::RECORD_BYTES +
                                                        8 * g);
                     const float scale[2] = {f16_value((uint16_t)record.x), f16_value((uint16_t)record.y)};
-                    UNROLL
+#pragma unroll
                     for (int j = 0; j < NT; j++)
-                        UNROLL
-                    for (int i = 0; i < 4; i++) {
-                        sum[m][j][i] = fmaf(scale[i / 2], group[m][j][i], sum[m][j][i]);
-                        group[m][j][i] = 0;
-                    }
+#pragma unroll
+                        for (int i = 0; i < 4; i++) {
+                            sum[m][j][i] = fmaf(scale[i / 2], group[m][j][i], sum[m][j][i]);
+                            group[m][j][i] = 0;
+                        }
                 }
             }
         }
@@ -200,29 +260,29 @@ __global__ void __launch_bounds__(32 * WM * WN, RESIDENT) linear_mma_tiles(struc
     float *out = call.y;
     int64_t ld = call.y_ld;
     if (call.n_slices > 1) {
-        out = call.partial + b.slice * call.n_parts * call.rows * call.w.d_out;
+        out = call.partial + (int64_t)b.slice * call.n_parts * call.rows * call.w.d_out;
         ld = call.w.d_out;
     }
-    UNROLL
+#pragma unroll
     for (int m = 0; m < MT; m++)
-        UNROLL
-    for (int j = 0; j < NT; j++)
-        UNROLL
-    for (int i = 0; i < 4; i++) {
-        const int64_t n = (b.tile0 + warp_tile + m) * PACK_ROWS + g + i / 2 * 8;
-        const int64_t t = b.token0 + warp_token + 8 * j + 2 * q + i % 2;
-        if (n >= call.w.d_out || t >= call.rows)
-            continue;
-        float *to = out + (b.part * call.rows + t) * ld + n;
-        float v = sum[m][j][i];
-        if (call.n_slices == 1) {
-            if (call.accumulate)
-                v += *to;
-            if (call.bias)
-                v += call.bias[n];
-        }
-        *to = v;
-    }
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int n = (b.tile0 + warp_tile + m) * PACK_ROWS + g + i / 2 * 8;
+                const int t = b.token0 + warp_token + 8 * j + 2 * q + i % 2;
+                if (n >= call.w.d_out || t >= call.rows)
+                    continue;
+                float *to = out + (b.part * call.rows + t) * ld + n;
+                float v = sum[m][j][i];
+                if (call.n_slices == 1) {
+                    if (call.accumulate)
+                        v += *to;
+                    if (call.bias)
+                        v += call.bias[n];
+                }
+                *to = v;
+            }
 }
 
 /* ---- the table of tiles and the choice ------------------------------------------------------------------------- */
@@ -233,8 +293,9 @@ static int mma_launch(struct backend *be, const struct linear_call *call)
     constexpr int BM = WM * MT * PACK_ROWS, BN = WN * NT * 8;
     const dim3 grid((unsigned)((call->w.d_out + BM - 1) / BM), (unsigned)((call->rows + BN - 1) / BN),
                     (unsigned)(call->n_parts * call->n_slices));
-    return LAUNCH(be, grid, 32 * WM * WN, STAGES * (mma_stage<KIND, BM, BN>::BYTES),
-                  (linear_mma_tiles<KIND, WM, WN, MT, NT, STAGES, RESIDENT>), *call, group_magic(&call->w));
+    constexpr int STAGE = mma_stage<KIND, BM, BN>::BYTES, PLANES = 3 * BN * PLANE_ROW_BYTES;
+    return LAUNCH(be, grid, 32 * WM * WN, (STAGES - 1) * STAGE + (STAGE > PLANES ? STAGE : PLANES),
+                  (linear_mma_tiles<KIND, WM, WN, MT, NT, STAGES, RESIDENT>), *call, group_halves_of(&call->w));
 }
 
 template <int KIND> static int mma_launch_tile(struct backend *be, const struct linear_call *call, int tile)
