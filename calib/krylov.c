@@ -84,7 +84,7 @@ static int krylov_open(struct krylov *s, struct problem *p)
     *s = (struct krylov){.p = p, .be = p->be, .dtype = p->metric.dtype};
     s->max_cols = min_i64((p->params->max_steps + 1) * b, min_i64(p->m, d));
     TRY(exact_open(&s->x, p->comm, p->panels, s->dtype, max_i64(d, s->max_cols) * wide, s->dtype == DT_F64 ? d : 0));
-    TRY(orth_open(&s->o, p->comm, p->panels, b));
+    TRY(orth_open(&s->o, p->comm, p->panels, b, QR_GRAM));
     TRY(take(s, s->dtype, m_p, s->max_cols, &s->k));
     TRY(take(s, s->dtype, m_p, b, &s->w));
     TRY(take(s, DT_F64, m_p, b, &s->w64));

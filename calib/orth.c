@@ -26,11 +26,11 @@ static int64_t heights(const struct panels *panels, int rank, int64_t cols)
     return sum;
 }
 
-int orth_open(struct orth *o, struct comm *comm, const struct panels *panels, int64_t max_cols)
+int orth_open(struct orth *o, struct comm *comm, const struct panels *panels, int64_t max_cols, enum qr_kind kind)
 {
     int err = OK;
     int64_t all = 0;
-    *o = (struct orth){.comm = comm, .be = comm->be, .panels = panels, .max_cols = max_cols};
+    *o = (struct orth){.comm = comm, .be = comm->be, .panels = panels, .max_cols = max_cols, .kind = kind};
     for (int rank = 0; rank < panels->n_ranks; rank++)
         all += heights(panels, rank, max_cols);
     size_t square = (size_t)(max_cols * max_cols) * sizeof(double);
@@ -250,7 +250,8 @@ int orth_columns(struct orth *o, struct mat *w)
 {
     int err = OK, sound = 0;
     assert(w->dtype == DT_F64 && w->cols <= o->max_cols && w->cols <= o->panels->n_rows);
-    TRY(orth_cholesky(o, w, INFINITY, &sound));
+    if (o->kind == QR_GRAM)
+        TRY(orth_cholesky(o, w, INFINITY, &sound));
     if (sound)
         TRY(orth_cholesky(o, w, first_pass_to, &sound));
     if (!sound)

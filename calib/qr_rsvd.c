@@ -63,22 +63,26 @@ static void core_close(struct core *c)
 
 /* ---- L with L L^T = damped S ---------------------------------------------------------------------------------------- */
 
-/* Rank 0: the damped S, f64 [d, d]. */
+/* Rank 0: the damped S, f64 [d, d]. Its diagonal is a column whose rows lie d + 1 elements apart. */
 static int damped_metric(struct problem *p, struct mat *s)
 {
     int err = OK;
     struct metric *metric = &p->metric;
-    double *row = malloc((size_t)p->d * sizeof *row);
-    if (!row)
+    struct buf buf = {0};
+    struct mat diagonal = {s->data, DT_F64, p->d, 1, s->ld + 1}, column;
+    double *host = malloc((size_t)p->d * sizeof *host);
+    if (!host)
         FAIL(ERR_NOMEM, "a row of %lld values", (long long)p->d);
+    TRY(mat_alloc(p->be, DT_F64, p->d, 1, &buf, &column));
     TRY(p->be->ops->moment_get(p->be, &metric->moment->acc, &metric->moment->exp, metric->moment->shift,
                                metric->factor * metric->keep, 0, s));
-    for (int64_t i = 0; i < p->d; i++) {
-        double v = metric->diag[i] * metric->keep + metric->add[i];
-        TRY(p->be->ops->put(p->be, (double *)s->data + i * s->ld + i, &v, sizeof v));
-    }
+    for (int64_t i = 0; i < p->d; i++)
+        host[i] = metric->diag[i] * metric->keep + metric->add[i];
+    TRY(p->be->ops->put(p->be, column.data, host, mat_bytes(&column)));
+    TRY(p->be->ops->copy(p->be, &column, &diagonal));
 out:
-    free(row);
+    buf_free(&buf);
+    free(host);
     return err;
 }
 
@@ -260,7 +264,7 @@ static int sketch_open(struct sketch *s, struct core *c)
     int64_t d = p->d, b = p->width, rows = c->m.rows;
     double *bounds = NULL;
     TRY(exact_open(&s->sums, p->comm, &c->panels, DT_F64, d * b, c->x.dtype == DT_F64 ? 0 : d));
-    TRY(orth_open(&s->o, p->comm, &c->panels, b));
+    TRY(orth_open(&s->o, p->comm, &c->panels, b, p->params->qr));
     TRY(take_sketch(s, p->be, DT_F64, rows, b, &s->q));
     TRY(take_sketch(s, p->be, DT_F64, rows, p->r, &s->qu));
     TRY(take_sketch(s, p->be, DT_F64, d, b, &s->z));

@@ -41,22 +41,42 @@ out:
     return err;
 }
 
+/* The smallest and largest of L's pivots, whose memory is a column with rows n + 1 elements apart. */
+static int pivots(struct problem *p, const struct mat *l, double *low, double *high)
+{
+    int err = OK;
+    struct buf buf = {0};
+    struct mat diagonal = {l->data, DT_F64, l->rows, 1, l->ld + 1}, column;
+    double *host = malloc((size_t)l->rows * sizeof *host);
+    *low = INFINITY;
+    *high = 0;
+    if (!host)
+        FAIL(ERR_NOMEM, "%lld pivots", (long long)l->rows);
+    TRY(mat_alloc(p->be, DT_F64, l->rows, 1, &buf, &column));
+    TRY(p->be->ops->copy(p->be, &diagonal, &column));
+    TRY(p->be->ops->get(p->be, host, column.data, mat_bytes(&column)));
+    for (int64_t i = 0; i < l->rows; i++) {
+        *low = fmin(*low, host[i]);
+        *high = fmax(*high, host[i]);
+    }
+out:
+    buf_free(&buf);
+    free(host);
+    return err;
+}
+
 /* Rank 0: R = L^T in place of the Gram matrix; *sound = 0 where Householder should do it instead. */
 static int factor_gram(struct problem *p, struct mat *r, struct mat *transposed, int *sound)
 {
     int err = p->be->ops->cholesky(p->be, r);
-    double low = INFINITY, high = 0, pivot = 0;
+    double low, high;
     *sound = 0;
     if (err == ERR_NUMERIC) {
         err = OK;
         goto out;
     }
     TRY(err);
-    for (int64_t i = 0; i < r->rows; i++) {
-        TRY(p->be->ops->get(p->be, &pivot, (double *)r->data + i * r->ld + i, sizeof pivot));
-        low = fmin(low, pivot);
-        high = fmax(high, pivot);
-    }
+    TRY(pivots(p, r, &low, &high));
     *sound = low > smallest_pivot * high;
     TRY(p->be->ops->transpose(p->be, r, transposed));
     TRY(p->be->ops->copy(p->be, transposed, r));
@@ -134,17 +154,13 @@ out:
     return err;
 }
 
-/* Owner: R of one group's rows. */
-static int factor_group(struct problem *p, const struct mat *rows, struct mat *r)
+/* Owner: R of one group's rows. wide f64 is working memory of the same shape. */
+static int factor_group(struct problem *p, const struct mat *rows, struct mat *wide, struct mat *r)
 {
     int err = OK;
-    struct buf wide_buf = {0};
-    struct mat wide;
-    TRY(mat_alloc(p->be, DT_F64, rows->rows, rows->cols, &wide_buf, &wide));
-    TRY(p->be->ops->convert(p->be, rows, &wide));
-    TRY(p->be->ops->qr(p->be, &wide, r));
+    TRY(p->be->ops->convert(p->be, rows, wide));
+    TRY(p->be->ops->qr(p->be, wide, r));
 out:
-    buf_free(&wide_buf);
     return err;
 }
 
@@ -175,40 +191,69 @@ out:
     return err;
 }
 
+/* Memory of one rank for the rounds below. */
+struct rounds {
+    struct buf rows_buf, wide_buf, next_buf, pair_buf;
+    struct mat rows, wide, next, pair;
+};
+
+static void rounds_close(struct rounds *x)
+{
+    buf_free(&x->rows_buf);
+    buf_free(&x->wide_buf);
+    buf_free(&x->next_buf);
+    buf_free(&x->pair_buf);
+}
+
+static int rounds_open(struct problem *p, const struct groups *groups, struct rounds *x)
+{
+    int err = OK;
+    int64_t most = 0;
+    *x = (struct rounds){0};
+    for (int64_t i = p->comm->rank; i < groups->n; i += p->comm->size) {
+        struct range rows = group_rows(p, groups, i);
+        most = max_i64(most, rows.end - rows.begin);
+    }
+    TRY(mat_alloc(p->be, DT_F32, most, p->d, &x->rows_buf, &x->rows));
+    TRY(mat_alloc(p->be, DT_F64, most, p->d, &x->wide_buf, &x->wide));
+    TRY(mat_alloc(p->be, DT_F64, p->d, p->d, &x->next_buf, &x->next));
+    if (p->comm->rank == 0)
+        TRY(mat_alloc(p->be, DT_F64, 2 * p->d, p->d, &x->pair_buf, &x->pair));
+out:
+    return err;
+}
+
 /* Rounds of as many groups as there are ranks: collected, factored side by side, stacked by rank 0 in the groups' order. */
 static int householder(struct problem *p, struct mat *r)
 {
     int err = OK, failed = OK, root = p->comm->rank == 0;
     struct groups groups = group_panels(p);
-    struct buf rows_buf = {0}, next_buf = {0}, pair_buf = {0};
-    struct mat rows = {0}, next, pair;
-    TRY(mat_alloc(p->be, DT_F64, p->d, p->d, &next_buf, &next));
-    if (root)
-        TRY(mat_alloc(p->be, DT_F64, 2 * p->d, p->d, &pair_buf, &pair));
+    struct rounds x;
+    TRY(comm_agree(p->comm, rounds_open(p, &groups, &x)));
     for (int64_t first = 0; first < groups.n; first += p->comm->size) {
         int64_t n = sooner(groups.n - first, p->comm->size);
+        struct mat rows = x.rows, wide = x.wide;
         failed = OK;
         for (int owner = 0; owner < n; owner++) {
             struct range group = group_rows(p, &groups, first + owner);
-            if (owner == p->comm->rank)
-                TRY(mat_alloc(p->be, DT_F32, group.end - group.begin, p->d, &rows_buf, &rows));
+            if (owner == p->comm->rank) {
+                rows = mat_rows(&x.rows, 0, group.end - group.begin);
+                wide = mat_rows(&x.wide, 0, group.end - group.begin);
+            }
             TRY(collect_group(p, group, owner, &rows));
         }
         if (p->comm->rank < n)
-            failed = factor_group(p, &rows, &next);
-        buf_free(&rows_buf);
+            failed = factor_group(p, &rows, &wide, &x.next);
         TRY(comm_agree(p->comm, failed));
         for (int owner = 0; owner < n; owner++) {
-            TRY(deliver(p, owner, &next));
+            TRY(deliver(p, owner, &x.next));
             if (root)
-                failed = first + owner == 0 ? p->be->ops->copy(p->be, &next, r) : stack(p, r, &next, &pair);
+                failed = first + owner == 0 ? p->be->ops->copy(p->be, &x.next, r) : stack(p, r, &x.next, &x.pair);
             TRY(comm_agree(p->comm, failed));
         }
     }
 out:
-    buf_free(&rows_buf);
-    buf_free(&next_buf);
-    buf_free(&pair_buf);
+    rounds_close(&x);
     return err;
 }
 

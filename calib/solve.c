@@ -14,6 +14,7 @@
 
 /* qr-rsvd factors S, so a channel that never fired gets a little weight (of the mean variance); krylov needs none. */
 static const double dead_floor = 1e-6;
+enum { PANELS_AT_ONCE = 64 }; /* of column norms that are fetched together */
 
 int right_factor_alloc(struct problem *p, struct right_factor *right)
 {
@@ -57,30 +58,50 @@ out:
     return err;
 }
 
+/* Sums of squares of E's columns, a row a panel, in as few pieces as PANELS_AT_ONCE allows: each is waited for. leaf[i] gets
+ * panel i's sum, max each column's largest. */
+static int column_norms(struct problem *p, double *leaf, double *max)
+{
+    int err = OK;
+    int64_t n = local_panels(p->panels), most = min_i64(n, PANELS_AT_ONCE);
+    struct buf buf = {0};
+    struct mat sums = {0};
+    double *host = malloc((size_t)(most * p->d + 1) * sizeof *host);
+    if (!host)
+        FAIL(ERR_NOMEM, "%lld column norms", (long long)(most * p->d));
+    TRY(mat_alloc(p->be, DT_F64, most, p->d, &buf, &sums));
+    for (int64_t first = 0; first < n; first += most) {
+        int64_t end = min_i64(first + most, n);
+        for (int64_t i = first; i < end; i++) {
+            struct range rows = local_panel(p->panels, i);
+            struct mat panel = mat_rows(p->e, rows.begin, rows.end - rows.begin), row = mat_rows(&sums, i - first, 1);
+            TRY(p->be->ops->col_sumsq(p->be, &panel, &row));
+        }
+        TRY(p->be->ops->get(p->be, host, sums.data, (size_t)((end - first) * p->d) * sizeof *host));
+        for (int64_t i = first; i < end; i++)
+            for (int64_t j = 0; j < p->d; j++) {
+                double v = host[(i - first) * p->d + j];
+                leaf[i] += v;
+                max[j] = isfinite(v) ? fmax(max[j], v) : INFINITY;
+            }
+    }
+out:
+    buf_free(&buf);
+    free(host);
+    return err;
+}
+
 /* Norms of E's columns within panels (one pass over E): exponents for every sum over E, and ||E||_F^2. A NaN or infinity is
  * agreed on by way of the maximum. */
 static int measure_error(struct problem *p)
 {
     int err = OK;
     int64_t n = local_panels(p->panels);
-    struct buf buf = {0};
-    struct mat sums = {0};
-    double *host = calloc((size_t)p->d + 1, sizeof *host), *max = calloc((size_t)p->d + 1, sizeof *max);
-    double *leaf = calloc((size_t)n + 1, sizeof *leaf);
+    double *max = calloc((size_t)p->d + 1, sizeof *max), *leaf = calloc((size_t)n + 1, sizeof *leaf);
     int *slot = calloc((size_t)n + 1, sizeof *slot);
-    if (!host || !max || !leaf || !slot)
+    if (!max || !leaf || !slot)
         FAIL(ERR_NOMEM, "%lld column norms", (long long)p->d);
-    TRY(mat_alloc(p->be, DT_F64, 1, p->d, &buf, &sums));
-    for (int64_t i = 0; i < n; i++) {
-        struct range rows = local_panel(p->panels, i);
-        struct mat panel = mat_rows(p->e, rows.begin, rows.end - rows.begin);
-        TRY(p->be->ops->col_sumsq(p->be, &panel, &sums));
-        TRY(p->be->ops->get(p->be, host, sums.data, mat_bytes(&sums)));
-        for (int64_t j = 0; j < p->d; j++) {
-            leaf[i] += host[j];
-            max[j] = isfinite(host[j]) ? fmax(max[j], host[j]) : INFINITY;
-        }
-    }
+    TRY(column_norms(p, leaf, max));
     TRY(comm_max_f64(p->comm, max, p->d));
     for (int64_t j = 0; j < p->d; j++) {
         if (!isfinite(max[j])) {
@@ -95,8 +116,6 @@ static int measure_error(struct problem *p)
     TRY(mat_alloc(p->be, DT_I32, 1, p->d, &p->e_exp_buf, &p->e_exp));
     TRY(exponents_put(p->be, max, &p->e_exp));
 out:
-    buf_free(&buf);
-    free(host);
     free(max);
     free(leaf);
     free(slot);

@@ -20,10 +20,8 @@
 #include <stdint.h>
 
 enum solver { SOLVER_KRYLOV, SOLVER_QR_RSVD };
-enum qr_kind {
-    QR_GRAM,
-    QR_HOUSEHOLDER
-}; /* qr-rsvd: Cholesky of the f64 Gram matrix, or Householder on fixed row panels */
+/* qr-rsvd, of E and of every sketch: Cholesky of the f64 Gram matrix where that is safe, or Householder on fixed row panels. */
+enum qr_kind { QR_GRAM, QR_HOUSEHOLDER };
 enum damp { DAMP_DIAG, DAMP_MEDIAN, DAMP_TRACE };
 
 struct solve_params {

@@ -37,7 +37,7 @@ static const struct option_spec table[] = {
     OPT_INT("oversample", 0, "P", "10", 0, 1024, "columns beyond the rank"),
     OPT_INT("power", 0, "N", "-1", -1, 64, "qr-rsvd: power iterations; -1: until --stop holds"),
     OPT_CHOICE("qr", 0, "gram|householder", "gram",
-               "qr-rsvd: reduce E by the Cholesky factor of its Gram matrix, or by Householder panels"),
+               "qr-rsvd: QR of E and of the sketches by Cholesky factors where that is safe, or always by Householder"),
     OPT_FLAG("exact-energy", 0, "compute the error's total energy instead of estimating it"),
     OPTIONS_COMPUTE,
     OPT_END,
