@@ -48,7 +48,7 @@ expect 2 "--dtype bf16" ranks 3 eval $TEXT --device cpu --dtype bf16
 same "$(grep -c "computes in f32" err)" 1 "times that a refusal is printed on 3 ranks"
 expect 2 "rank 0 computes on cpu in f32, rank 1 on cpu:ref in f32" \
     pair eval $TEXT --device cpu -- eval $TEXT --device cpu:ref
-GLOWQ_MODULE_DIR=$PWD alone eval $TEXT --ctx 64 || fail "--device auto: $(why)"
+alone eval $TEXT --ctx 64 || fail "--device auto: $(why)"
 grep -q "^device auto: c" err || fail "auto doesn't say what it took: $(why)"
 if grep -q "^device auto: cpu" err; then # no GPU here
     expect 3 "cuda" ranks 2 eval $TEXT --device cuda
