@@ -6,7 +6,7 @@
 
 static const char *backend_name;
 
-enum { MAX_SEQ = 6, POOL_BLOCKS = 160, SLACK = 3 };
+enum { MAX_SEQ = 40, POOL_BLOCKS = 160, SLACK = 3 };
 
 struct shape {
     int64_t n_heads, n_kv_heads, head_dim, heads_per_kv, first_head, first_kv_head, window;
@@ -353,6 +353,29 @@ static void test_every_length(void **unused)
     backend_close(&be);
 }
 
+/* Many short sequences, some of them empty, at every remainder: each block finds its own. */
+static void test_many_sequences(void **unused)
+{
+    static const struct shape shape = {.n_heads = 2, .n_kv_heads = 1, .head_dim = 32, .heads_per_kv = 2};
+    struct backend be;
+    int64_t n_other[N_TIERS] = {0};
+    (void)unused;
+    assert_ok(backend_open(&be, backend_name, 2));
+    for (int i = 0; i < 6; i++) {
+        struct scene scene = {.n_seq = MAX_SEQ - i};
+        for (int s = 0; s < scene.n_seq; s++) {
+            scene.q_len[s] = i % 2 ? 1 : max_i64(0, (int64_t)(40 * draw())); /* half of them empty */
+            scene.kv_len[s] = scene.q_len[s] + (int64_t)(20 + 20 * draw());
+        }
+        struct problem p = make_problem(&shape, &scene, i);
+        check_problem(&be, &p, n_other);
+        free_problem(&p);
+    }
+    assert_true(n_other[DECODE] > 1000);
+    assert_true(n_other[MMA] > 1000 || be.act == DT_F32);
+    backend_close(&be);
+}
+
 /* Cache rows that 16 bytes can't be read from at once go to the plain kernel, to the bit. */
 static void test_unaligned_caches(void **unused)
 {
@@ -444,11 +467,9 @@ static void test_steps_follow_growing_sequences(void **unused)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_shape),
-        cmocka_unit_test(test_every_length),
-        cmocka_unit_test(test_unaligned_caches),
-        cmocka_unit_test(test_nan_is_seen),
-        cmocka_unit_test(test_steps_follow_growing_sequences),
+        cmocka_unit_test(test_every_shape),    cmocka_unit_test(test_every_length),
+        cmocka_unit_test(test_many_sequences), cmocka_unit_test(test_unaligned_caches),
+        cmocka_unit_test(test_nan_is_seen),    cmocka_unit_test(test_steps_follow_growing_sequences),
     };
     backend_name = argc > 1 ? argv[1] : "cuda:sim";
     open_or_skip(backend_name);
