@@ -22,7 +22,10 @@ foreach(program kernels kernels_linear kernels_attention kernels_dense)
     add_case(NAME ${program}_${suffix} PROGRAM test_${program} ARGS ${device} LABELS gpu)
   endforeach()
 endforeach()
+add_case(NAME kernels_moe_cuda PROGRAM test_kernels_moe ARGS cuda LABELS gpu)
+add_case(NAME kernels_moe_cuda_f32 PROGRAM test_kernels_moe ARGS cuda:f32 LABELS gpu)
 if(TARGET glowq_cuda_sim)
+  add_case(NAME kernels_moe_cuda_sim PROGRAM test_kernels_moe ARGS cuda:sim LABELS unit)
   # A barrier that is missing shows when blocks, warps and lanes run in another order.
   foreach(program kernels kernels_linear kernels_attention)
     add_case(NAME ${program}_cuda_sim_reverse PROGRAM test_${program} ARGS cuda:sim LABELS unit

@@ -72,6 +72,14 @@ int attention_decode(struct backend *be, const struct mat *q, const struct mat *
 int attention_mma(struct backend *be, const struct mat *q, const struct mat *k_cache, const struct mat *v_cache,
                   const struct attention_args *args, struct mat *out);
 
+/* ---- moe.cu ---- */
+int moe_route_cuda(struct backend *be, const struct mat *logits, int normalize, struct mat *weight, struct mat *id);
+int moe_sort_cuda(struct backend *be, const struct mat *id, int64_t first, int64_t n, int32_t *offset, int32_t *token,
+                  int32_t *slot);
+int grouped_linear_cuda(struct backend *be, const struct mat *x, const struct grouped_args *args, struct mat *y);
+int moe_combine_cuda(struct backend *be, const struct mat *y, const struct mat *weight, const struct mat *id,
+                     const struct combine_args *args, struct mat *out);
+
 /* ---- dense.cu: element by element and by column; products.cu and factor.cu on blas.h ---- */
 int copy_cuda(struct backend *be, const struct mat *from, struct mat *to);
 int convert_cuda(struct backend *be, const struct mat *from, struct mat *to);
