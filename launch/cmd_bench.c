@@ -6,6 +6,7 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "infer/bench.h"
+#include "infer/tune.h"
 #include "launch/source.h"
 
 #include <ctype.h>
@@ -23,8 +24,11 @@ static const struct option_spec table[] = {
     OPT_HEADING("How:"),
     OPT_INT("prompt", 'p', "N", "512", 1, 1 << 24, "tokens read by each sequence"),
     OPT_INT("generate", 'n', "N", "64", 1, 1 << 24, "tokens written by each sequence"),
-    OPT_STRING("batch", 0, "N,N,...", "sequences at once, 1 to 64, several counts one after another (1,2,4,8)"),
+    OPT_STRING("batch", 0, "N,N,...",
+               "sequences at once, 1 to 64, several counts one after another (1,2,4,8); with --tune: rows, to 2048"),
     OPT_INT("repeat", 0, "N", "3", 1, 1000, "runs measured, after one to warm up"),
+    OPT_FLAG("tune", 0,
+             "on a GPU: time every kernel and tile that the linears could use instead, and name the fastest"),
     OPT_FLAG("csv", 0, "a line of comma-separated values for each count"),
     OPTIONS_COMPUTE,
     OPT_END,
@@ -33,12 +37,13 @@ static const struct option_spec table[] = {
 /* "1,2,4" -> numbers; 0: not a list of counts. */
 static int batches_of(const struct options *o, int64_t *batches)
 {
+    const int tune = options_flag(o, "tune");
     const char *text = options_string(o, "batch");
     int n = 0;
-    for (const char *p = text ? text : "1,2,4,8"; n < MOST_BATCHES; p++) {
+    for (const char *p = text ? text : tune ? "1,2,4,8,16,64,256,1024" : "1,2,4,8"; n < MOST_BATCHES; p++) {
         char *end = NULL;
         const long v = isdigit((unsigned char)*p) ? strtol(p, &end, 10) : 0;
-        if (v < 1 || v > BENCH_MAX_BATCH)
+        if (v < 1 || v > (tune ? PREFILL_ROWS : BENCH_MAX_BATCH))
             return 0;
         batches[n++] = v;
         p = end;
@@ -57,7 +62,10 @@ static int check(struct options *o)
         return ERR_ARG;
     if (batches_of(o, batches) == 0)
         return options_refuse(o, "--batch %s: must be up to %d counts from 1 to %d, as in 1,2,4",
-                              options_string(o, "batch"), MOST_BATCHES, BENCH_MAX_BATCH);
+                              options_string(o, "batch"), MOST_BATCHES,
+                              options_flag(o, "tune") ? (int)PREFILL_ROWS : (int)BENCH_MAX_BATCH);
+    if (options_flag(o, "tune") && options_flag(o, "csv"))
+        return options_refuse(o, "--tune prints a table or --json, no --csv");
     if (options_flag(o, "csv") && options_flag(o, "json"))
         return options_refuse(o, "--csv and --json: give one of them");
     return OK;
@@ -112,6 +120,55 @@ static int print_json(const struct options *o, const struct comm *comm, const st
                               "batches", rows));
 }
 
+static int print_tuned(const struct options *o, const struct comm *comm, const struct tune_result *r, int n,
+                       double copy)
+{
+    json_t *rows = json_array();
+    if (options_flag(o, "json")) {
+        for (int i = 0; rows && i < n; i++)
+            json_array_append_new(rows, json_pack("{s:s,s:I,s:I,s:I,s:o,s:o,s:s,s:o,s:o}", "module",
+                                                  module_name(r[i].module), "rows", (json_int_t)r[i].rows, "d_out",
+                                                  (json_int_t)r[i].d_out, "d_in", (json_int_t)r[i].d_in, "own_us",
+                                                  json_number(r[i].own_us), "best_us", json_number(r[i].best_us),
+                                                  "best", r[i].best, "bytes_per_s", json_number(r[i].bytes_per_s),
+                                                  "flops_per_s", json_number(r[i].flops_per_s)));
+        return out_json(json_pack("{s:i,s:s,s:s,s:o,s:o}", "schema_version", JSON_SCHEMA_VERSION, "model",
+                                  source_name(o), "device", comm->be->description, "copy_bytes_per_s",
+                                  json_number(copy), "products", rows));
+    }
+    json_decref(rows);
+    out_print("%-10s %5s  %14s  %10s  %10s  %7s  %9s  %s\n", "module", "rows", "weight", "now us", "best us", "of copy",
+              "TFLOP/s", "GLOWQ_TUNE of the best");
+    for (int i = 0; i < n; i++)
+        out_print("%-10s %5lld  %6lld x %5lld  %10.1f  %10.1f  %6.1f%%  %9.2f  %s\n", module_name(r[i].module),
+                  (long long)r[i].rows, (long long)r[i].d_out, (long long)r[i].d_in, r[i].own_us, r[i].best_us,
+                  100 * r[i].bytes_per_s / copy, r[i].flops_per_s / 1e12, r[i].best[0] ? r[i].best : "(as it is)");
+    return OK;
+}
+
+/* Each rank times its own shard; rank 0 tells. */
+static int tune(struct comm *comm, const struct options *o, struct model *model, double copy)
+{
+    static const enum module modules[] = {MOD_Q, MOD_K, MOD_O, MOD_GATE, MOD_DOWN}; /* V is as K, up as gate */
+    int err = OK, n = 0;
+    struct tune_result results[sizeof modules / sizeof modules[0] * MOST_BATCHES];
+    int64_t rows[MOST_BATCHES];
+    const int n_rows = batches_of(o, rows);
+    if (strncmp(comm->be->name, "cuda", 4) != 0)
+        FAIL(ERR_ARG, "--tune needs --device cuda: on the CPU there is nothing to choose");
+    for (size_t m = 0; m < sizeof modules / sizeof modules[0]; m++)
+        for (int i = 0; i < n_rows; i++) {
+            TRY(tune_linear(model, modules[m], rows[i], &results[n]));
+            log_info("%s, %lld rows: %.1f us, best %.1f", module_name(modules[m]), (long long)rows[i],
+                     results[n].own_us, results[n].best_us);
+            n++;
+        }
+    if (comm->rank == 0)
+        TRY(print_tuned(o, comm, results, n, copy));
+out:
+    return err;
+}
+
 static int run(struct comm *comm, const struct options *o)
 {
     int err = OK;
@@ -135,6 +192,10 @@ static int run(struct comm *comm, const struct options *o)
     TRY(open_backend(comm, o, &be));
     TRY(model_open(comm, options_string(o, "model"), &load, &model));
     TRY(comm_agree(comm, bench_copy(&be, &copy)));
+    if (options_flag(o, "tune")) {
+        TRY(comm_agree(comm, tune(comm, o, &model, copy)));
+        goto out;
+    }
     for (int i = 0; i < n; i++) {
         TRY(bench_model(&model, &how, batches[i], copy, &results[i]));
         log_info("batch %lld: %.1f tokens/s read, %.1f written", (long long)batches[i], results[i].prefill.mean,

@@ -38,6 +38,20 @@ python3 -c 'import sys; sys.exit(not float(sys.argv[1]) > float(sys.argv[2]) > 0
 expect 0 schema_version alone bench --synthetic "$DENSE/config.json" --bits 4 --rank 8 $settings --json
 checked synthetic 3e6 8e6
 
+# --tune names a choice for each linear, where the GPU's kernels run.
+alone bench --synthetic "$DENSE/config.json" --layers 1 --bits 4 --tune --batch 2 --device cuda:sim --json
+case $? in
+0) python3 - <<'END' || fail "bench --tune lacks facts" ;;
+import json
+r = json.load(open("out"))["products"]
+assert [p["module"] for p in r] == ["q_proj", "k_proj", "o_proj", "gate_proj", "down_proj"]
+assert all(p["rows"] == 2 and 0 < p["best_us"] <= p["own_us"] for p in r)
+assert all(p["best"].startswith("linear.tier=") or p["best_us"] == p["own_us"] for p in r)
+END
+3) echo "not tested here: --tune ($(why))" ;;
+*) fail "bench --tune on cuda:sim: $(why)" ;;
+esac
+
 expect 0 "batch,prefill" alone bench --model "$DENSE" $settings --csv
 same "$(wc -l <out)" 3 "lines of --csv"
 same "$(awk -F, 'NF != 9' out | wc -l)" 0 "lines of --csv without 9 values"
@@ -50,6 +64,8 @@ for list in 0 65 1, ,1 1,x "1 2" "" 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1; do
     expect 2 "--batch" alone bench --model "$DENSE" --batch "$list"
 done
 expect 2 "give one of them" alone bench --model "$DENSE" --csv --json
+expect 2 "--device cuda" alone bench --model "$DENSE" --device cpu --tune
+expect 2 "1 to 2048" alone bench --model "$DENSE" --tune --batch 2049
 expect 2 "takes 512 positions" alone bench --model "$DENSE" --prompt 512
 expect 1 "nowhere" alone bench --model nowhere
 finish

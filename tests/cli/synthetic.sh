@@ -78,6 +78,20 @@ case $? in
 3) echo "not tested here: cuda:sim ($(why))" ;;
 *) fail "eval --synthetic on cuda:sim: $(why)" ;;
 esac
+# Calibration there: traces and energies of every group, all of f32 inputs, to 1e-3.
+made sim.glowq --layers 2 --device cuda:sim --dtype f32
+case $? in
+0) python3 - <<'END' || fail "calibrate --synthetic on cuda:sim differs from the CPU's" ;;
+import json
+cpu, sim = (json.load(open(d + ".glowq/manifest.json"))["groups"] for d in ("first", "sim"))
+assert len(cpu) == len(sim) == 8
+for a, b in zip(cpu, sim):
+    assert abs(a["error_norm2"] / b["error_norm2"] - 1) < 1e-3, (a, b)
+    assert abs(a["trace"] / b["trace"] - 1) < 1e-3 and abs(a["energy"] - b["energy"]) < 2e-3, (a, b)
+END
+3) echo "not tested here: calibrate on cuda:sim ($(why))" ;;
+*) fail "calibrate --synthetic on cuda:sim: $(why)" ;;
+esac
 
 # Every shape that comes with the program is read, and what can't fit is refused by the figures before anything is made.
 for shape in "$SHAPES"/*.json; do
