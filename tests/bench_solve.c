@@ -8,7 +8,9 @@
  * could be applied without being formed, the time without orgqr is reported as well. Krylov is run to its stop rule, and once more
  * with two blocks only: the comparison at (at least) the published procedure's objective.
  *
- * usage: bench_solve [m d r [threads [repeats]]]        defaults: 22016 4096 64, all cores, 3
+ * On a GPU the problem is made and solved there; the published procedure on the same problem is bench_solve_torch.py's to time.
+ *
+ * usage: bench_solve [m d r [threads [repeats [DEVICE]]]]        defaults: 22016 4096 64, all cores, 3, cpu
  */
 #include "base/err.h"
 #include "base/log.h"
@@ -30,6 +32,7 @@ struct bench {
     struct mat e; /* f32 [m, d] */
     struct moment moment;
     double trace; /* tr(E S E^T), exact */
+    int host;     /* device memory is the host's: LAPACK can run on it */
 };
 
 static void *take(size_t bytes)
@@ -45,17 +48,21 @@ static void *take(size_t bytes)
 static int make_error(struct bench *b)
 {
     int err = OK;
-    int64_t bad, groups = (b->d + 127) / 128;
-    struct buf bufs[3] = {0};
+    int64_t bad = -1, groups = (b->d + 127) / 128;
+    struct buf bufs[4] = {0};
     struct mat codes, scales, zeros;
     TRY(mat_alloc(&b->be, DT_F32, b->m, b->d, &b->e_buf, &b->e));
     TRY(mat_alloc(&b->be, DT_U8, b->m, b->d, &bufs[0], &codes));
     TRY(mat_alloc(&b->be, DT_F16, b->m, groups, &bufs[1], &scales));
     TRY(mat_alloc(&b->be, DT_U8, b->m, groups, &bufs[2], &zeros));
+    TRY(buf_alloc(&b->be, sizeof bad, &bufs[3]));
     TRY(b->be.ops->randn(&b->be, 1, STREAM_WEIGHTS, 0, 0, &b->e));
-    TRY(b->be.ops->quantize(&b->be, &b->e, 4, 128, &codes, &scales, &zeros, &bad));
+    TRY(b->be.ops->quantize(&b->be, &b->e, 4, 128, &codes, &scales, &zeros, bufs[3].p));
+    TRY(b->be.ops->get(&b->be, &bad, bufs[3].p, sizeof bad));
+    if (bad >= 0)
+        FAIL(ERR_NUMERIC, "row %lld can't be quantized", (long long)bad);
 out:
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         buf_free(&bufs[i]);
     return err;
 }
@@ -65,7 +72,7 @@ static int make_moment(struct bench *b)
 {
     int err = OK;
     int32_t overflow = 0;
-    struct buf bufs[5] = {0};
+    struct buf bufs[6] = {0};
     struct mat g, h, x, max, fall;
     struct moment *moment = &b->moment;
     double *host = take((size_t)b->d * sizeof *host);
@@ -78,6 +85,8 @@ static int make_moment(struct bench *b)
     TRY(mat_alloc(&b->be, DT_F64, 1, b->d, &bufs[4], &fall));
     TRY(mat_alloc(&b->be, DT_I64, 1, b->d * (b->d + 1) / 2, &moment->acc_buf, &moment->acc));
     TRY(mat_alloc(&b->be, DT_I32, 1, b->d, &moment->exp_buf, &moment->exp));
+    TRY(buf_alloc(&b->be, sizeof overflow, &bufs[5]));
+    TRY(b->be.ops->put(&b->be, bufs[5].p, &overflow, sizeof overflow));
     TRY(b->be.ops->zero(&b->be, moment->acc.data, mat_bytes(&moment->acc)));
     for (int64_t j = 0; j < b->d; j++)
         host[j] = pow(30, -(double)j / (double)b->d);
@@ -92,12 +101,13 @@ static int make_moment(struct bench *b)
         for (int64_t j = 0; part == 0 && j < b->d; j++)
             exp[j] = (int32_t)ceil(log2(host[j]) / 2) + 1; /* one bit for the second block */
         TRY(b->be.ops->put(&b->be, moment->exp.data, exp, (size_t)b->d * sizeof *exp));
-        TRY(b->be.ops->moment_add(&b->be, &x, &moment->exp, moment->shift, &moment->acc, &overflow));
+        TRY(b->be.ops->moment_add(&b->be, &x, &moment->exp, moment->shift, &moment->acc, bufs[5].p));
     }
+    TRY(b->be.ops->get(&b->be, &overflow, bufs[5].p, sizeof overflow));
     if (overflow)
         FAIL(ERR_NUMERIC, "the moment's exponents are too small");
 out:
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < 6; i++)
         buf_free(&bufs[i]);
     free(host);
     free(exp);
@@ -119,20 +129,23 @@ static struct solve_params defaults(const struct bench *b, enum solver solver)
                                  .seed = 1};
 }
 
-/* Share of tr(E S E^T) that A B takes away: (2 <A, E S B^T> - <A, A B S B^T>) / tr, f64 throughout; a [m, r], b [r, d]. */
+/* Share of tr(E S E^T) that A B takes away: (2 <A, E S B^T> - <A, A B S B^T>) / tr, f64 throughout; a [m, r], b [r, d] on the host. */
 static int captured_share(struct bench *b, const double *pa, const double *pb, double *share)
 {
     int err = OK;
-    struct buf bufs[6] = {0};
-    struct mat a = mat_view((void *)pa, DT_F64, b->m, b->r), right = mat_view((void *)pb, DT_F64, b->r, b->d);
-    struct mat s, sb, e, g, n, an;
-    double sum = 0;
+    struct buf bufs[8] = {0};
+    struct mat a, right, s, sb, e, g, n, an;
+    double sum = 0, *host = take(2 * (size_t)(b->m * b->r) * sizeof *host), *host_an = host + b->m * b->r;
     TRY(mat_alloc(&b->be, DT_F64, b->d, b->d, &bufs[0], &s));
     TRY(mat_alloc(&b->be, DT_F64, b->d, b->r, &bufs[1], &sb));
     TRY(mat_alloc(&b->be, DT_F64, b->m, b->d, &bufs[2], &e));
     TRY(mat_alloc(&b->be, DT_F64, b->m, b->r, &bufs[3], &g));
     TRY(mat_alloc(&b->be, DT_F64, b->r, b->r, &bufs[4], &n));
     TRY(mat_alloc(&b->be, DT_F64, b->m, b->r, &bufs[5], &an));
+    TRY(mat_alloc(&b->be, DT_F64, b->m, b->r, &bufs[6], &a));
+    TRY(mat_alloc(&b->be, DT_F64, b->r, b->d, &bufs[7], &right));
+    TRY(b->be.ops->put(&b->be, a.data, pa, mat_bytes(&a)));
+    TRY(b->be.ops->put(&b->be, right.data, pb, mat_bytes(&right)));
     TRY(b->be.ops->moment_get(&b->be, &b->moment.acc, &b->moment.exp, b->moment.shift, 1.0 / (double)b->moment.n_tokens,
                               0, &s));
     TRY(b->be.ops->convert(&b->be, &b->e, &e));
@@ -140,12 +153,15 @@ static int captured_share(struct bench *b, const double *pa, const double *pb, d
     TRY(b->be.ops->gemm(&b->be, 0, 0, 1, &e, &sb, 0, &g));
     TRY(b->be.ops->gemm(&b->be, 0, 0, 1, &right, &sb, 0, &n));
     TRY(b->be.ops->gemm(&b->be, 0, 0, 1, &a, &n, 0, &an));
+    TRY(b->be.ops->get(&b->be, host, g.data, mat_bytes(&g)));
+    TRY(b->be.ops->get(&b->be, host_an, an.data, mat_bytes(&an)));
     for (int64_t i = 0; i < b->m * b->r; i++)
-        sum += pa[i] * (2 * ((double *)g.data)[i] - ((double *)an.data)[i]);
+        sum += pa[i] * (2 * host[i] - host_an[i]);
     *share = sum / b->trace;
 out:
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < 8; i++)
         buf_free(&bufs[i]);
+    free(host);
     return err;
 }
 
@@ -155,17 +171,23 @@ static int run_ours(struct bench *b, enum solver solver, int max_steps, double *
     int err = OK;
     struct solve_params params = defaults(b, solver);
     double *a = NULL, *right = NULL, start = now_s();
+    void *stored = NULL;
     params.max_steps = max_steps;
     TRY(solve_group(&b->comm, &params, &b->panels, &b->e, &b->moment, out));
+    TRY(b->be.ops->sync(&b->be));
     *seconds = now_s() - start;
     a = take((size_t)(b->m * b->r) * sizeof *a);
     right = take((size_t)(b->r * b->d) * sizeof *right);
-    convert(a, DT_F64, out->a.data, out->a.dtype, b->m * b->r);
-    convert(right, DT_F64, out->b.data, out->b.dtype, b->r * b->d);
+    stored = take(mat_bytes(&out->a) + mat_bytes(&out->b));
+    TRY(b->be.ops->get(&b->be, stored, out->a.data, mat_bytes(&out->a)));
+    convert(a, DT_F64, stored, out->a.dtype, b->m * b->r);
+    TRY(b->be.ops->get(&b->be, stored, out->b.data, mat_bytes(&out->b)));
+    convert(right, DT_F64, stored, out->b.dtype, b->r * b->d);
     TRY(captured_share(b, a, right, share));
 out:
     free(a);
     free(right);
+    free(stored);
     solution_free(out);
     return err;
 }
@@ -298,12 +320,13 @@ static double least(const double *v, int n)
     return min;
 }
 
-static int bench_open(struct bench *b, int threads)
+static int bench_open(struct bench *b, int threads, const char *device)
 {
     int err = OK;
     struct solve_params exact;
     struct solution none;
-    TRY(backend_open(&b->be, "cpu", threads));
+    TRY(backend_open(&b->be, device, threads));
+    b->host = strcmp(device, "cpu") == 0; /* not cpu:check, whose memory LAPACK may not touch */
     TRY(comm_open_self(&b->comm, &b->be));
     int64_t modules[] = {b->m / 2, b->m - b->m / 2};
     TRY(panels_create(modules, 2, 0, 1, &b->panels));
@@ -319,41 +342,71 @@ out:
     return err;
 }
 
+/* Seconds of every run, and what the last one took away. */
+enum { PUBLISHED, WITHOUT_Q, QR_RSVD, KRYLOV, TWO_BLOCKS, N_METHODS, MAX_REPEATS = 16 };
+struct times {
+    double s[N_METHODS][MAX_REPEATS], share[N_METHODS];
+    struct solution krylov, shorter, rsvd;
+};
+
+/* Interleaved: other load falls on all alike. */
+static int run_all(struct bench *b, int i, struct times *t)
+{
+    int err = OK;
+    double forming_q = 0;
+    TRY(run_ours(b, SOLVER_KRYLOV, 6, &t->s[KRYLOV][i], &t->share[KRYLOV], &t->krylov));
+    TRY(run_ours(b, SOLVER_KRYLOV, 1, &t->s[TWO_BLOCKS][i], &t->share[TWO_BLOCKS], &t->shorter));
+    if (b->host)
+        TRY(run_published(b, &t->s[PUBLISHED][i], &forming_q, &t->share[PUBLISHED]));
+    t->s[WITHOUT_Q][i] = t->s[PUBLISHED][i] - forming_q;
+    t->share[WITHOUT_Q] = t->share[PUBLISHED];
+    TRY(run_ours(b, SOLVER_QR_RSVD, 6, &t->s[QR_RSVD][i], &t->share[QR_RSVD], &t->rsvd));
+out:
+    return err;
+}
+
+static void report(const struct bench *b, const struct times *t, int repeats)
+{
+    static const char *const names[] = {"published", "published without orgqr", "qr-rsvd", "krylov",
+                                        "krylov with 2 blocks"};
+    const int steps[] = {2, 2, t->rsvd.steps, t->krylov.steps, t->shorter.steps};
+    const int first = b->host ? PUBLISHED : QR_RSVD; /* what the others are compared with */
+    printf("method,best_s,times_faster,captured_percent,steps\n");
+    for (int i = first; i < N_METHODS; i++)
+        printf("%s,%.3f,%.1f,%.4f,%d\n", names[i], least(t->s[i], repeats),
+               least(t->s[first], repeats) / least(t->s[i], repeats), 100 * t->share[i], steps[i]);
+    printf("krylov's own figure for its captured energy: %.4f%%, trace estimated to +-%.2f%% (exact one: %+.2f%%)\n",
+           100 * t->krylov.energy, 100 * t->krylov.trace_error / t->krylov.trace,
+           100 * (b->trace / t->krylov.trace - 1));
+}
+
 int main(int argc, char **argv)
 {
     int err = OK, threads = argc > 4 ? atoi(argv[4]) : 0, repeats = argc > 5 ? atoi(argv[5]) : 3;
     struct bench b = {.m = 22016, .d = 4096, .r = 64};
-    double krylov_s[16], rsvd_s[16], published_s[16], q_s[16], short_s[16], share[4] = {0};
-    struct solution krylov, shorter, rsvd;
+    struct times t = {0};
     if (argc > 3) {
         b.m = atoll(argv[1]);
         b.d = atoll(argv[2]);
         b.r = atoll(argv[3]);
     }
-    if (repeats < 1 || repeats > 16 || b.m < b.d || b.d < b.r + 10 || b.r < 1)
-        FAIL(ERR_ARG, "usage: bench_solve [m d r [threads [repeats]]] with m >= d >= r + 10 and 1 to 16 repeats");
-    TRY(bench_open(&b, threads));
+    if (repeats < 1 || repeats > MAX_REPEATS || b.m < b.d || b.d < b.r + 10 || b.r < 1)
+        FAIL(ERR_ARG,
+             "usage: bench_solve [m d r [threads [repeats [DEVICE]]]] with m >= d >= r + 10 and 1 to 16 repeats");
+    TRY(bench_open(&b, threads, argc > 6 ? argv[6] : "cpu"));
     printf("%lld x %lld, r %lld; %s\n", (long long)b.m, (long long)b.d, (long long)b.r, b.be.description);
-    printf("run,published_s,of_which_orgqr_s,qr_rsvd_s,krylov_s,krylov_2_blocks_s\n");
-    for (int i = 0; i < repeats; i++) { /* interleaved: other load falls on all alike */
-        TRY(run_ours(&b, SOLVER_KRYLOV, 6, &krylov_s[i], &share[2], &krylov));
-        TRY(run_ours(&b, SOLVER_KRYLOV, 1, &short_s[i], &share[3], &shorter));
-        TRY(run_published(&b, &published_s[i], &q_s[i], &share[0]));
-        TRY(run_ours(&b, SOLVER_QR_RSVD, 6, &rsvd_s[i], &share[1], &rsvd));
-        printf("%d,%.2f,%.2f,%.2f,%.3f,%.3f\n", i + 1, published_s[i], q_s[i], rsvd_s[i], krylov_s[i], short_s[i]);
+    if (!b.host)
+        TRY(run_all(&b, 0, &t)); /* handles, workspaces, clocks */
+    printf("run,%sqr_rsvd_s,krylov_s,krylov_2_blocks_s\n", b.host ? "published_s,without_orgqr_s," : "");
+    for (int i = 0; i < repeats; i++) {
+        TRY(run_all(&b, i, &t));
+        printf("%d", i + 1);
+        for (int k = b.host ? PUBLISHED : QR_RSVD; k < N_METHODS; k++)
+            printf(",%.3f", t.s[k][i]);
+        printf("\n");
         fflush(stdout);
     }
-    double best[4] = {least(published_s, repeats), least(rsvd_s, repeats), least(krylov_s, repeats),
-                      least(short_s, repeats)};
-    double without = best[0] - least(q_s, repeats);
-    printf("method,best_s,times_faster,captured_percent,steps\n");
-    printf("published,%.2f,1.0,%.4f,2\n", best[0], 100 * share[0]);
-    printf("published without orgqr,%.2f,%.1f,%.4f,2\n", without, best[0] / without, 100 * share[0]);
-    printf("qr-rsvd,%.2f,%.1f,%.4f,%d\n", best[1], best[0] / best[1], 100 * share[1], rsvd.steps);
-    printf("krylov,%.3f,%.1f,%.4f,%d\n", best[2], best[0] / best[2], 100 * share[2], krylov.steps);
-    printf("krylov with 2 blocks,%.3f,%.1f,%.4f,%d\n", best[3], best[0] / best[3], 100 * share[3], shorter.steps);
-    printf("krylov's own figure for its captured energy: %.4f%%, trace estimated to +-%.2f%% (exact one: %+.2f%%)\n",
-           100 * krylov.energy, 100 * krylov.trace_error / krylov.trace, 100 * (b.trace / krylov.trace - 1));
+    report(&b, &t, repeats);
 out:
     panels_free(&b.panels);
     buf_free(&b.e_buf);
