@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Speed of the CPU kernels beside OpenBLAS on the same machine, in the same run, taking turns, one thread each.
+ * Speed of the kernels. On "cuda" and "cuda:sim": bench_device.h, the peer is cuBLAS on the weight in bf16. On a CPU backend:
+ * beside OpenBLAS on the same machine, in the same run, taking turns, one thread each.
  * usage: bench_kernels [backend [d_out d_in]]      CSV on stdout: op, format, tokens, ms, GFLOP/s, GB/s of weights or
  * keys and values, BLAS ms, ratio (above 1: faster than BLAS). linear's peer is sgemv / sgemm on f32 weights, which
  * read 4 bytes a weight; attention's is sgemm of the same products without softmax. Each figure is the least of several
  * CPU times, so that other programs on the machine count little. */
+#include "tests/bench_device.h"
+
 #include "base/err.h"
 #include "kernels/kernels.h"
 
@@ -283,6 +286,12 @@ int main(int argc, char **argv)
 {
     int64_t d_out = argc > 3 ? atoll(argv[2]) : 4096, d_in = argc > 3 ? atoll(argv[3]) : 4096;
     need(backend_open(&be, argc > 1 ? argv[1] : "cpu", 1));
+    if (strncmp(be.name, "cuda", 4) == 0) {
+        struct bench_device device = bench_device_begin(&be);
+        bench_device_linears(&device);
+        backend_close(&be);
+        return 0;
+    }
     flush_area = allocate(FLUSH_BYTES);
     memset(flush_area, 0, FLUSH_BYTES);
     fprintf(stderr, "%s; linear [%lld, %lld]\n", be.description, (long long)d_out, (long long)d_in);

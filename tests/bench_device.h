@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Speed of ops on a GPU: an op is recorded over a ring of separate inputs, together larger than the caches, as a step that is
+ * replayed; host time around many replays and one wait, over the ops in them; the median of several such times. Ceilings are
+ * measured in the same run: a copy within device memory, and the library's product of bf16 matrices. "cuda:sim" rehearses
+ * the same with tiny shapes; its times mean nothing. */
+#ifndef GLOWQ_TESTS_BENCH_DEVICE_H
+#define GLOWQ_TESTS_BENCH_DEVICE_H
+
+#include "base/err.h"
+#include "base/log.h"
+#include "kernels/kernels.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BENCH_TIMES = 5, BENCH_MAX_RING = 64, BENCH_PANEL = 256 };
+
+struct bench_device {
+    struct backend *be;
+    int is_sim;
+    size_t ring_bytes;     /* of all copies of an op's inputs: four times the largest L2 cache */
+    double budget_s;       /* of one timed stretch of replays */
+    double copy_s, gemm_s; /* ceilings: bytes and operations a second */
+};
+
+static inline void bench_need(int err)
+{
+    if (err != OK)
+        exit(err_exit_code(err));
+}
+
+static inline int bench_ring(const struct bench_device *d, size_t bytes)
+{
+    const size_t n = bytes ? (d->ring_bytes + bytes - 1) / bytes : BENCH_MAX_RING;
+    return n < 2 ? 2 : n > BENCH_MAX_RING ? BENCH_MAX_RING : (int)n;
+}
+
+static inline void bench_replay(struct bench_device *d, struct step *step, int (*run)(void *context, int copy),
+                                void *context, int n_ring)
+{
+    int replayed = 0;
+    bench_need(d->be->ops->step_begin(d->be, step, &replayed));
+    if (replayed)
+        return;
+    for (int i = 0; i < n_ring; i++)
+        bench_need(run(context, i));
+    bench_need(d->be->ops->step_end(d->be, step));
+}
+
+static inline int bench_compare(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Seconds of run(context, i), which queues ops on copy i of the ring's inputs and nothing that a step may not hold. */
+static inline double bench_time(struct bench_device *d, int (*run)(void *context, int copy), void *context, int n_ring)
+{
+    struct step step = {0};
+    double times[BENCH_TIMES];
+    int64_t n = 1;
+    bench_need(run(context, 0)); /* working memory grows here, outside the step */
+    for (int i = 0; i < 3; i++)  /* records, and warms up */
+        bench_replay(d, &step, run, context, n_ring);
+    bench_need(d->be->ops->sync(d->be));
+    double start = now_s();
+    bench_replay(d, &step, run, context, n_ring);
+    bench_need(d->be->ops->sync(d->be));
+    const double once = now_s() - start;
+    if (once < d->budget_s)
+        n = (int64_t)(d->budget_s / (once + 1e-9)) + 1;
+    if (d->is_sim)
+        n = 1;
+    for (int t = 0; t < BENCH_TIMES; t++) {
+        start = now_s();
+        for (int64_t i = 0; i < n; i++)
+            bench_replay(d, &step, run, context, n_ring);
+        bench_need(d->be->ops->sync(d->be));
+        times[t] = (now_s() - start) / (double)(n * n_ring);
+    }
+    d->be->ops->step_free(d->be, &step);
+    qsort(times, BENCH_TIMES, sizeof times[0], bench_compare);
+    return times[BENCH_TIMES / 2];
+}
+
+/* flop and bytes: of one run. peer_s: of the same work by the library, or 0. */
+static inline void bench_report(const struct bench_device *d, const char *op, const char *format, int64_t d_out,
+                                int64_t d_in, int64_t tokens, double seconds, double flop, double bytes, double peer_s)
+{
+    printf("%s,%s,%lld,%lld,%lld,%.2f,%.0f,%.0f,%.2f,%.0f,", op, format, (long long)d_out, (long long)d_in,
+           (long long)tokens, seconds * 1e6, bytes / seconds * 1e-9, 100 * bytes / seconds / d->copy_s,
+           flop / seconds * 1e-12, 100 * flop / seconds / d->gemm_s);
+    if (peer_s > 0)
+        printf("%.2f,%.2f\n", peer_s * 1e6, peer_s / seconds);
+    else
+        printf(",\n");
+    fflush(stdout);
+}
+
+/* ---- random device data ------------------------------------------------------------------------------------------ */
+
+/* Random values: of floats in [-1, 1), of bytes below most. */
+static inline void *bench_random(enum dtype dtype, int64_t n, int most)
+{
+    static uint64_t state = 1;
+    const size_t e = dtype_bytes(dtype);
+    char *v = malloc((size_t)n * e + 1);
+    if (!v)
+        bench_need(err_set(ERR_NOMEM, __FILE__, __LINE__, "%zu bytes", (size_t)n * e));
+    for (int64_t i = 0; i < n; i++) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        const float f = (float)(int32_t)(state >> 32) * 0x1p-31f;
+        if (dtype == DT_U8)
+            v[i] = (char)(uint8_t)((state >> 40) % (uint64_t)most);
+        else
+            convert(v + (size_t)i * e, dtype, &f, DT_F32, 1);
+    }
+    return v;
+}
+
+static inline void bench_mat(struct backend *be, enum dtype dtype, int64_t rows, int64_t cols, int most,
+                             struct buf *buf, struct mat *m)
+{
+    void *host = bench_random(dtype, rows * cols, most);
+    bench_need(mat_alloc(be, dtype, rows, cols, buf, m));
+    bench_need(be->ops->put(be, m->data, host, mat_bytes(m)));
+    free(host);
+}
+
+/* One random panel of rows, put again and again: speed doesn't see that panels are equal, caches are too small to. */
+static inline void bench_weight(struct backend *be, struct packed *w)
+{
+    struct buf bp = {0}, bs = {0}, bz = {0};
+    struct mat p, s, z;
+    const int64_t rows = min_i64(BENCH_PANEL, w->d_out);
+    bench_need(be->ops->weight_alloc(be, w));
+    bench_mat(be, w->bits ? DT_U8 : w->dtype, rows, w->d_in, 1 << w->bits, &bp, &p);
+    if (w->bits) {
+        bench_mat(be, DT_F16, rows, w->n_groups, 0, &bs, &s);
+        bench_mat(be, DT_U8, rows, w->n_groups, 1 << w->bits, &bz, &z);
+    }
+    for (int64_t row = 0; row < w->d_out; row += rows) {
+        const int64_t n = min_i64(rows, w->d_out - row);
+        const struct mat panel = mat_rows(&p, 0, n);
+        if (w->bits) {
+            const struct mat scales = mat_rows(&s, 0, n), zeros = mat_rows(&z, 0, n);
+            bench_need(be->ops->weight_put_codes(be, w, row, &panel, &scales, &zeros));
+        } else {
+            bench_need(be->ops->weight_put_dense(be, w, row, &panel));
+        }
+    }
+    bench_need(be->ops->sync(be));
+    buf_free(&bp);
+    buf_free(&bs);
+    buf_free(&bz);
+}
+
+/* ---- linears ------------------------------------------------------------------------------------------------------- */
+
+struct bench_linear {
+    struct backend *be;
+    struct packed w[BENCH_MAX_RING], a;
+    struct mat x, r, y;
+};
+
+static inline int bench_linear_run(void *context, int copy)
+{
+    struct bench_linear *b = context;
+    struct linear_args args = {.w = &b->w[copy]};
+    if (b->a.d_in > 0) {
+        args.a = &b->a;
+        args.r = &b->r;
+    }
+    return b->be->ops->linear(b->be, &b->x, &args, &b->y);
+}
+
+/* Times of all numbers of tokens for one weight: rank 0 is no correction. tune NULL: the tier that linear chooses. */
+static inline void bench_linear_times(struct bench_device *d, struct packed w, int64_t rank, const int64_t *tokens,
+                                      int n_tokens, const char *tune, double *seconds, double *bytes)
+{
+    struct bench_linear *b = calloc(1, sizeof *b);
+    struct buf bx, br, by;
+    int n_ring = 1;
+    if (!b)
+        bench_need(err_set(ERR_NOMEM, __FILE__, __LINE__, "%zu bytes", sizeof *b));
+    b->be = d->be;
+    for (int i = 0; i < n_ring; i++) {
+        b->w[i] = w;
+        bench_weight(d->be, &b->w[i]);
+        n_ring = bench_ring(d, b->w[0].data.bytes);
+    }
+    b->a = (struct packed){.d_out = w.d_out, .d_in = rank, .dtype = DT_BF16};
+    bench_weight(d->be, &b->a);
+    const int64_t most = tokens[n_tokens - 1];
+    bench_mat(d->be, d->be->act, most, w.d_in, 0, &bx, &b->x);
+    bench_mat(d->be, DT_F32, most, rank, 0, &br, &b->r);
+    bench_mat(d->be, DT_F32, most, w.d_out, 0, &by, &b->y);
+    if (tune)
+        setenv("GLOWQ_TUNE", tune, 1);
+    for (int i = 0; i < n_tokens; i++) {
+        b->x.rows = b->r.rows = b->y.rows = tokens[i];
+        seconds[i] = bench_time(d, bench_linear_run, b, n_ring);
+        bytes[i] = (double)b->w[0].data.bytes + (double)b->a.data.bytes + (double)mat_bytes(&b->x) +
+                   (double)mat_bytes(&b->r) + (double)mat_bytes(&b->y);
+    }
+    if (tune)
+        unsetenv("GLOWQ_TUNE");
+    for (int i = 0; i < n_ring; i++)
+        buf_free(&b->w[i].data);
+    buf_free(&b->a.data), buf_free(&bx), buf_free(&br), buf_free(&by);
+    free(b);
+}
+
+static inline void bench_device_linears(struct bench_device *d)
+{
+    static const int64_t few[] = {1, 2, 4, 8, 16, 32, 64, 128, 512, 2048}, tiny[] = {1, 8, 9, 70};
+    static const struct {
+        int64_t d_out, d_in;
+        int only_dense; /* B, lm_head */
+    } real[] = {{4096, 4096, 0},  {1024, 4096, 0}, {14336, 4096, 0}, {4096, 14336, 0},
+                {28672, 8192, 0}, {64, 4096, 1},   {128256, 4096, 1}},
+      small[] = {{80, 320, 0}, {16, 512, 1}};
+    static const struct {
+        const char *name;
+        int bits;
+        enum dtype dtype;
+        int64_t group, rank;
+    } formats[] = {{"bf16", 0, DT_BF16, 0, 0},           {"f16", 0, DT_F16, 0, 0},
+                   {"4-bit g128", 4, DT_F32, 128, 0},    {"4-bit g128 r64", 4, DT_F32, 128, 64},
+                   {"4-bit g32 r64", 4, DT_F32, 32, 64}, {"8-bit g128 r64", 8, DT_F32, 128, 64}};
+    enum { MOST = sizeof few / sizeof few[0] };
+    const int64_t *tokens = d->is_sim ? tiny : few;
+    const int n_tokens = d->is_sim ? 4 : MOST, n_shapes = d->is_sim ? 2 : (int)(sizeof real / sizeof real[0]);
+    for (int s = 0; s < n_shapes; s++) {
+        const int64_t d_out = d->is_sim ? small[s].d_out : real[s].d_out;
+        const int64_t d_in = d->is_sim ? small[s].d_in : real[s].d_in;
+        const int only_dense = d->is_sim ? small[s].only_dense : real[s].only_dense;
+        const int n = only_dense && d_out > 4096 ? n_tokens - 2 : n_tokens; /* lm_head: a few rows */
+        double peer[MOST], seconds[MOST], bytes[MOST];
+        const struct packed dense = {.d_out = d_out, .d_in = d_in, .dtype = d->be->act};
+        bench_linear_times(d, dense, 0, tokens, n, "linear.tier=4", peer, bytes);
+        for (size_t f = 0; f < (only_dense ? 2 : sizeof formats / sizeof formats[0]); f++) {
+            struct packed w = {.d_out = d_out,
+                               .d_in = d_in,
+                               .bits = formats[f].bits,
+                               .dtype = formats[f].dtype,
+                               .group_size = formats[f].group};
+            if (w.bits)
+                w.n_groups = (d_in + w.group_size - 1) / w.group_size;
+            bench_linear_times(d, w, formats[f].rank, tokens, n, NULL, seconds, bytes);
+            for (int i = 0; i < n; i++)
+                bench_report(d, "linear", formats[f].name, d_out, d_in, tokens[i], seconds[i],
+                             2.0 * (double)tokens[i] * (double)d_out * (double)(d_in + formats[f].rank), bytes[i],
+                             peer[i]);
+        }
+    }
+}
+
+/* ---- ceilings ---------------------------------------------------------------------------------------------------- */
+
+struct bench_copy {
+    struct backend *be;
+    struct mat from, to;
+};
+
+static inline int bench_copy_run(void *context, int copy)
+{
+    struct bench_copy *c = context;
+    (void)copy;
+    return c->be->ops->copy(c->be, &c->from, &c->to);
+}
+
+/* be is open on "cuda.." or "cuda:sim..". Prints the ceilings on stderr and the CSV's head. */
+static inline struct bench_device bench_device_begin(struct backend *be)
+{
+    struct bench_device d = {.be = be, .is_sim = strncmp(be->name, "cuda:sim", 8) == 0};
+    struct bench_copy c = {.be = be};
+    struct buf bf, bt;
+    double bytes;
+    d.ring_bytes = d.is_sim ? 1 : (size_t)4 * 60 << 20;
+    d.budget_s = d.is_sim ? 0 : 0.01;
+    const int64_t rows = d.is_sim ? 16 : 8192, cols = d.is_sim ? 64 : 16384, n = d.is_sim ? 64 : 8192;
+    bench_mat(be, DT_BF16, rows, cols, 0, &bf, &c.from);
+    bench_mat(be, DT_BF16, rows, cols, 0, &bt, &c.to);
+    d.copy_s = 2 * (double)mat_bytes(&c.from) / bench_time(&d, bench_copy_run, &c, 2);
+    buf_free(&bf);
+    buf_free(&bt);
+    const int64_t tokens = n / 2;
+    const struct packed w = {.d_out = n, .d_in = n, .dtype = be->act};
+    double seconds;
+    bench_linear_times(&d, w, 0, &tokens, 1, "linear.tier=4", &seconds, &bytes);
+    d.gemm_s = 2.0 * (double)tokens * (double)n * (double)n / seconds;
+    fprintf(stderr, "%s: copy %.0f GB/s, %s product of the library %.1f TFLOP/s\n", be->description, d.copy_s * 1e-9,
+            dtype_name(be->act), d.gemm_s * 1e-12);
+    printf("op,format,d_out,d_in,tokens,us,gbytes_s,percent_of_copy,tflops,percent_of_gemm,library_us,ratio\n");
+    return d;
+}
+
+#endif
