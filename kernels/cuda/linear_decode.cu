@@ -114,10 +114,11 @@ __device__ __forceinline__ struct decode_range decode_range_of(const struct line
     return r;
 }
 
-/* sum += 64 columns, the first of them k0; x: row g of each 8 rows of x. */
+/* sum += 64 columns, the first of them k0; row: where row g of each 8 rows of x begins. */
 template <int KIND, int FINE, int MT, int NT>
 __device__ __forceinline__ void decode_block(float sum[MT][NT][4], const struct decode_words<KIND, FINE> words[MT],
-                                             const struct decode_range &range, const uint16_t *const x[NT], int k0)
+                                             const struct decode_range &range, const uint16_t *x, const int row[NT],
+                                             int k0)
 {
     constexpr bool IS_DENSE = KIND == KIND_BF16 || KIND == KIND_F16;
     float group[MT][NT][4] = {};
@@ -126,11 +127,11 @@ __device__ __forceinline__ void decode_block(float sum[MT][NT][4], const struct 
     if (k0 >= range.x_begin && k0 + PACK_COLUMNS <= range.x_end) {
 #pragma unroll
         for (int i = 0; i < 2 * NT; i++)
-            eight[i / NT][i % NT] = __ldg((const uint4 *)(const void *)(x[i % NT] + k + i / NT * PACK_HALF));
+            eight[i / NT][i % NT] = __ldg((const uint4 *)(const void *)(x + (row[i % NT] + k) + i / NT * PACK_HALF));
     } else { /* the first and last blocks of a part */
 #pragma unroll
         for (int i = 0; i < 2 * NT; i++)
-            eight[i / NT][i % NT] = x_eight(x[i % NT], k + i / NT * PACK_HALF, range.x_begin, range.x_end);
+            eight[i / NT][i % NT] = x_eight(x + row[i % NT], k + i / NT * PACK_HALF, range.x_begin, range.x_end);
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -189,7 +190,8 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS, 2)
     const struct decode_range range = decode_range_of(call, part, slice);
     const int shift = (int)linear_shift(&call.w), stride = DECODE_WARPS * UN;
     float sum[MT][NT][4] = {};
-    const uint16_t *x[NT];
+    const uint16_t *x = (const uint16_t *)call.x;
+    int row[NT]; /* of x: an offset is half a pointer */
     struct decode_words<KIND, FINE> next[UN][MT];
     struct decode_source source[MT];
     /* Tiles and rows past the last repeat it: what they give is not stored. */
@@ -198,7 +200,7 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS, 2)
         source[m] = decode_source_of(call.w, min(tile0 + m, n_tiles - 1));
 #pragma unroll
     for (int j = 0; j < NT; j++)
-        x[j] = (const uint16_t *)call.x + min((int64_t)8 * j + g, call.rows - 1) * call.x_ld;
+        row[j] = min(8 * j + g, (int)call.rows - 1) * (int)call.x_ld;
     int block = range.begin + warp * UN;
 #pragma unroll
     for (int u = 0; u < UN; u++)
@@ -206,6 +208,7 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS, 2)
         for (int m = 0; m < MT; m++)
             if (block + u < range.end)
                 decode_load<KIND, FINE>(next[u][m], call.w, source[m], block + u, halves);
+#pragma unroll(NT == 1 ? 2 : 1) /* twice: next becomes words without copies, where registers allow */
     for (; block < range.end; block += stride) {
         struct decode_words<KIND, FINE> words[UN][MT];
 #pragma unroll
@@ -219,7 +222,7 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS, 2)
 #pragma unroll
         for (int u = 0; u < UN; u++)
             if (block + u < range.end)
-                decode_block<KIND, FINE, MT, NT>(sum, words[u], range, x, (block + u) * PACK_COLUMNS - shift);
+                decode_block<KIND, FINE, MT, NT>(sum, words[u], range, x, row, (block + u) * PACK_COLUMNS - shift);
     }
 #pragma unroll
     for (int m = 0; m < MT; m++)
@@ -246,17 +249,17 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS, 2)
         }
     __syncthreads();
     for (int i = (int)threadIdx.x; i < OUTPUTS * TOKENS; i += 32 * DECODE_WARPS) {
-        const int64_t t = i / OUTPUTS, n = (int64_t)tile0 * PACK_ROWS + i % OUTPUTS, row = part * call.rows + t;
+        const int64_t t = i / OUTPUTS, n = (int64_t)tile0 * PACK_ROWS + i % OUTPUTS, at = part * call.rows + t;
         float v = 0;
         if (t >= call.rows || n >= call.w.d_out)
             continue;
         for (int s = 0; s < DECODE_WARPS; s++)
             v += sums[s][t][i % OUTPUTS];
         if (call.n_slices > 1) {
-            call.partial[((int64_t)slice * call.n_parts * call.rows + row) * call.w.d_out + n] = v;
+            call.partial[((int64_t)slice * call.n_parts * call.rows + at) * call.w.d_out + n] = v;
             continue;
         }
-        float *y = call.y + row * call.y_ld + n;
+        float *y = call.y + at * call.y_ld + n;
         if (call.accumulate)
             v += *y;
         *y = call.bias ? v + call.bias[n] : v;
@@ -283,7 +286,7 @@ template <int NT> static int launch(struct backend *be, const struct linear_call
         if (mt == 1)
             return decode_launch<KIND_W4, 0, 1, NT, 4>(be, call);
         if (mt == 2 || NT > 1)
-            return decode_launch<KIND_W4, 0, 2, NT, 2>(be, call);
+            return decode_launch<KIND_W4, 0, 2, NT, (NT > 1 ? 1 : 2)>(be, call);
         return decode_launch<KIND_W4, 0, 4, 1, 1>(be, call);
     case KIND_W8:
         if (fine)
@@ -329,7 +332,7 @@ int linear_decode(struct backend *be, const struct mat *x, const struct linear_a
     void *partial = NULL;
     if (call.rows == 0 || call.w.d_out == 0)
         return OK;
-    if (call.rows > DECODE_MAX_ROWS || !linear_fits_mma(x, &call))
+    if (call.rows > DECODE_MAX_ROWS || call.x_ld > INT32_MAX / DECODE_MAX_ROWS || !linear_fits_mma(x, &call))
         return ERR_UNSUPPORTED;
     const int mt = decode_tiles(be, &call);
     call.n_slices = decode_slices(be, &call, mt);

@@ -27,16 +27,28 @@ __device__ inline uint32_t bf16_pair(float lo, float hi)
 #endif
 }
 
-/* a - b in both halves. Exact where the result is a bf16: our use (integers up to 256). One fma.rn.bf16x2: sm_80 has no sub. */
-__device__ inline uint32_t bf16_pair_sub(uint32_t a, uint32_t b)
+/* a + b in both halves. Exact where the result is a bf16: our use (integers up to 256). One fma.rn.bf16x2: sm_80 has no add. */
+__device__ inline uint32_t bf16_pair_add(uint32_t a, uint32_t b)
 {
 #ifdef __CUDACC__
     uint32_t r;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(0x3f803f80u), "r"(b ^ 0x80008000u));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(0x3f803f80u), "r"(b));
     return r;
 #else
-    return bf16_pair(bf16_value((uint16_t)a) - bf16_value((uint16_t)b),
-                     bf16_value((uint16_t)(a >> 16)) - bf16_value((uint16_t)(b >> 16)));
+    return bf16_pair(bf16_value((uint16_t)a) + bf16_value((uint16_t)b),
+                     bf16_value((uint16_t)(a >> 16)) + bf16_value((uint16_t)(b >> 16)));
+#endif
+}
+
+/* (a & mask) | bits in one instruction: left to itself the compiler takes two, for two constants. */
+__device__ inline uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits)
+{
+#ifdef __CUDACC__
+    uint32_t r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(a), "r"(mask), "r"(bits));
+    return r;
+#else
+    return (a & mask) | bits;
 #endif
 }
 

@@ -150,10 +150,10 @@ __device__ inline int weight_code(const struct weight_view *w, int64_t row, int6
 
 /* ---- fragments: 16 rows x 16 positions of a lane's words, as exact bf16 integers c - z ---- */
 
-/* What w4_fragment subtracts for rows with this record: 128 + z, twice. */
+/* What w4_fragment adds for rows with this record: -(128 + z) as bf16, twice: bytes z, 0xc3. */
 __device__ inline uint32_t w4_zero(uint32_t record)
 {
-    return 0x43004300u | (record >> 16) * 0x10001u;
+    return __byte_perm(record, 0xc3, 0x4242);
 }
 
 /* One lop3 makes the bf16 128 + c of two codes: its last seven bits count in ones. zero: of rows g and g + 8. */
@@ -161,7 +161,7 @@ __device__ inline void w4_fragment(uint32_t a[4], uint32_t word, uint32_t zero, 
 {
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        a[i] = bf16_pair_sub((word >> 4 * i & 0x000f000fu) | 0x43004300u, i % 2 ? zero8 : zero);
+        a[i] = bf16_pair_add(and_or(word >> 4 * i, 0x000f000fu, 0x43004300u), i % 2 ? zero8 : zero);
 }
 
 /* 2^23 + z: a byte put into the last bits of 2^23 makes 2^23 + c. */
