@@ -88,27 +88,27 @@ out:
     return err;
 }
 
-/* Local rows of E times 256 rows of S, against the same 256 columns of E: adds to each panel's share of the trace. */
+/* Local rows of E times 256 rows of S, against the same 256 columns of E: adds to each panel's share of the trace. e_cols f32,
+ * dense: those columns, all that the host gets of E. */
 static int add_products(struct exact *x, const struct mat *e, const struct mat *s_rows, int64_t col0,
-                        struct mat *product, double *leaf)
+                        struct mat *product, struct mat *e_cols, double *leaf)
 {
     int err = OK;
     struct backend *be = x->be;
-    struct mat e_cols = mat_cols(e, col0, s_rows->cols);
+    struct mat columns = mat_cols(e, col0, s_rows->cols);
     void *host_p = NULL, *host_e = NULL;
     if (e->rows == 0)
         goto out;
     TRY(exact_rows(x, 1, e, s_rows, 0, product));
+    TRY(be->ops->copy(be, &columns, e_cols));
     TRY(be->ops->host_begin(be, product->data, mat_bytes(product), &host_p));
-    TRY(be->ops->host_begin(be, e->data, (size_t)(e->rows * e->ld) * sizeof(float), &host_e));
-    const float *first = (const float *)host_e + col0;
+    TRY(be->ops->host_begin(be, e_cols->data, mat_bytes(e_cols), &host_e));
     for (int64_t i = 0; i < local_panels(x->panels); i++) {
         struct range rows = local_panel(x->panels, i);
-        for (int64_t k = rows.begin; k < rows.end; k++)
-            for (int64_t j = 0; j < e_cols.cols; j++)
-                leaf[i] += ((const double *)host_p)[k * product->cols + j] * first[k * e->ld + j];
+        for (int64_t k = rows.begin * product->cols; k < rows.end * product->cols; k++)
+            leaf[i] += ((const double *)host_p)[k] * ((const float *)host_e)[k];
     }
-    TRY(be->ops->host_end(be, e->data, (size_t)(e->rows * e->ld) * sizeof(float), host_e));
+    TRY(be->ops->host_end(be, e_cols->data, mat_bytes(e_cols), host_e));
     TRY(be->ops->host_end(be, product->data, mat_bytes(product), host_p));
 out:
     return err;
@@ -118,8 +118,8 @@ int trace_exact(struct problem *p, struct solution *out)
 {
     int err = OK;
     struct exact x = {0};
-    struct buf s_buf = {0}, st_buf = {0}, product_buf = {0};
-    struct mat s, st, product;
+    struct buf s_buf = {0}, st_buf = {0}, product_buf = {0}, e_buf = {0};
+    struct mat s, st, product, e;
     const struct moment *moment = p->metric.moment;
     int64_t n = local_panels(p->panels);
     double *leaf = calloc((size_t)n + 1, sizeof *leaf), sum = 0;
@@ -130,13 +130,15 @@ int trace_exact(struct problem *p, struct solution *out)
     TRY(mat_alloc(p->be, DT_F64, PANEL_ROWS, p->d, &s_buf, &s));
     TRY(mat_alloc(p->be, DT_F64, p->d, PANEL_ROWS, &st_buf, &st));
     TRY(mat_alloc(p->be, DT_F64, p->e->rows, PANEL_ROWS, &product_buf, &product));
+    TRY(mat_alloc(p->be, DT_F32, p->e->rows, PANEL_ROWS, &e_buf, &e));
     for (int64_t row = 0; row < p->d; row += PANEL_ROWS) {
         int64_t rows = p->d - row < PANEL_ROWS ? p->d - row : PANEL_ROWS;
         struct mat part = mat_rows(&s, 0, rows), columns = mat_view(st.data, DT_F64, p->d, rows);
         struct mat made = mat_view(product.data, DT_F64, p->e->rows, rows);
+        struct mat e_cols = mat_view(e.data, DT_F32, p->e->rows, rows);
         TRY(p->be->ops->moment_get(p->be, &moment->acc, &moment->exp, moment->shift, p->metric.factor, row, &part));
         TRY(p->be->ops->transpose(p->be, &part, &columns));
-        TRY(add_products(&x, p->e, &columns, row, &made, leaf));
+        TRY(add_products(&x, p->e, &columns, row, &made, &e_cols, leaf));
     }
     err = exact_scalars(p->comm, p->panels, leaf, slot, 1, &sum);
     if (err == ERR_NUMERIC && p->comm->rank == 0)
@@ -149,6 +151,7 @@ out:
     buf_free(&s_buf);
     buf_free(&st_buf);
     buf_free(&product_buf);
+    buf_free(&e_buf);
     free(leaf);
     free(slot);
     return err;
