@@ -261,7 +261,7 @@ static void walk(const int64_t *rows, int n_rows, const char *const *tunes, int 
     int turn = 0;
     for (int f = 0; f < N_FORMATS; f++)
         for (int i = 0; i < n_rows; i++)
-            for (int j = 0; j < 3; j++, turn++) {
+            for (int j = 0; j < 2; j++, turn++) {
                 struct problem p =
                     problem_make(outputs[turn % 7], widths[turn % 6], formats[f], rows[i], ranks[turn % 5], turn / 2);
                 for (int t = 0; t < n_tunes; t++)

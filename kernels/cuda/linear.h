@@ -101,22 +101,25 @@ __device__ inline uint4 w_eight(const struct weight_view *w, int64_t row, int64_
     return __ldg((const uint4 *)(const void *)((const uint16_t *)(const void *)w->data + row * w->ld + k));
 }
 
-/* One term of the A operand's two steps of 16 columns, from 8 columns of rows g and g + 8. term 1: what f16 leaves. */
+/* A pair of dense weights as bf16: of f16, term 0 is the upper part and term 1 what it leaves. */
+template <int KIND> __device__ __forceinline__ uint32_t dense_term(uint32_t pair, int term)
+{
+    uint32_t upper, lower;
+    if (KIND != KIND_F16)
+        return pair;
+    f16_split(pair, &upper, &lower);
+    return term ? lower : upper;
+}
+
+/* The left operand's two steps, from 8 columns of rows g and g + 8. */
 template <int KIND> __device__ inline void dense_fragments(uint32_t a[2][4], uint4 row, uint4 row8, int term)
 {
     const uint32_t words[2][4] = {{row.x, row8.x, row.y, row8.y}, {row.z, row8.z, row.w, row8.w}};
 #pragma unroll
     for (int s = 0; s < 2; s++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (KIND == KIND_F16) {
-                uint32_t upper, lower;
-                f16_split(words[s][i], &upper, &lower);
-                a[s][i] = term ? lower : upper;
-            } else {
-                a[s][i] = words[s][i];
-            }
-        }
+        for (int i = 0; i < 4; i++)
+            a[s][i] = dense_term<KIND>(words[s][i], term);
 }
 
 /* 8 columns of a row of R from r on, n of them inside, as three bf16 planes: R is f32, so its products with A are those of

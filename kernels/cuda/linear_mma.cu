@@ -4,8 +4,9 @@
  * A block makes BM outputs of BN rows of x, its warps dealt WM x WN over them, 64 columns a stage. Stages of x and W (codes as
  * they are, with their groups' records) come through shared memory by asynchronous copies, STAGES - 1 ahead. Codes become
  * exact bf16 integers c - z in registers, in the order in which they lie (pack.h); a group's f32 sums are scaled by s in f32:
- * no weight is rounded. Both operands' rows are 128 bytes of shared memory, 16-byte pieces of odd rows exchanged with those 64
- * bytes away, so that the 8 lanes that read at once (rows 2i and 2i + 1, 64 bytes each) meet all 32 banks.
+ * no weight is rounded. Dense weights come by ldmatrix. Both operands' rows are 128 bytes of shared memory, their 16-byte pieces
+ * exchanged so that what is read at once meets all 32 banks: one piece of 8 rows by ldmatrix, or, beside codes, 4 pieces of x's
+ * rows 2i and 2i + 1.
  */
 #include "kernels/cuda/linear.h"
 
@@ -14,7 +15,7 @@ static constexpr int MMA_MAX_SLICES = 16, ROW_BYTES = PACK_COLUMNS * 2, PIECE = 
 /* Byte of piece c (16 bytes) of row r. */
 __host__ __device__ static inline int swizzled(int r, int c)
 {
-    return r * ROW_BYTES + (c ^ r % 2 * 4) * PIECE;
+    return r * ROW_BYTES + (c ^ (r % 2 * 4 + r / 2 % 4)) * PIECE;
 }
 
 /* One stage in shared memory: rows of x, then W, then the records of each half's groups. */
@@ -47,7 +48,7 @@ __device__ __forceinline__ void mma_load(unsigned char *stage, const struct line
 {
     typedef struct mma_stage<KIND, BM, BN> layout;
     constexpr int ROWS = THREADS / 8; /* rows a round of all threads copies */
-    static_assert(BN % ROWS == 0 && BM * 8 % THREADS == 0 && ROWS % 2 == 0, "whole rounds, and rows of one swizzle");
+    static_assert(BN % ROWS == 0 && BM * 8 % THREADS == 0 && ROWS % 8 == 0, "whole rounds, and rows of one swizzle");
     const unsigned thread = threadIdx.x, c = thread % 8, r = thread / 8;
     const int k = block * PACK_COLUMNS + 8 * (int)c, x_k = k - (int)linear_shift(&call.w);
     const int inside = x_k >= b.x_begin ? min(b.x_end - x_k, 8) : 0;
@@ -93,12 +94,17 @@ template <int KIND, int BM, int BN>
 __device__ __forceinline__ void mma_fragments(uint32_t a[2][4], const unsigned char *stage, int i, int h, int term)
 {
     typedef struct mma_stage<KIND, BM, BN> layout;
-    const int lane = (int)threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int lane = (int)threadIdx.x % 32, g = lane / 4;
     const unsigned char *w = stage + layout::W;
     if constexpr (layout::IS_DENSE) {
-        const int r = i * PACK_ROWS + g;
-        dense_fragments<KIND>(a, *(const uint4 *)(const void *)(w + swizzled(r, 4 * h + q)),
-                              *(const uint4 *)(const void *)(w + swizzled(r + 8, 4 * h + q)), term);
+#pragma unroll
+        for (int s = 0; s < 2; s++) {
+            uint32_t words[4];
+            ldmatrix_x4(words, w + swizzled(i * PACK_ROWS + lane % 16, 4 * h + 2 * s + lane / 16));
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                a[s][e] = dense_term<KIND>(words[e], term);
+        }
     } else {
         const uint2 record = *(const uint2 *)(const void *)(stage + layout::RECORDS +
                                                             (h * layout::TILES + i) * layout::RECORD_BYTES + 8 * g);
@@ -113,6 +119,22 @@ __device__ __forceinline__ void mma_fragments(uint32_t a[2][4], const unsigned c
             w8_fragment(a[0], make_uint2(words.x, words.y), zero, zero8);
             w8_fragment(a[1], make_uint2(words.z, words.w), zero, zero8);
         }
+    }
+}
+
+/* The right operands of half h of 8 rows of x: in the columns' own order beside dense weights, in that of pack.h beside
+ * codes. */
+template <bool IS_DENSE>
+__device__ __forceinline__ void mma_columns(uint32_t x[2][2], const unsigned char *stage, int row, int h)
+{
+    const int lane = (int)threadIdx.x % 32;
+    if constexpr (IS_DENSE) {
+        uint32_t r[4];
+        ldmatrix_x4(r, stage + swizzled(row + lane % 8, 4 * h + lane / 8));
+        x[0][0] = r[0], x[0][1] = r[1], x[1][0] = r[2], x[1][1] = r[3];
+    } else {
+        const uint4 v = *(const uint4 *)(const void *)(stage + swizzled(row + lane / 4, 4 * h + lane % 4));
+        x[0][0] = v.x, x[0][1] = v.y, x[1][0] = v.z, x[1][1] = v.w;
     }
 }
 
@@ -225,13 +247,13 @@ __global__ void __launch_bounds__(32 * WM * WN, RESIDENT)
                     mma_fragments<KIND, BM, BN>(a[m], stage, warp_tile + m, h, term);
 #pragma unroll
                 for (int j = 0; j < NT; j++) {
-                    const uint4 x = *(const uint4 *)(const void *)(stage + swizzled(warp_token + 8 * j + g, 4 * h + q));
-                    const uint32_t even[2] = {x.x, x.y}, odd[2] = {x.z, x.w};
+                    uint32_t x[2][2]; /* of the half's two steps */
+                    mma_columns<layout::IS_DENSE>(x, stage, warp_token + 8 * j, h);
 #pragma unroll
                     for (int m = 0; m < MT; m++) {
                         float *c = layout::IS_DENSE ? sum[m][j] : group[m][j];
-                        mma_bf16(c, a[m][0], even);
-                        mma_bf16(c, a[m][1], odd);
+                        mma_bf16(c, a[m][0], x[0]);
+                        mma_bf16(c, a[m][1], x[1]);
                     }
                 }
             }
