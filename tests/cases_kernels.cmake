@@ -14,7 +14,7 @@ foreach(program kernels kernels_linear kernels_attention kernels_dense)
   foreach(device cuda:sim cuda:sim:f32)
     string(REPLACE ":" "_" suffix ${device})
     if(TARGET glowq_cuda_sim)
-      add_case(NAME ${program}_${suffix} PROGRAM test_${program} ARGS ${device} LABELS unit)
+      add_case(NAME ${program}_${suffix} PROGRAM test_${program} ARGS ${device} LABELS unit TIMEOUT 900)
     endif()
   endforeach()
   foreach(device cuda cuda:f32)
@@ -25,10 +25,10 @@ endforeach()
 add_case(NAME kernels_moe_cuda PROGRAM test_kernels_moe ARGS cuda LABELS gpu)
 add_case(NAME kernels_moe_cuda_f32 PROGRAM test_kernels_moe ARGS cuda:f32 LABELS gpu)
 if(TARGET glowq_cuda_sim)
-  add_case(NAME kernels_moe_cuda_sim PROGRAM test_kernels_moe ARGS cuda:sim LABELS unit)
+  add_case(NAME kernels_moe_cuda_sim PROGRAM test_kernels_moe ARGS cuda:sim LABELS unit TIMEOUT 900)
   # A barrier that is missing shows when blocks, warps and lanes run in another order.
   foreach(program kernels kernels_linear kernels_attention)
-    add_case(NAME ${program}_cuda_sim_reverse PROGRAM test_${program} ARGS cuda:sim LABELS unit
+    add_case(NAME ${program}_cuda_sim_reverse PROGRAM test_${program} ARGS cuda:sim LABELS unit TIMEOUT 900
       ENV GLOWQ_SIM_ORDER=reverse)
   endforeach()
   add_case(NAME kernels_dense_cuda_sim_shuffle PROGRAM test_kernels_dense ARGS cuda:sim LABELS unit
