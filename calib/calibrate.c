@@ -63,10 +63,11 @@ static int job_open_local(struct job *job)
         FAIL(ERR_ARG, "--rank %lld is larger than the hidden size %lld", (long long)o->solve.rank,
              (long long)job->config.d_model);
     if (o->n_texts > 0)
-        TRY(corpus_read(job->tokenizer, o->texts, o->n_texts, o->samples, o->seq_len, job->config.vocab_size,
-                        o->solve.seed, &job->corpus));
+        TRY(corpus_read(job->tokenizer, o->texts, o->n_texts, o->samples, o->seq_len, job->comm->be->leaf_tokens,
+                        job->config.vocab_size, o->solve.seed, &job->corpus));
     else
-        TRY(corpus_synthetic(o->samples, o->seq_len, job->config.vocab_size, o->solve.seed, &job->corpus));
+        TRY(corpus_synthetic(o->samples, o->seq_len, job->comm->be->leaf_tokens, job->config.vocab_size, o->solve.seed,
+                             &job->corpus));
     if (!(job->finished = calloc((size_t)job->config.n_layers, 1)))
         FAIL(ERR_NOMEM, "%lld layers", (long long)job->config.n_layers);
 out:

@@ -12,10 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Tokens of a super-block: large enough that turning a leaf's Gram matrix into integers is a few percent of computing it,
- * small enough that activations stay small and that few sequences spread over many ranks. */
-enum { BLOCK_TOKENS = 2048 };
-
 static const size_t text_max_bytes = (size_t)8 << 30;
 
 static int encode_files(const struct tokenizer *tokenizer, const char *const *texts, int n_texts, struct token_ids *ids,
@@ -65,12 +61,12 @@ out:
 }
 
 /* Shapes and room for the ids. */
-static int corpus_alloc(int64_t n_sequences, int64_t seq_len, struct corpus *corpus)
+static int corpus_alloc(int64_t n_sequences, int64_t seq_len, int64_t block_tokens, struct corpus *corpus)
 {
     int err = OK;
     corpus->n_sequences = n_sequences;
     corpus->seq_len = seq_len;
-    corpus->block_sequences = seq_len < BLOCK_TOKENS ? BLOCK_TOKENS / seq_len : 1;
+    corpus->block_sequences = max_i64(1, block_tokens / seq_len);
     corpus->n_blocks = (n_sequences + corpus->block_sequences - 1) / corpus->block_sequences;
     if (!(corpus->ids = malloc((size_t)(n_sequences * seq_len) * sizeof *corpus->ids)))
         FAIL(ERR_NOMEM, "%lld sequences of %lld tokens", (long long)n_sequences, (long long)seq_len);
@@ -84,12 +80,13 @@ static int hash_ids(struct corpus *corpus)
                       corpus->ids_sha256);
 }
 
-int corpus_synthetic(int64_t samples, int64_t seq_len, int64_t vocab_size, uint64_t seed, struct corpus *corpus)
+int corpus_synthetic(int64_t samples, int64_t seq_len, int64_t block_tokens, int64_t vocab_size, uint64_t seed,
+                     struct corpus *corpus)
 {
     int err = OK;
     memset(corpus, 0, sizeof *corpus);
     TRY(sha256_hex("", 0, corpus->text_sha256));
-    TRY(corpus_alloc(samples, seq_len, corpus));
+    TRY(corpus_alloc(samples, seq_len, block_tokens, corpus));
     synthetic_ids(seed, vocab_size, samples * seq_len, corpus->ids);
     TRY(hash_ids(corpus));
 out:
@@ -99,7 +96,7 @@ out:
 }
 
 int corpus_read(const struct tokenizer *tokenizer, const char *const *texts, int n_texts, int64_t samples,
-                int64_t seq_len, int64_t vocab_size, uint64_t seed, struct corpus *corpus)
+                int64_t seq_len, int64_t block_tokens, int64_t vocab_size, uint64_t seed, struct corpus *corpus)
 {
     int err = OK;
     struct token_ids stream = {0};
@@ -118,7 +115,7 @@ int corpus_read(const struct tokenizer *tokenizer, const char *const *texts, int
     if (available < samples)
         log_warn("the text holds %lld sequences of %lld tokens, --samples asks for %lld: using %lld",
                  (long long)available, (long long)seq_len, (long long)samples, (long long)available);
-    TRY(corpus_alloc(min_i64(samples, available), seq_len, corpus));
+    TRY(corpus_alloc(min_i64(samples, available), seq_len, block_tokens, corpus));
     if (!(chosen = malloc((size_t)corpus->n_sequences * sizeof *chosen)))
         FAIL(ERR_NOMEM, "%lld windows", (long long)corpus->n_sequences);
     TRY(draw_windows(available, corpus->n_sequences, seed, chosen));

@@ -80,6 +80,7 @@ int backend_open(struct backend *be, const char *device, int n_threads)
     char name[32];
     memset(be, 0, sizeof *be);
     TRY(parse(device, name, sizeof name, &be->index, &be->act));
+    be->leaf_tokens = 2048;
     be->n_threads = n_threads > 0 ? n_threads : bound_cores();
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(known[i].name, name) != 0)

@@ -43,13 +43,15 @@ struct backend {
     const struct backend_ops *ops;
     const char *name; /* "cpu", "cpu:ref", "cpu:check", "cuda", "cuda:sim" */
     int n_threads;
-    int index;                    /* of the GPU; 0 elsewhere */
-    int host_memory;              /* device memory is the host's own, and host_begin costs nothing */
-    struct backend_guest *guest;  /* or NULL */
-    enum dtype act;               /* of what products read and of the KV cache: F32 or BF16 */
-    void *state;                  /* the backend's own */
-    char description[96];         /* "cpu avx512, 2 threads, OpenBLAS SkylakeX" */
-    char numerics[64];            /* what calibration's bits depend on, never threads: "cpu, OpenBLAS SkylakeX" */
+    int index;                   /* of the GPU; 0 elsewhere */
+    int host_memory;             /* device memory is the host's own, and host_begin costs nothing */
+    struct backend_guest *guest; /* or NULL */
+    enum dtype act;              /* of what products read and of the KV cache: F32 or BF16 */
+    int64_t leaf_tokens;  /* of a leaf of Sigma_x: enough that summing it costs little beside making it, few enough
+                                   * that activations stay small and that short texts spread over many ranks */
+    void *state;          /* the backend's own */
+    char description[96]; /* "cpu avx512, 2 threads, OpenBLAS SkylakeX" */
+    char numerics[64];    /* what calibration's bits depend on, never threads: "cpu, OpenBLAS SkylakeX" */
     size_t bytes_now, bytes_peak; /* allocated through buf_alloc */
 };
 

@@ -256,8 +256,8 @@ static void test_windows_are_drawn_without_overlap(void **state)
     assert_int_equal(tokenizer_open(dir, &tokenizer), OK);
     const int64_t lead = tokenizer_bos(tokenizer) >= 0, body = 32 - lead;
     assert_int_equal(tokenizer_encode(tokenizer, text, sizeof text, 0, &stream), OK);
-    assert_int_equal(corpus_read(tokenizer, texts, 1, 9, 32, 1 << 20, 5, &a), OK);
-    assert_int_equal(corpus_read(tokenizer, texts, 1, 9, 32, 1 << 20, 6, &b), OK);
+    assert_int_equal(corpus_read(tokenizer, texts, 1, 9, 32, 2048, 1 << 20, 5, &a), OK);
+    assert_int_equal(corpus_read(tokenizer, texts, 1, 9, 32, 2048, 1 << 20, 6, &b), OK);
     assert_int_equal(a.n_sequences, 9);
     assert_true(strcmp(a.ids_sha256, b.ids_sha256) != 0);
     assert_string_equal(a.text_sha256, b.text_sha256);
@@ -273,11 +273,11 @@ static void test_windows_are_drawn_without_overlap(void **state)
         assert_true(found >= 0);
         seen[found] = 1;
     }
-    assert_int_equal(corpus_read(tokenizer, texts, 1, 1 << 20, 32, 1 << 20, 5, &all), OK);
+    assert_int_equal(corpus_read(tokenizer, texts, 1, 1 << 20, 32, 2048, 1 << 20, 5, &all), OK);
     assert_int_equal(all.n_sequences, stream.n / body); /* fewer than asked for: all there are */
     err_quiet(1);
     struct corpus none;
-    assert_int_equal(corpus_read(tokenizer, texts, 1, 4, 8192, 1 << 20, 5, &none), ERR_ARG);
+    assert_int_equal(corpus_read(tokenizer, texts, 1, 4, 8192, 2048, 1 << 20, 5, &none), ERR_ARG);
     assert_non_null(strstr(err_last(), "8192"));
     err_quiet(0);
     unlink(path);

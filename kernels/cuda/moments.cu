@@ -5,7 +5,7 @@
  * What a leaf of Sigma_x costs, [t, d] bf16: t d^2 multiply-adds (half of X^T X), d^2 / 2 sums written in f32 and read again,
  * and the integers read and written, 16 bytes each: 12 d^2 bytes in all. On 800 TFLOP/s and 3.2 TB/s, d = 14336: t = 2048 takes
  * 0.53 ms of products and 0.77 ms of memory, t = 8192 2.1 ms and 0.77 ms. The memory's share follows from the leaf's tokens
- * alone, so whoever cuts the text into leaves decides how much of the tensor cores' rate is left: 40% at 2048, 73% at 8192.
+ * alone: 40% of the tensor cores' rate is left at 2048, 73% at 8192, hence the backend's leaf_tokens.
  */
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/tiles.h"
