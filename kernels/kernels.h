@@ -205,6 +205,8 @@ struct backend_ops {
     int (*silu_mul)(struct backend *be, const struct mat *gate, const struct mat *up, struct mat *out);
     int (*add)(struct backend *be, struct mat *x, const struct mat *y);         /* x += y, f32 */
     int (*add_bias)(struct backend *be, struct mat *x, const struct mat *bias); /* x[t] += bias [1, d] */
+    /* x[t] += sigmoid(gate[t]) y[t]; gate f32 [T, 1]. */
+    int (*add_gated)(struct backend *be, struct mat *x, const struct mat *gate, const struct mat *y);
     int (*gather_rows)(struct backend *be, const struct mat *x, const int32_t *rows, struct mat *out);
     /* Of each row of logits f32 [T, n] whose columns are ids first_id...: out f32 [T, 3] = max, sum exp(l - max), the logit of
      * target[t] (-inf if not among them). n = 0: -inf, 0, -inf. */

@@ -244,6 +244,32 @@ static void test_add_and_add_bias(void **unused)
     for_all_shapes(one_add);
 }
 
+/* The gate is off by 2 u of e^-g and rounds twice (the card's e^x: 4 u), the sum once: relative to |x| + |y|, 5 u (7); gates
+ * reach 100 either way, where e^-g leaves f32. */
+static void one_add_gated(struct backend *be, int64_t rows, int64_t cols)
+{
+    float *x = draw_floats(rows * cols), *y = draw_floats(rows * cols), *g = draw_floats(rows);
+    const double u = (on_cpu(be) ? 5 : 7) * U32;
+    for (int64_t t = 0; t < rows; t++)
+        g[t] *= t % 3 == 0 ? 100 : 4;
+    struct device_mat dx = device_of(be, DT_F32, rows, cols, x), dy = device_of(be, DT_F32, rows, cols, y);
+    struct device_mat dg = device_of(be, DT_F32, rows, 1, g);
+    assert_ok(be->ops->add_gated(be, &dx.m, &dg.m, &dy.m));
+    float *got = device_get(be, &dx);
+    for (int64_t i = 0; i < rows * cols; i++) {
+        const double want = x[i] + y[i] / (1 + exp(-(double)g[i / cols]));
+        check_close(got[i], want, u * (fabs((double)x[i]) + fabs((double)y[i])), "add_gated", i);
+    }
+    free(got), free(x), free(y), free(g);
+    buf_free(&dx.buf), buf_free(&dy.buf), buf_free(&dg.buf);
+}
+
+static void test_add_gated(void **unused)
+{
+    (void)unused;
+    for_all_shapes(one_add_gated);
+}
+
 /* Rows of a packed table, in every dtype; ids of other ranks give +0. */
 static void test_embed(void **unused)
 {
@@ -420,7 +446,7 @@ static void test_logsumexp_and_argmax(void **unused)
 
 enum { BIT_ROWS = 65, BIT_COLS = 330 };
 
-/* rmsnorm, silu_mul, rope and logsumexp of rows [t0, t0 + rows): host [rows, BIT_COLS + 3]. */
+/* rmsnorm, silu_mul, rope, add_gated and logsumexp of rows [t0, t0 + rows): host [rows, BIT_COLS + 3]. */
 static float *row_ops(struct backend *be, const float *x, const float *y, int64_t t0, int64_t rows)
 {
     enum { DIM = 66 };
@@ -437,6 +463,8 @@ static float *row_ops(struct backend *be, const float *x, const float *y, int64_
     assert_ok(be->ops->rmsnorm(be, &dx.m, &dw.m, 1e-5f, &dx.m));
     assert_ok(be->ops->rope(be, &dx.m, dp.m.data, df.m.data, DIM));
     assert_ok(be->ops->silu_mul(be, &dx.m, &dy.m, &dx.m));
+    const struct mat gate = mat_cols(&dy.m, 7, 1);
+    assert_ok(be->ops->add_gated(be, &dx.m, &gate, &dy.m));
     assert_ok(be->ops->logsumexp_target(be, &dx.m, 0, dp.m.data, &out.m));
     float *a = device_get(be, &dx), *b = device_get(be, &out);
     for (int64_t t = 0; t < rows; t++) {
@@ -537,6 +565,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_silu_mul),
         cmocka_unit_test(test_add_and_add_bias),
+        cmocka_unit_test(test_add_gated),
         cmocka_unit_test(test_embed),
         cmocka_unit_test(test_rope),
         cmocka_unit_test(test_kv_append_and_gather_rows),

@@ -26,6 +26,7 @@
 #define ARGS_silu_mul(A, _) A(const struct mat *, gate) _ A(const struct mat *, up) _ A(struct mat *, out)
 #define ARGS_add(A, _) A(struct mat *, x) _ A(const struct mat *, y)
 #define ARGS_add_bias(A, _) A(struct mat *, x) _ A(const struct mat *, bias)
+#define ARGS_add_gated(A, _) A(struct mat *, x) _ A(const struct mat *, gate) _ A(const struct mat *, y)
 #define ARGS_gather_rows(A, _) A(const struct mat *, x) _ A(const int32_t *, rows) _ A(struct mat *, out)
 #define ARGS_logsumexp_target(A, _) \
     A(const struct mat *, logits) _ A(int64_t, first_id) _ A(const int32_t *, target) _ A(struct mat *, out)
@@ -80,8 +81,8 @@
 /* Ops that queue. Those of the second list read a host array among their arguments. */
 #define QUEUED_OPS(Q) \
     Q(copy) Q(zero) Q(weight_put_dense) Q(weight_put_codes) Q(embed) Q(rmsnorm) Q(linear) Q(rope) Q(kv_append) \
-    Q(attention) Q(silu_mul) Q(add) Q(add_bias) Q(gather_rows) Q(logsumexp_target) Q(argmax) Q(moe_route) \
-    Q(moe_sort) Q(grouped_linear) Q(moe_combine) Q(gemm) Q(convert) Q(transpose) Q(scale) Q(randn) Q(rand_sign) \
+    Q(attention) Q(silu_mul) Q(add) Q(add_bias) Q(add_gated) Q(gather_rows) Q(logsumexp_target) Q(argmax) \
+    Q(moe_route) Q(moe_sort) Q(grouped_linear) Q(moe_combine) Q(gemm) Q(convert) Q(transpose) Q(scale) Q(randn) Q(rand_sign) \
     Q(col_absmax) Q(col_sumsq) Q(trsm_right) Q(fixed_add) Q(fixed_get) Q(moment_add) Q(moment_get) Q(quantize)
 #define QUEUED_OPS_WITH_ARRAYS(Q) Q(put) Q(gemm_fixed)
 /* Ops that wait for the queue and run at once. */

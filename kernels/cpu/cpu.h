@@ -64,6 +64,7 @@ int logsumexp_target_cpu(struct backend *be, const struct mat *logits, int64_t f
 int kv_append_cpu(struct backend *be, const struct mat *x, const int32_t *slot, struct mat *cache);
 int add_cpu(struct backend *be, struct mat *x, const struct mat *y);
 int add_bias_cpu(struct backend *be, struct mat *x, const struct mat *bias);
+int add_gated_cpu(struct backend *be, struct mat *x, const struct mat *gate, const struct mat *y);
 int gather_rows_cpu(struct backend *be, const struct mat *x, const int32_t *rows, struct mat *out);
 int argmax_cpu(struct backend *be, const struct mat *logits, int64_t first_id, struct mat *value, struct mat *id);
 
@@ -97,6 +98,7 @@ int rope_ref(struct backend *be, struct mat *x, const int32_t *pos, const float 
 int attention_ref(struct backend *be, const struct mat *q, const struct mat *k_cache, const struct mat *v_cache,
                   const struct attention_args *args, struct mat *out);
 int silu_mul_ref(struct backend *be, const struct mat *gate, const struct mat *up, struct mat *out);
+int add_gated_ref(struct backend *be, struct mat *x, const struct mat *gate, const struct mat *y);
 int logsumexp_target_ref(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
                          struct mat *out);
 

@@ -147,6 +147,17 @@ int add_bias_cpu(struct backend *be, struct mat *x, const struct mat *bias)
     return OK;
 }
 
+int add_gated_cpu(struct backend *be, struct mat *x, const struct mat *gate, const struct mat *y)
+{
+    const struct row_loops *loops = loops_of(be);
+    assert(is_f32(x) && is_f32(gate) && is_f32(y) && x->rows == y->rows && x->cols == y->cols);
+    assert(gate->rows == x->rows && gate->cols == 1);
+#pragma omp parallel for num_threads(be->n_threads) if (x->rows * x->cols > THREADS_FROM)
+    for (int64_t t = 0; t < x->rows; t++)
+        loops->add_scaled(row_of(x, t), 1.0f / (1.0f + loops->exp(-*row_of(gate, t))), row_of(y, t), x->cols);
+    return OK;
+}
+
 int gather_rows_cpu(struct backend *be, const struct mat *x, const int32_t *rows, struct mat *out)
 {
     (void)be;

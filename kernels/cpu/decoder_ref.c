@@ -167,6 +167,18 @@ int silu_mul_ref(struct backend *be, const struct mat *gate, const struct mat *u
     return OK;
 }
 
+int add_gated_ref(struct backend *be, struct mat *x, const struct mat *gate, const struct mat *y)
+{
+    (void)be;
+    assert(gate->rows == x->rows && gate->cols == 1 && y->rows == x->rows && y->cols == x->cols);
+    for (int64_t t = 0; t < x->rows; t++)
+        for (int64_t i = 0; i < x->cols; i++) {
+            const double g = 1 / (1 + exp(-(double)*row_of(gate, t)));
+            row_of(x, t)[i] = (float)(row_of(x, t)[i] + g * row_of(y, t)[i]);
+        }
+    return OK;
+}
+
 int logsumexp_target_ref(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
                          struct mat *out)
 {

@@ -50,6 +50,7 @@ int kv_append_cuda(struct backend *be, const struct mat *x, const int32_t *slot,
 int silu_mul_cuda(struct backend *be, const struct mat *gate, const struct mat *up, struct mat *out);
 int add_cuda(struct backend *be, struct mat *x, const struct mat *y);
 int add_bias_cuda(struct backend *be, struct mat *x, const struct mat *bias);
+int add_gated_cuda(struct backend *be, struct mat *x, const struct mat *gate, const struct mat *y);
 int gather_rows_cuda(struct backend *be, const struct mat *x, const int32_t *rows, struct mat *out);
 int logsumexp_target_cuda(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
                           struct mat *out);

@@ -395,6 +395,35 @@ int add_bias_cuda(struct backend *be, struct mat *x, const struct mat *bias)
     return add_rows(be, x, bias, 0);
 }
 
+/* e^-g is infinite below -88.7: the gate is then 0. */
+__global__ void add_gated_kernel(float *x, int64_t ldx, const float *gate, int64_t ldg, const float *y, int64_t ldy,
+                                 int64_t cols, int wide)
+{
+    const int64_t t = blockIdx.x, i = flat_col();
+    float a[QUAD], b[QUAD];
+    if (i >= cols)
+        return;
+    const float g = 1.0f / (1.0f + expf(-gate[t * ldg]));
+    load_quad(x + t * ldx + i, cols - i, wide, 0, a);
+    load_quad(y + t * ldy + i, cols - i, wide, 0, b);
+#pragma unroll
+    for (int e = 0; e < QUAD; e++)
+        a[e] = fmaf(g, b[e], a[e]);
+    store_quad(x + t * ldx + i, cols - i, wide, a);
+}
+
+int add_gated_cuda(struct backend *be, struct mat *x, const struct mat *gate, const struct mat *y)
+{
+    int err = OK;
+    assert(is_f32(x) && is_f32(gate) && is_f32(y) && same_shape(x, y) && gate->rows == x->rows && gate->cols == 1);
+    if (x->rows == 0 || x->cols == 0)
+        goto out;
+    TRY(LAUNCH(be, flat_grid(x->rows, x->cols), FLAT_THREADS, 0, add_gated_kernel, (float *)x->data, x->ld,
+               (const float *)gate->data, gate->ld, (const float *)y->data, y->ld, x->cols, is_wide(x) && is_wide(y)));
+out:
+    return err;
+}
+
 /* ---- logits ------------------------------------------------------------------------------------------------------------ */
 
 /* A row is cut into chunks of CHUNK columns, a block each, so that one row of a whole vocabulary keeps 37 blocks busy and each

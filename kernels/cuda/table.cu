@@ -58,6 +58,7 @@ static const struct backend_ops table = {
     .silu_mul = silu_mul_cuda,
     .add = add_cuda,
     .add_bias = add_bias_cuda,
+    .add_gated = add_gated_cuda,
     .gather_rows = gather_rows_cuda,
     .logsumexp_target = logsumexp_target_cuda,
     .argmax = argmax_cuda,
