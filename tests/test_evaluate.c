@@ -28,6 +28,11 @@ static const char *string_of(const json_t *entry, const char *key)
     return s;
 }
 
+static int is_gpu(void)
+{
+    return strncmp(backend.name, "cuda", 4) == 0;
+}
+
 static double number_of(const json_t *entry, const char *key)
 {
     assert_true(json_is_number(json_object_get(entry, key)));
@@ -51,17 +56,20 @@ static void evaluate_entry(struct comm *comm, const char *dir, const char *text_
     free(text);
 }
 
-/* Both are f32 forward passes with another order of summation: far inside 5 digits of the perplexity. */
+/* Both are f32 forward passes with another order of summation: far inside 5 digits of the perplexity. A GPU sums in yet another
+ * order, by other libraries: its perplexity is promised to 1e-4. */
 static void assert_equals_reference(const struct evaluation *e, const json_t *want, const char *ids_key)
 {
     if (world.rank == 0)
         print_message("%s ctx %d: perplexity %.7f, reference %.7f; stderr %.8f, reference %.8f\n",
                       string_of(want, "protocol"), (int)e->ctx, e->perplexity, number_of(want, "perplexity"),
                       e->nll_stderr, number_of(want, "stderr"));
-    assert_true(fabs(e->perplexity / number_of(want, "perplexity") - 1) < 5e-6);
-    assert_true(fabs(e->nll - number_of(want, "nll")) < 5e-6);
-    assert_true(fabs(e->nll_stderr / number_of(want, "stderr") - 1) < 1e-4);
-    assert_true(fabs(e->perplexity_stderr / (number_of(want, "perplexity") * number_of(want, "stderr")) - 1) < 1e-4);
+    const double within = is_gpu() ? 1e-4 : 5e-6, errors_within = is_gpu() ? 1e-3 : 1e-4;
+    assert_true(fabs(e->perplexity / number_of(want, "perplexity") - 1) < within);
+    assert_true(fabs(e->nll - number_of(want, "nll")) < within);
+    assert_true(fabs(e->nll_stderr / number_of(want, "stderr") - 1) < errors_within);
+    assert_true(fabs(e->perplexity_stderr / (number_of(want, "perplexity") * number_of(want, "stderr")) - 1) <
+                errors_within);
     assert_int_equal(e->n_tokens, (int64_t)number_of(want, "tokens"));
     assert_int_equal(e->n_windows, (int64_t)number_of(want, "windows"));
     assert_string_equal(e->text_sha256, string_of(want, "text_sha256"));
@@ -84,13 +92,19 @@ static void assert_adds_up(const struct evaluation *e)
     assert_true(fabs(sum / (double)at - e->nll) < 1e-12);
 }
 
+/* On a GPU, where a product's order of summation follows its shape: the same to 1e-3 a token. */
 static void assert_same_bits(const struct evaluation *a, const struct evaluation *b)
 {
     assert_true(a->n_tokens == b->n_tokens && a->n_windows == b->n_windows);
+    assert_string_equal(a->ids_sha256, b->ids_sha256);
+    if (is_gpu()) {
+        for (int64_t i = 0; i < a->n_tokens; i++)
+            assert_true(fabs(a->token_nll[i] - b->token_nll[i]) < 1e-3);
+        return;
+    }
     assert_memory_equal(a->token_nll, b->token_nll, (size_t)a->n_tokens * sizeof *a->token_nll);
     assert_memory_equal(a->window_nll, b->window_nll, (size_t)a->n_windows * sizeof *a->window_nll);
     assert_true(a->perplexity == b->perplexity && a->nll_stderr == b->nll_stderr);
-    assert_string_equal(a->ids_sha256, b->ids_sha256);
 }
 
 /* Every entry of protocols.json whose files are in `where`, on all ranks; on the committed ones also alone and window by window. */
