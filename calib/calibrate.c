@@ -124,7 +124,7 @@ static int check_memory(struct job *job)
     int err = OK;
     enum dtype stored;
     struct memory_needs needs;
-    TRY(comm_agree(job->comm, weights_dtype(&job->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q}, &stored)));
+    TRY(comm_agree(job->comm, weights_dtype(&job->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q, 0}, &stored)));
     TRY(comm_agree(job->comm,
                    calibrate_memory(job->options, &job->config, &job->corpus, &job->slices, stored, &needs)));
     TRY(memory_check(job->comm, &needs, "more ranks on more machines, fewer --samples or a shorter --seq-len"));

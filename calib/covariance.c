@@ -100,7 +100,7 @@ static int row_bounds(struct weights *weights, const struct slices *slices, int6
     for (int64_t i = rows.begin; i < rows.end; i++)
         bound[i] = sqrt(bound[i] * (double)d);
     if (module_has_bias(weights->config, module)) {
-        TRY(weights_vector(weights, &(struct tensor_id){PART_BIAS, l, module}, rows.begin, n, bias));
+        TRY(weights_vector(weights, &(struct tensor_id){PART_BIAS, l, module, 0}, rows.begin, n, bias));
         for (int64_t i = rows.begin; i < rows.end; i++)
             bound[i] += fabs((double)bias[i - rows.begin]);
     }
@@ -133,7 +133,7 @@ static int gain_read(struct weights *weights, int64_t l, enum vector vector, dou
     float *host = malloc((size_t)d * sizeof *host);
     if (!host)
         FAIL(ERR_NOMEM, "a norm of %lld", (long long)d);
-    TRY(weights_vector(weights, &(struct tensor_id){PART_VECTOR, l, vector}, 0, d, host));
+    TRY(weights_vector(weights, &(struct tensor_id){PART_VECTOR, l, vector, 0}, 0, d, host));
     for (int64_t j = 0; j < d; j++)
         gain[j] = (double)host[j];
 out:

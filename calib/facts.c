@@ -141,7 +141,8 @@ static json_t *group_json(struct facts *facts, const struct store_layer_facts *l
     for (int i = 0; i < count; i++) {
         const struct store_module *m = &layer->module[first + i];
         enum dtype dtype;
-        if (weights_dtype(facts->weights, &(struct tensor_id){PART_WEIGHT, layer->layer, (int)first + i}, &dtype) != OK)
+        if (weights_dtype(facts->weights, &(struct tensor_id){PART_WEIGHT, layer->layer, (int)first + i, 0}, &dtype) !=
+            OK)
             continue; /* it was there when the layer was made */
         weight += m->d_out * m->d_in * (int64_t)dtype_bytes(dtype);
         quantized += m->d_out * (m->row_bytes + 3 * m->n_groups);

@@ -39,7 +39,7 @@ int slices_read(struct slices *slices, struct weights *weights, int64_t l)
 {
     int err = OK;
     for (int i = 0; i < N_MODULES; i++) {
-        const struct tensor_id id = {PART_WEIGHT, l, i};
+        const struct tensor_id id = {PART_WEIGHT, l, i, 0};
         const int64_t n = slices->rows[i].end - slices->rows[i].begin;
         int64_t d_out, d_in;
         enum dtype dtype;

@@ -17,10 +17,10 @@ int layer_facts(struct weights *weights, int64_t l, const char *fingerprint, int
     store_layer_plan(weights->config, l, fingerprint, bits, group_size, rank, factor_dtype, DT_F32, facts);
     for (int i = 0; i < N_MODULES; i++)
         if (facts->module[i].has_bias)
-            TRY(weights_dtype(weights, &(struct tensor_id){PART_BIAS, l, i}, &facts->module[i].bias_dtype));
+            TRY(weights_dtype(weights, &(struct tensor_id){PART_BIAS, l, i, 0}, &facts->module[i].bias_dtype));
     for (int i = 0; i < N_VECTORS; i++)
         if (facts->vector[i].n > 0)
-            TRY(weights_dtype(weights, &(struct tensor_id){PART_VECTOR, l, i}, &facts->vector[i].dtype));
+            TRY(weights_dtype(weights, &(struct tensor_id){PART_VECTOR, l, i, 0}, &facts->vector[i].dtype));
 out:
     return err;
 }
@@ -165,7 +165,7 @@ static int put_vectors(struct layer_file *file, struct weights *weights)
     void *raw = NULL;
     for (int i = 0; i < N_MODULES + N_VECTORS; i++) {
         const int is_bias = i < N_MODULES, index = is_bias ? i : i - N_MODULES;
-        const struct tensor_id id = {is_bias ? PART_BIAS : PART_VECTOR, file->facts.layer, index};
+        const struct tensor_id id = {is_bias ? PART_BIAS : PART_VECTOR, file->facts.layer, index, 0};
         int64_t n, cols;
         enum dtype dtype;
         weights_shape(weights, &id, &n, &cols);
@@ -215,7 +215,7 @@ void layer_file_discard(struct layer_file *file)
 static int copy_end(struct store_writer *writer, enum store_end end, struct weights *weights, enum tensor_part part)
 {
     int err = OK;
-    const struct tensor_id id = {part, 0, 0};
+    const struct tensor_id id = {part, 0, 0, 0};
     int64_t rows, cols;
     enum dtype dtype;
     void *panel = NULL;
@@ -240,11 +240,11 @@ int write_head(const char *dir, struct weights *weights, const char *fingerprint
     struct store_writer *writer = NULL;
     const int has_head = !weights->config->tied_embeddings;
     enum dtype embedding, norm, head;
-    TRY(weights_dtype(weights, &(struct tensor_id){PART_EMBEDDING, 0, 0}, &embedding));
-    TRY(weights_dtype(weights, &(struct tensor_id){PART_NORM, 0, 0}, &norm));
+    TRY(weights_dtype(weights, &(struct tensor_id){PART_EMBEDDING, 0, 0, 0}, &embedding));
+    TRY(weights_dtype(weights, &(struct tensor_id){PART_NORM, 0, 0, 0}, &norm));
     head = embedding;
     if (has_head)
-        TRY(weights_dtype(weights, &(struct tensor_id){PART_HEAD, 0, 0}, &head));
+        TRY(weights_dtype(weights, &(struct tensor_id){PART_HEAD, 0, 0, 0}, &head));
     TRY(store_head_create(dir, weights->config, fingerprint, embedding, norm, has_head, head, &writer));
     TRY(copy_end(writer, STORE_EMBEDDING, weights, PART_EMBEDDING));
     TRY(copy_end(writer, STORE_NORM, weights, PART_NORM));

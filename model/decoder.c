@@ -44,6 +44,12 @@ int shape_of(const struct model_config *config, int64_t group_size, int rank, in
     shape->vocab = shard_range(config->vocab_size, VOCAB_UNIT, rank, n_ranks);
     shard_split(config->n_heads * config->head_dim, shape->o_unit, rank, n_ranks, &shape->o_split);
     shard_split(config->d_ff, shape->down_unit, rank, n_ranks, &shape->down_split);
+    /* A model without experts has ranges of nothing here. */
+    const int64_t shared_unit = down_unit(config->d_shared, group_size);
+    shape->experts = shard_range(config->n_experts, 1, rank, n_ranks);
+    shape->shared = shard_range(config->d_shared, shared_unit, rank, n_ranks);
+    shard_split(config->n_experts, 1, rank, n_ranks, &shape->expert_split);
+    shard_split(config->d_shared, shared_unit, rank, n_ranks, &shape->shared_split);
 out:
     return err;
 }
@@ -109,6 +115,12 @@ out:
     return err;
 }
 
+int64_t decoder_inner(const struct model_config *config, const struct shape *shape)
+{
+    const int64_t ff = shape->ff.end - shape->ff.begin, shared = shape->shared.end - shape->shared.begin;
+    return max_i64(max_i64(ff, shared), config->top_k * config->d_expert);
+}
+
 int decoder_create(struct decoder *dec, const struct model_config *config, struct comm *tp, int64_t group_size,
                    int64_t max_tokens, int64_t max_rank)
 {
@@ -120,10 +132,12 @@ int decoder_create(struct decoder *dec, const struct model_config *config, struc
     const struct shape *s = &dec->shape;
     const int64_t q_width = (s->heads.end - s->heads.begin) * config->head_dim;
     const int64_t kv_width = (s->kv_heads.end - s->kv_heads.begin) * config->head_dim;
-    const int64_t ff = s->ff.end - s->ff.begin, vocab = s->vocab.end - s->vocab.begin;
+    const int64_t vocab = s->vocab.end - s->vocab.begin;
     const int64_t n_parts = s->o_split.n_parts > s->down_split.n_parts ? s->o_split.n_parts : s->down_split.n_parts;
-    const int64_t sum_parts = (n_parts > 1 ? n_parts + 1 : 1) * (config->d_model + max_rank);
-    const int64_t t = max_tokens;
+    const int64_t sums = config->d_shared > 0 ? 2 : 1; /* the shared expert's beside the others' */
+    const int64_t sum_parts = (n_parts > 1 ? n_parts + 1 : 1) * (sums * config->d_model + max_rank);
+    const int64_t t = max_tokens, choices = t * config->top_k; /* all of which may be for experts of this rank */
+    const int64_t inner = decoder_inner(config, s) * t;
     const enum dtype act = dec->be->act;
     const struct {
         void **at;
@@ -137,12 +151,20 @@ int decoder_create(struct decoder *dec, const struct model_config *config, struc
         {(void **)&dec->v, t * kv_width, DT_F32},
         {&dec->mixed, t * q_width, act},
         {(void **)&dec->r, t * max_rank, DT_F32},
-        {(void **)&dec->gate, t * ff, DT_F32},
-        {(void **)&dec->up, t * ff, DT_F32},
-        {&dec->product, act == DT_F32 ? 0 : t * ff, act},
+        {(void **)&dec->gate, inner, DT_F32},
+        {(void **)&dec->up, inner, DT_F32},
+        {&dec->product, act == DT_F32 ? 0 : inner, act},
         {(void **)&dec->parts, t * sum_parts, DT_F32},
         {(void **)&dec->logits, LOGIT_ROWS * vocab, DT_F32},
         {(void **)&dec->stats, LOGIT_ROWS * (3 * TREE_LEAVES + 1), DT_F32},
+        {(void **)&dec->router, t * config->n_experts, DT_F32},
+        {(void **)&dec->route_weight, choices, DT_F32},
+        {(void **)&dec->route_id, choices, DT_I32},
+        {(void **)&dec->route_offset, config->n_experts > 0 ? s->experts.end - s->experts.begin + 1 : 0, DT_I32},
+        {(void **)&dec->route_token, choices, DT_I32},
+        {(void **)&dec->route_slot, choices, DT_I32},
+        {(void **)&dec->expert_y, choices * config->d_model, DT_F32},
+        {(void **)&dec->shared_gate, config->d_shared > 0 ? t : 0, DT_F32},
     };
     const size_t n_wants = sizeof wants / sizeof wants[0], line = 64;
     size_t total = 0, at = 0;
@@ -165,6 +187,7 @@ void layer_free(struct layer *layer)
 {
     for (int i = 0; i < N_MODULES; i++)
         linear_free(&layer->module[i]);
+    experts_free(&layer->experts);
     for (int i = 0; i < N_GROUPS; i++)
         buf_free(&layer->b[i].data);
     for (int i = 0; i < N_VECTORS; i++)
@@ -174,7 +197,7 @@ void layer_free(struct layer *layer)
 
 size_t layer_bytes(const struct layer *layer)
 {
-    size_t n = 0;
+    size_t n = experts_bytes(&layer->experts);
     for (int i = 0; i < N_MODULES; i++)
         n += linear_bytes(&layer->module[i]);
     for (int i = 0; i < N_GROUPS; i++)
@@ -218,29 +241,13 @@ static int row_parallel(struct decoder *dec, const struct layer *layer, enum mod
     int err = OK;
     struct backend *be = dec->be;
     const struct linear *linear = &layer->module[module];
-    const enum group group = module_group(module);
-    const int64_t d = dec->config->d_model, width = d + layer->rank[group], t = x->rows;
-    struct mat parts = mat_view(dec->parts, DT_F32, split->n_parts * t, width);
-    struct mat sum = parts;
+    const int64_t width = dec->config->d_model + linear->rank, t = x->rows;
+    struct mat parts = mat_view(dec->parts, DT_F32, split->n_parts * t, width), sum = parts, y;
     if (split->n_parts != 1)
         sum = mat_view(dec->parts + split->n_parts * t * width, DT_F32, t, width);
-    struct mat y_parts = mat_cols(&parts, 0, d);
-    const struct linear_args y_args = {.w = &linear->w, .split = split};
-    TRY(be->ops->linear(be, x, &y_args, &y_parts));
-    if (layer->rank[group] > 0) {
-        struct mat r_parts = mat_cols(&parts, d, layer->rank[group]);
-        const struct linear_args r_args = {.w = &layer->b[group], .split = split};
-        TRY(be->ops->linear(be, x, &r_args, &r_parts));
-    }
+    TRY(linear_partial(be, linear, &layer->b[module_group(module)], split, x, &parts));
     TRY(comm_tree_sum(dec->tp, &parts, &sum));
-    struct mat y = mat_cols(&sum, 0, d);
-    if (layer->rank[group] > 0) {
-        struct mat r = mat_cols(&sum, d, layer->rank[group]);
-        const struct linear_args a_args = {.w = &linear->a, .accumulate = 1};
-        TRY(be->ops->linear(be, &r, &a_args, &y));
-    }
-    if (linear->bias.data)
-        TRY(be->ops->add_bias(be, &y, &linear->bias));
+    TRY(linear_complete(be, linear, &sum, &y));
     TRY(be->ops->add(be, hidden, &y));
 out:
     return err;
@@ -311,6 +318,10 @@ static int mlp_block(struct decoder *dec, const struct layer *layer, int64_t l, 
     TRY(be->ops->rmsnorm(be, hidden, &layer->vector[VEC_MLP_NORM], (float)c->norm_eps, &x));
     TRY(observe(observer, l, GROUP_GATE_UP, &x));
     TRY(project(dec, layer, GROUP_GATE_UP, &x, &r));
+    if (config_is_moe(c, l)) {
+        TRY(experts_apply(dec, layer, &x, &r, hidden));
+        goto out;
+    }
     TRY(linear_apply(be, &layer->module[MOD_GATE], &x, &r, &gate));
     TRY(linear_apply(be, &layer->module[MOD_UP], &x, &r, &up));
     TRY(be->ops->silu_mul(be, &gate, &up, &product));

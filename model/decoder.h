@@ -4,7 +4,8 @@
  * Sharding (comm/shard.h): everything follows the TREE_LEAVES leaves of the row-parallel products. o's leaves are whole heads,
  * down's are whole quantization groups where there are enough; q, k, v rows follow o's columns (kv heads that two ranks need
  * are held by both), gate and up rows follow down's, embedding and lm_head rows follow the vocabulary's lanes. One reduction
- * after attention and one after the MLP; a row's R rides along as r more columns. Bits are the same for 1 to 8 ranks.
+ * after attention and one after the MLP; a row's R rides along as r more columns. Routed experts are held whole, contiguous
+ * ones by a rank (experts.h). Bits are the same for 1 to 8 ranks.
  */
 #ifndef GLOWQ_MODEL_DECODER_H
 #define GLOWQ_MODEL_DECODER_H
@@ -13,6 +14,7 @@
 #include "comm/shard.h"
 #include "model/batch.h"
 #include "model/config.h"
+#include "model/experts.h"
 #include "model/families.h"
 #include "model/linear.h"
 
@@ -24,13 +26,15 @@ enum { LOGIT_ROWS = 64 };
 /* What of each dimension this rank holds. */
 struct shape {
     struct range heads, kv_heads, ff, vocab;
-    struct k_split o_split, down_split;
+    struct range experts, shared; /* routed experts; channels of the shared one */
+    struct k_split o_split, down_split, expert_split, shared_split;
     int64_t o_unit, down_unit;
 };
 
 struct layer {
-    struct linear module[N_MODULES];
-    struct packed b[N_GROUPS]; /* empty where rank[g] = 0 */
+    struct linear module[N_MODULES]; /* of a layer with experts gate, up and down are the shared expert's, or empty */
+    struct experts experts;          /* empty in a dense layer */
+    struct packed b[N_GROUPS];       /* empty where rank[g] = 0 */
     int64_t rank[N_GROUPS];
     struct buf vector_buf[N_VECTORS];
     struct mat vector[N_VECTORS]; /* f32 [1, n]; data NULL: the family has none */
@@ -59,6 +63,9 @@ struct decoder {
     struct buf scratch;
     void *x, *mixed, *product; /* product = silu(gate) * up; gate itself where act is f32 */
     float *hidden, *q, *k, *v, *r, *gate, *up, *parts, *logits, *stats;
+    /* of layers with experts (experts.c): room for every choice of every token */
+    float *router, *route_weight, *expert_y, *shared_gate;
+    int32_t *route_id, *route_offset, *route_token, *route_slot;
 };
 
 /* group_size of the weights (0: dense) decides down's unit. ERR_ARG when the ranks can't share the heads. */
@@ -66,6 +73,8 @@ int shape_of(const struct model_config *config, int64_t group_size, int rank, in
 /* Rows and columns of a module's weight that a rank of this shape holds. */
 void module_share(const struct model_config *config, const struct shape *shape, enum module module, struct range *rows,
                   struct range *columns);
+/* Floats a token's gate and up need on this rank: of the MLP, the shared expert or all of its routed experts. */
+int64_t decoder_inner(const struct model_config *config, const struct shape *shape);
 /* Everything but weights: shapes, RoPE frequencies, activations for batches of max_tokens rows and ranks up to max_rank. */
 int decoder_create(struct decoder *dec, const struct model_config *config, struct comm *tp, int64_t group_size,
                    int64_t max_tokens, int64_t max_rank);

@@ -104,6 +104,37 @@ int linear_apply(struct backend *be, const struct linear *linear, const struct m
     return be->ops->linear(be, x, &args, y);
 }
 
+int linear_partial(struct backend *be, const struct linear *linear, const struct packed *b, const struct k_split *split,
+                   const struct mat *x, struct mat *parts)
+{
+    int err = OK;
+    struct mat y = mat_cols(parts, 0, linear->d_out);
+    const struct linear_args y_args = {.w = &linear->w, .split = split};
+    TRY(be->ops->linear(be, x, &y_args, &y));
+    if (linear->rank > 0) {
+        struct mat r = mat_cols(parts, linear->d_out, linear->rank);
+        const struct linear_args r_args = {.w = b, .split = split};
+        TRY(be->ops->linear(be, x, &r_args, &r));
+    }
+out:
+    return err;
+}
+
+int linear_complete(struct backend *be, const struct linear *linear, const struct mat *sum, struct mat *y)
+{
+    int err = OK;
+    *y = mat_cols(sum, 0, linear->d_out);
+    if (linear->rank > 0) {
+        const struct mat r = mat_cols(sum, linear->d_out, linear->rank);
+        const struct linear_args args = {.w = &linear->a, .accumulate = 1};
+        TRY(be->ops->linear(be, &r, &args, y));
+    }
+    if (linear->bias.data)
+        TRY(be->ops->add_bias(be, y, &linear->bias));
+out:
+    return err;
+}
+
 int group_project(struct backend *be, const struct packed *b, const struct mat *x, struct mat *r)
 {
     const struct linear_args args = {.w = b};

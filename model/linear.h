@@ -44,6 +44,12 @@ size_t linear_bytes(const struct linear *linear);
 /* y = x W^T (+ bias) (+ A r); r: this group's R or NULL. */
 int linear_apply(struct backend *be, const struct linear *linear, const struct mat *x, const struct mat *r,
                  struct mat *y);
+/* Row-parallel, in two halves about the reduction over ranks. This rank's partial sums of W x and, beside them, of R = B x:
+ * parts f32 [n_parts T, d_out + r]. b: read where linear->rank > 0. */
+int linear_partial(struct backend *be, const struct linear *linear, const struct packed *b, const struct k_split *split,
+                   const struct mat *x, struct mat *parts);
+/* y: sum's first d_out columns, which become W x (+ A R + bias). */
+int linear_complete(struct backend *be, const struct linear *linear, const struct mat *sum, struct mat *y);
 /* R = B x. */
 int group_project(struct backend *be, const struct packed *b, const struct mat *x, struct mat *r);
 

@@ -97,30 +97,93 @@ out:
     return err;
 }
 
+/* A matrix as format says. */
+static int load_matrix(struct rows rows, const struct load_format *format, struct range own_rows, struct range columns,
+                       struct packed *w)
+{
+    int err = OK;
+    enum dtype dtype;
+    int64_t d_out, d_in;
+    if (!format || format->bits == 0) {
+        TRY(load_dense(rows, own_rows, columns, w));
+        goto out;
+    }
+    weights_shape(rows.weights, &rows.id, &d_out, &d_in);
+    TRY(weights_dtype(rows.weights, &rows.id, &dtype));
+    TRY(load_rounded(&rows, dtype, d_in, format, own_rows, columns, w));
+out:
+    return err;
+}
+
 static int load_module(struct weights *weights, const struct shape *shape, int64_t l, enum module module,
                        const struct module_source *source, const struct load_format *format, struct linear *linear)
 {
     int err = OK;
-    const struct rows weight = {weights, {PART_WEIGHT, l, module}, source}, a = {weights, {PART_A, l, module}, NULL};
+    const struct rows weight = {weights, {.part = PART_WEIGHT, .layer = l, .index = module}, source};
+    const struct rows a = {weights, {.part = PART_A, .layer = l, .index = module}, NULL};
     struct range rows, columns;
-    enum dtype dtype;
-    int64_t d_out, d_in;
-    weights_shape(weights, &weight.id, &d_out, &d_in);
     module_share(weights->config, shape, module, &rows, &columns);
     linear->d_out = rows.end - rows.begin;
     linear->d_in = columns.end - columns.begin;
-    if (format && format->bits > 0) {
-        TRY(weights_dtype(weights, &weight.id, &dtype));
-        TRY(load_rounded(&weight, dtype, d_in, format, rows, columns, &linear->w));
-    } else {
-        TRY(load_dense(weight, rows, columns, &linear->w));
-    }
+    TRY(load_matrix(weight, format, rows, columns, &linear->w));
     if (weights->rank > 0) {
         linear->rank = weights->rank;
         TRY(load_dense(a, rows, (struct range){0, weights->rank}, &linear->a));
     }
     if (module_has_bias(weights->config, module))
-        TRY(load_vector(weights, (struct tensor_id){PART_BIAS, l, module}, rows, &linear->bias_buf, &linear->bias));
+        TRY(load_vector(weights, (struct tensor_id){.part = PART_BIAS, .layer = l, .index = module}, rows,
+                        &linear->bias_buf, &linear->bias));
+out:
+    return err;
+}
+
+/* The group's products run over all experts at once, so these must be stored alike. */
+static int load_expert(struct weights *weights, const struct shape *shape, struct tensor_id id,
+                       const struct load_format *format, const struct packed *first, struct packed *w)
+{
+    int err = OK;
+    struct range rows, columns;
+    char name[160];
+    expert_share(weights->config, shape, id.expert, (enum module)id.index, &rows, &columns);
+    TRY(load_matrix((struct rows){weights, id, NULL}, format, rows, columns, w));
+    if (w->bits == 0 && w->dtype != first->dtype) {
+        tensor_name(&id, name, sizeof name);
+        FAIL(ERR_UNSUPPORTED, "%s: stored as %s, another expert as %s: experts of a layer must be stored alike", name,
+             dtype_name(w->dtype), dtype_name(first->dtype));
+    }
+out:
+    return err;
+}
+
+/* Router, routed experts of this rank, its part of the shared one. */
+static int load_experts(struct weights *weights, const struct shape *shape, int64_t l, const struct load_format *format,
+                        struct layer *layer)
+{
+    int err = OK;
+    const struct model_config *config = weights->config;
+    struct tensor_id id = {.part = PART_ROUTER, .layer = l};
+    TRY(experts_create(&layer->experts, shape->experts.end - shape->experts.begin));
+    for (id.index = 0; id.index < N_ROUTERS; id.index++) {
+        int64_t d_out, d_in;
+        router_shape(config, (enum router)id.index, &d_out, &d_in);
+        if (d_out > 0)
+            TRY(load_dense((struct rows){weights, id, NULL}, (struct range){0, d_out}, (struct range){0, d_in},
+                           &layer->experts.router[id.index]));
+    }
+    id.part = PART_EXPERT;
+    for (id.index = MOD_GATE; id.index <= MOD_DOWN; id.index++) {
+        struct packed *w = layer->experts.w[id.index];
+        struct linear *shared = &layer->module[id.index];
+        for (int64_t e = 0; e < layer->experts.n; e++) {
+            id.expert = shape->experts.begin + e;
+            TRY(load_expert(weights, shape, id, format, &w[0], &w[e]));
+        }
+        id.expert = EXPERT_SHARED;
+        if (config->d_shared > 0)
+            TRY(load_expert(weights, shape, id, format, &shared->w, &shared->w));
+        shared->d_out = shared->w.d_out;
+        shared->d_in = shared->w.d_in;
+    }
 out:
     return err;
 }
@@ -130,7 +193,10 @@ int load_layer_weights(struct weights *weights, const struct shape *shape, int64
 {
     int err = OK;
     memset(layer, 0, sizeof *layer);
-    for (int i = 0; i < N_MODULES; i++)
+    const int moe = config_is_moe(weights->config, l);
+    if (moe)
+        TRY(load_experts(weights, shape, l, format, layer));
+    for (int i = 0; i < (moe ? MOD_GATE : N_MODULES); i++)
         TRY(load_module(weights, shape, l, (enum module)i, source, format, &layer->module[i]));
     for (int i = 0; i < N_GROUPS && weights->rank > 0; i++) {
         enum module first;
@@ -139,14 +205,14 @@ int load_layer_weights(struct weights *weights, const struct shape *shape, int64
         group_modules((enum group)i, &first, &count);
         module_share(weights->config, shape, first, &rows, &columns); /* B has the columns of its modules */
         layer->rank[i] = weights->rank;
-        TRY(load_dense((struct rows){weights, {PART_B, l, i}, NULL}, (struct range){0, weights->rank}, columns,
-                       &layer->b[i]));
+        TRY(load_dense((struct rows){weights, {.part = PART_B, .layer = l, .index = i}, NULL},
+                       (struct range){0, weights->rank}, columns, &layer->b[i]));
     }
     for (int i = 0; i < N_VECTORS; i++) {
         const int64_t n = vector_length(weights->config, (enum vector)i);
         if (n > 0)
-            TRY(load_vector(weights, (struct tensor_id){PART_VECTOR, l, i}, (struct range){0, n}, &layer->vector_buf[i],
-                            &layer->vector[i]));
+            TRY(load_vector(weights, (struct tensor_id){.part = PART_VECTOR, .layer = l, .index = i},
+                            (struct range){0, n}, &layer->vector_buf[i], &layer->vector[i]));
     }
 out:
     if (err)
@@ -156,7 +222,7 @@ out:
 
 int load_embedding_weights(struct decoder *dec, struct weights *weights)
 {
-    return load_dense((struct rows){weights, {PART_EMBEDDING, 0, 0}, NULL}, dec->shape.vocab,
+    return load_dense((struct rows){weights, {.part = PART_EMBEDDING}, NULL}, dec->shape.vocab,
                       (struct range){0, dec->config->d_model}, &dec->embedding);
 }
 
@@ -168,8 +234,8 @@ int load_ends_weights(struct decoder *dec, struct weights *weights)
     if (dec->config->tied_embeddings)
         dec->head = dec->embedding;
     else
-        TRY(load_dense((struct rows){weights, {PART_HEAD, 0, 0}, NULL}, dec->shape.vocab, all, &dec->head));
-    TRY(load_vector(weights, (struct tensor_id){PART_NORM, 0, 0}, all, &dec->norm_buf, &dec->norm));
+        TRY(load_dense((struct rows){weights, {.part = PART_HEAD}, NULL}, dec->shape.vocab, all, &dec->head));
+    TRY(load_vector(weights, (struct tensor_id){.part = PART_NORM}, all, &dec->norm_buf, &dec->norm));
 out:
     return err;
 }

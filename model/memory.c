@@ -48,11 +48,13 @@ size_t memory_activations(const struct model_config *config, const struct shape 
 {
     const int64_t q = (shape->heads.end - shape->heads.begin) * config->head_dim;
     const int64_t kv = (shape->kv_heads.end - shape->kv_heads.begin) * config->head_dim;
-    const int64_t ff = shape->ff.end - shape->ff.begin, vocab = shape->vocab.end - shape->vocab.begin;
+    const int64_t inner = decoder_inner(config, shape), vocab = shape->vocab.end - shape->vocab.begin;
     const int64_t n_parts = max_i64(shape->o_split.n_parts, shape->down_split.n_parts);
-    const int64_t parts = (n_parts > 1 ? n_parts + 1 : 1) * (config->d_model + max_rank);
-    const int64_t wide = config->d_model + q + 2 * kv + max_rank + 2 * ff + parts; /* f32 */
-    const int64_t read = config->d_model + q + (act == DT_F32 ? 0 : ff);           /* in act */
+    const int64_t sums = config->d_shared > 0 ? 2 : 1;
+    const int64_t parts = (n_parts > 1 ? n_parts + 1 : 1) * (sums * config->d_model + max_rank);
+    const int64_t routed = config->n_experts + config->top_k * (config->d_model + 4); /* logits, y, the way there */
+    const int64_t wide = config->d_model + q + 2 * kv + max_rank + 2 * inner + parts + routed; /* f32 */
+    const int64_t read = config->d_model + q + (act == DT_F32 ? 0 : inner);                    /* in act */
     return (size_t)(max_tokens * wide + LOGIT_ROWS * vocab) * sizeof(float) +
            (size_t)(max_tokens * read) * dtype_bytes(act);
 }
@@ -64,29 +66,62 @@ size_t memory_kv(const struct model_config *config, const struct shape *shape, e
     return (size_t)(2 * layers * tokens * width) * dtype_bytes(act);
 }
 
+/* What a rank holds of one matrix. */
+static size_t memory_share(const struct range *rows, const struct range *columns, const struct weight_format *format)
+{
+    return memory_packed(rows->end - rows->begin, columns->end - columns->begin, format->bits, format->dtype,
+                         format->group_size);
+}
+
+/* A layer's experts and router on this rank. */
+static size_t memory_experts(const struct model_config *config, const struct shape *shape,
+                             const struct weight_format *format)
+{
+    size_t bytes = 0;
+    int64_t d_out, d_in;
+    struct range rows, columns;
+    for (int m = MOD_GATE; m <= MOD_DOWN; m++) {
+        expert_share(config, shape, 0, (enum module)m, &rows, &columns);
+        bytes += (size_t)(shape->experts.end - shape->experts.begin) * memory_share(&rows, &columns, format);
+        expert_share(config, shape, EXPERT_SHARED, (enum module)m, &rows, &columns);
+        bytes += memory_share(&rows, &columns, format);
+    }
+    for (int i = 0; i < N_ROUTERS; i++) {
+        router_shape(config, (enum router)i, &d_out, &d_in);
+        bytes += memory_packed(d_out, d_in, 0, format->dtype, 0);
+    }
+    return bytes;
+}
+
 void memory_of_model(const struct model_config *config, const struct shape *shape, const struct weight_format *format,
                      enum dtype act, int64_t max_tokens, int64_t kv_layers, int64_t kv_tokens,
                      struct memory_needs *needs)
 {
-    const int64_t vocab = shape->vocab.end - shape->vocab.begin, n = config->n_layers;
+    const int64_t vocab = shape->vocab.end - shape->vocab.begin;
     size_t weights = 0, factors = 0, widest = 0;
+    int64_t n_moe = 0;
+    for (int64_t l = 0; l < config->n_layers; l++)
+        n_moe += config_is_moe(config, l);
     for (int i = 0; i < N_MODULES; i++) {
         struct range rows, columns;
         int64_t d_out, d_in;
         module_shape(config, (enum module)i, &d_out, &d_in);
         module_share(config, shape, (enum module)i, &rows, &columns);
-        weights += memory_packed(rows.end - rows.begin, columns.end - columns.begin, format->bits, format->dtype,
-                                 format->group_size);
-        factors += memory_packed(rows.end - rows.begin, format->rank, 0, DT_BF16, 0);
+        const size_t n = (size_t)(i < MOD_GATE ? config->n_layers : config->n_layers - n_moe);
+        weights += n * memory_share(&rows, &columns, format);
+        factors += n * memory_packed(rows.end - rows.begin, format->rank, 0, DT_BF16, 0);
         if (i == MOD_Q || i == MOD_O || i == MOD_GATE || i == MOD_DOWN) /* one B a group */
-            factors += memory_packed(format->rank, columns.end - columns.begin, 0, DT_BF16, 0);
+            factors += n * memory_packed(format->rank, columns.end - columns.begin, 0, DT_BF16, 0);
         widest = (size_t)d_in > widest ? (size_t)d_in : widest;
     }
-    memory_add(needs, "weights", (size_t)n * weights);
+    if (n_moe > 0)
+        weights += (size_t)n_moe * memory_experts(config, shape, format);
+    widest = (size_t)max_i64((int64_t)widest, max_i64(config->d_expert, config->d_shared));
+    memory_add(needs, "weights", weights);
     memory_add(needs, "embedding and head",
                (config->tied_embeddings ? 1 : 2) * memory_packed(vocab, config->d_model, 0, format->dtype, 0));
     if (format->rank > 0)
-        memory_add(needs, "correction", (size_t)n * factors);
+        memory_add(needs, "correction", factors);
     memory_add(needs, "KV cache", memory_kv(config, shape, act, kv_layers, kv_tokens));
     memory_add(needs, "activations", memory_activations(config, shape, act, max_tokens, format->rank));
     /* A panel on its way: as stored, in f32, as codes. */

@@ -74,7 +74,8 @@ static int open_local(struct backend *be, const char *path, const struct model_o
     int err = OK;
     TRY(options->synthetic.config ? synthetic_config(&options->synthetic, &model->config)
                                   : config_and_tokenizer(path, options, model));
-    TRY(config_refuse_moe(&model->config, options->synthetic.config ? options->synthetic.config : path));
+    if (model->is_glowq || options->synthetic.config)
+        TRY(config_refuse_moe(&model->config, options->synthetic.config ? options->synthetic.config : path));
     if (model->is_glowq) {
         TRY(store_open(path, &origin->store));
         const struct store_facts *facts = store_facts(origin->store);
@@ -90,7 +91,8 @@ static int open_local(struct backend *be, const char *path, const struct model_o
         TRY(weights_open_checkpoint(be, path, &model->config, &origin->weights));
     origin->format = (struct weight_format){
         .bits = options->format.bits, .group_size = options->format.group_size, .rank = origin->weights.rank};
-    TRY(weights_dtype(&origin->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q}, &origin->format.dtype));
+    TRY(weights_dtype(&origin->weights, &(struct tensor_id){.part = PART_WEIGHT, .index = MOD_Q},
+                      &origin->format.dtype));
 out:
     return err;
 }

@@ -26,6 +26,18 @@ void tensor_name(const struct tensor_id *id, char *out, size_t size)
     case PART_B:
         snprintf(out, size, "B of %s in layer %lld", group_name((enum group)id->index), (long long)id->layer);
         break;
+    case PART_EXPERT:
+        if (id->expert == EXPERT_SHARED)
+            snprintf(out, size, "%s of the shared expert in layer %lld", module_name((enum module)id->index),
+                     (long long)id->layer);
+        else
+            snprintf(out, size, "%s of expert %lld in layer %lld", module_name((enum module)id->index),
+                     (long long)id->expert, (long long)id->layer);
+        break;
+    case PART_ROUTER:
+        snprintf(out, size, "%s in layer %lld", id->index == ROUTER_GATE ? "router" : "gate of the shared expert",
+                 (long long)id->layer);
+        break;
     case PART_EMBEDDING:
         snprintf(out, size, TENSOR_EMBEDDING);
         break;
@@ -63,6 +75,12 @@ void weights_shape(const struct weights *w, const struct tensor_id *id, int64_t 
         group_modules((enum group)id->index, &first, &count);
         module_shape(c, first, rows, cols);
         *rows = w->rank;
+        break;
+    case PART_EXPERT:
+        expert_shape(c, id->expert, (enum module)id->index, rows, cols);
+        break;
+    case PART_ROUTER:
+        router_shape(c, (enum router)id->index, rows, cols);
         break;
     case PART_NORM:
         *rows = c->d_model;
@@ -143,23 +161,39 @@ static int has_nonfinite(const void *data, enum dtype dtype, int64_t n)
     return bad;
 }
 
-static int find(struct weights *w, const struct tensor_id *id, const struct tensor **t)
+/* The tensor that holds a matrix, and the matrix' first row in it. */
+static int find(struct weights *w, const struct tensor_id *id, const struct tensor **t, int64_t *first)
 {
+    int err = OK;
     const struct files *files = w->state;
-    char name[160];
-    int64_t rows, cols;
+    struct tensor_place at = {.n_dims = 2};
     assert(id->part != PART_A && id->part != PART_B);
-    weights_shape(w, id, &rows, &cols);
-    tensor_name(id, name, sizeof name);
-    const int is_vector = id->part == PART_BIAS || id->part == PART_VECTOR || id->part == PART_NORM;
-    return checkpoint_expect(files->ck, name, is_vector ? 1 : 2, rows, cols, t);
+    weights_shape(w, id, &at.shape[0], &at.shape[1]);
+    if (id->part == PART_EXPERT)
+        tensor_of_expert(w->config, expert_layout(files->ck, id->layer), id->layer, (enum module)id->index, id->expert,
+                         &at);
+    else if (id->part == PART_ROUTER)
+        tensor_of_router(w->config, expert_layout(files->ck, id->layer), id->layer, (enum router)id->index, at.name,
+                         sizeof at.name);
+    else
+        tensor_name(id, at.name, sizeof at.name);
+    if (id->part == PART_BIAS || id->part == PART_VECTOR || id->part == PART_NORM)
+        at.n_dims = 1;
+    *first = at.row0;
+    if (at.n_dims == 3)
+        TRY(checkpoint_expect_stack(files->ck, at.name, at.shape[0], at.shape[1], at.shape[2], t));
+    else
+        TRY(checkpoint_expect(files->ck, at.name, at.n_dims, at.shape[0], at.shape[1], t));
+out:
+    return err;
 }
 
 static int dtype_files(struct weights *w, const struct tensor_id *id, enum dtype *dtype)
 {
     int err = OK;
     const struct tensor *t = NULL;
-    TRY(find(w, id, &t));
+    int64_t first;
+    TRY(find(w, id, &t, &first));
     *dtype = t->dtype;
 out:
     return err;
@@ -171,13 +205,14 @@ static int read_files(struct weights *w, const struct tensor_id *id, int64_t row
     const struct files *files = w->state;
     const struct tensor *t = NULL;
     float *named = NULL;
-    TRY(find(w, id, &t));
-    const int64_t n = rows * (t->n_dims == 2 ? t->shape[1] : 1);
-    TRY(checkpoint_read_rows(files->ck, t, row0, rows, host));
+    int64_t first;
+    TRY(find(w, id, &t, &first));
+    const int64_t n = rows * (t->n_dims > 1 ? t->shape[t->n_dims - 1] : 1);
+    TRY(checkpoint_read_rows(files->ck, t, first + row0, rows, host));
     if (has_nonfinite(host, t->dtype, n)) { /* read it again to name the element */
         if (!(named = malloc((size_t)n * sizeof *named)))
             FAIL(ERR_NOMEM, "%lld elements", (long long)n);
-        TRY(checkpoint_read_f32(files->ck, t, row0, rows, named));
+        TRY(checkpoint_read_f32(files->ck, t, first + row0, rows, named));
     }
 out:
     free(named);

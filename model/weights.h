@@ -14,12 +14,24 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum tensor_part { PART_WEIGHT, PART_BIAS, PART_VECTOR, PART_A, PART_B, PART_EMBEDDING, PART_NORM, PART_HEAD };
+enum tensor_part {
+    PART_WEIGHT, /* gate, up and down: of a dense layer */
+    PART_BIAS,
+    PART_VECTOR,
+    PART_A,
+    PART_B,
+    PART_EXPERT, /* gate, up or down of one expert */
+    PART_ROUTER,
+    PART_EMBEDDING,
+    PART_NORM,
+    PART_HEAD
+};
 
 struct tensor_id {
     enum tensor_part part;
-    int64_t layer; /* of all but the ends */
-    int index;     /* enum module (PART_WEIGHT, PART_BIAS, PART_A), enum vector (PART_VECTOR), enum group (PART_B) */
+    int64_t layer;  /* of all but the ends */
+    int index;      /* enum vector (PART_VECTOR), enum group (PART_B), enum router (PART_ROUTER), else enum module */
+    int64_t expert; /* PART_EXPERT: its number or EXPERT_SHARED */
 };
 
 struct weights_ops;
@@ -44,7 +56,7 @@ struct weights_ops {
 int weights_open_checkpoint(struct backend *be, const char *path, const struct model_config *config, struct weights *w);
 void weights_close(struct weights *w); /* accepts a zeroed one */
 
-/* Name as in a checkpoint; rows and columns (a vector has 1 column). */
+/* For messages: the name in a checkpoint, or what it is where checkpoints differ. Rows and columns (a vector has 1 column). */
 void tensor_name(const struct tensor_id *id, char *out, size_t size);
 void weights_shape(const struct weights *w, const struct tensor_id *id, int64_t *rows, int64_t *cols);
 /* As stored: F32, BF16 or F16. */

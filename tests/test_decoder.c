@@ -30,6 +30,15 @@ static const char *const families[] = {"llama2",
                                        "llama_bias",
                                        "llama_f16",
                                        "llama_bf16_sharded",
+                                       "mixtral",
+                                       "mixtral_fused",
+                                       "qwen2moe_norm",
+                                       "qwen2moe_nonorm",
+                                       "qwen2moe_fused",
+                                       "qwen2moe_layers",
+                                       "qwen3moe",
+                                       "qwen3moe_fused",
+                                       "qwen3moe_layers",
                                        "tp_cut"};
 enum { N_FAMILIES = sizeof families / sizeof families[0], MAX_TOKENS = 96 };
 

@@ -72,7 +72,7 @@ static void test_values_are_the_numbers_of_their_stream(void **state)
     struct weights w;
     int64_t rows, cols;
     open_weights(0, 0, &config, &w);
-    const struct tensor_id id = {PART_WEIGHT, 3, MOD_O};
+    const struct tensor_id id = {PART_WEIGHT, 3, MOD_O, 0};
     float *v = whole(&w, id, &rows, &cols);
     assert_int_equal(rows, D);
     assert_int_equal(cols, HEADS * 32);
@@ -91,9 +91,10 @@ static void test_values_are_the_numbers_of_their_stream(void **state)
 static void test_slices_have_the_bits_of_the_whole(void **state)
 {
     (void)state;
-    static const struct tensor_id ids[] = {
-        {PART_WEIGHT, 0, MOD_K}, {PART_WEIGHT, 1, MOD_UP}, {PART_WEIGHT, 10, MOD_DOWN}, {PART_EMBEDDING, 0, 0},
-        {PART_HEAD, 0, 0},       {PART_A, 2, MOD_GATE},    {PART_B, 1, GROUP_DOWN}};
+    static const struct tensor_id ids[] = {{PART_WEIGHT, 0, MOD_K, 0},     {PART_WEIGHT, 1, MOD_UP, 0},
+                                           {PART_WEIGHT, 10, MOD_DOWN, 0}, {PART_EMBEDDING, 0, 0, 0},
+                                           {PART_HEAD, 0, 0, 0},           {PART_A, 2, MOD_GATE, 0},
+                                           {PART_B, 1, GROUP_DOWN, 0}};
     struct model_config config;
     struct weights w, cut;
     struct model_config cut_config;
@@ -144,11 +145,11 @@ static void test_deviations(void **state)
     static const struct {
         struct tensor_id id;
         double expected;
-    } cases[] = {{{PART_EMBEDDING, 0, 0}, 4.898979486 /* sqrt(2 x 12) */},
-                 {{PART_HEAD, 0, 0}, 1.0 / 16},
-                 {{PART_WEIGHT, 5, MOD_O}, 1.0 / 16},
-                 {{PART_WEIGHT, 5, MOD_DOWN}, 0.03608439182 /* 1 / sqrt(768) */},
-                 {{PART_A, 5, MOD_Q}, 0.0125 /* 0.05 / sqrt(16) */}};
+    } cases[] = {{{PART_EMBEDDING, 0, 0, 0}, 4.898979486 /* sqrt(2 x 12) */},
+                 {{PART_HEAD, 0, 0, 0}, 1.0 / 16},
+                 {{PART_WEIGHT, 5, MOD_O, 0}, 1.0 / 16},
+                 {{PART_WEIGHT, 5, MOD_DOWN, 0}, 0.03608439182 /* 1 / sqrt(768) */},
+                 {{PART_A, 5, MOD_Q, 0}, 0.0125 /* 0.05 / sqrt(16) */}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         float *v = whole(&w, cases[i].id, &rows, &cols);
         const double n = (double)(rows * cols), got = deviation(v, rows * cols);

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Experts: see experts.h. */
+#include "model/experts.h"
+
+#include "base/err.h"
+#include "model/decoder.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+int experts_create(struct experts *experts, int64_t n)
+{
+    int err = OK;
+    memset(experts, 0, sizeof *experts);
+    experts->n = n;
+    for (int m = MOD_GATE; m <= MOD_DOWN; m++)
+        if (!(experts->w[m] = calloc((size_t)max_i64(n, 1), sizeof *experts->w[m])))
+            FAIL(ERR_NOMEM, "%lld experts", (long long)n);
+out:
+    if (err)
+        experts_free(experts);
+    return err;
+}
+
+void experts_free(struct experts *experts)
+{
+    for (int m = 0; m < N_MODULES; m++) {
+        for (int64_t e = 0; experts->w[m] && e < experts->n; e++)
+            buf_free(&experts->w[m][e].data);
+        free(experts->w[m]);
+    }
+    for (int i = 0; i < N_ROUTERS; i++)
+        buf_free(&experts->router[i].data);
+    memset(experts, 0, sizeof *experts);
+}
+
+size_t experts_bytes(const struct experts *experts)
+{
+    size_t n = 0;
+    for (int m = 0; m < N_MODULES; m++)
+        for (int64_t e = 0; experts->w[m] && e < experts->n; e++)
+            n += experts->w[m][e].data.bytes;
+    for (int i = 0; i < N_ROUTERS; i++)
+        n += experts->router[i].data.bytes;
+    return n;
+}
+
+void expert_share(const struct model_config *config, const struct shape *shape, int64_t expert, enum module module,
+                  struct range *rows, struct range *columns)
+{
+    int64_t d_out, d_in;
+    expert_shape(config, expert, module, &d_out, &d_in);
+    *rows = (struct range){0, d_out};
+    *columns = (struct range){0, d_in};
+    if (expert == EXPERT_SHARED)
+        *(module == MOD_DOWN ? columns : rows) = shape->shared;
+}
+
+/* ---- forward ------------------------------------------------------------------------------------------------------ */
+
+/* A batch's way through the routed experts: views of the decoder's buffers. */
+struct routes {
+    struct mat weight, id; /* [T, top_k] */
+    int32_t *offset, *token, *slot;
+};
+
+static int route(struct decoder *dec, const struct experts *experts, const struct mat *x, struct routes *routes)
+{
+    int err = OK;
+    struct backend *be = dec->be;
+    const struct model_config *c = dec->config;
+    const int64_t t = x->rows, k = c->top_k;
+    struct mat logits = mat_view(dec->router, DT_F32, t, c->n_experts);
+    const struct linear_args args = {.w = &experts->router[ROUTER_GATE]};
+    *routes = (struct routes){.weight = mat_view(dec->route_weight, DT_F32, t, k),
+                              .id = mat_view(dec->route_id, DT_I32, t, k),
+                              .offset = dec->route_offset,
+                              .token = dec->route_token,
+                              .slot = dec->route_slot};
+    TRY(be->ops->linear(be, x, &args, &logits));
+    TRY(be->ops->moe_route(be, &logits, c->normalize_top_k, &routes->weight, &routes->id));
+    TRY(be->ops->moe_sort(be, &routes->id, dec->shape.experts.begin, experts->n, routes->offset, routes->token,
+                          routes->slot));
+out:
+    return err;
+}
+
+/* The routed experts of this rank: parts f32 [n_parts T, d_model]. Rows beyond those that came here hold whatever they held;
+ * nothing reads them. */
+static int apply_routed(struct decoder *dec, const struct experts *experts, const struct mat *x,
+                        const struct routes *routes, struct mat *parts)
+{
+    int err = OK;
+    struct backend *be = dec->be;
+    const struct model_config *c = dec->config;
+    const int64_t rows = x->rows * c->top_k;
+    struct mat gate = mat_view(dec->gate, DT_F32, rows, c->d_expert), up = mat_view(dec->up, DT_F32, rows, c->d_expert);
+    struct mat product = mat_view(dec->product, be->act, rows, c->d_expert);
+    struct mat y = mat_view(dec->expert_y, DT_F32, rows, c->d_model);
+    struct grouped_args args = {.n = experts->n, .offset = routes->offset, .token = routes->token};
+    const struct combine_args sum = {.first = dec->shape.experts.begin,
+                                     .n = experts->n,
+                                     .offset = routes->offset,
+                                     .slot = routes->slot,
+                                     .split = &dec->shape.expert_split};
+    args.w = experts->w[MOD_GATE];
+    TRY(be->ops->grouped_linear(be, x, &args, &gate));
+    args.w = experts->w[MOD_UP];
+    TRY(be->ops->grouped_linear(be, x, &args, &up));
+    TRY(be->ops->silu_mul(be, &gate, &up, &product));
+    args.w = experts->w[MOD_DOWN];
+    args.token = NULL; /* product is sorted already */
+    TRY(be->ops->grouped_linear(be, &product, &args, &y));
+    TRY(be->ops->moe_combine(be, &y, &routes->weight, &routes->id, &sum, parts));
+out:
+    return err;
+}
+
+/* The shared expert, this rank's part of its width: parts f32 [n_parts T, d_model + r]. */
+static int apply_shared(struct decoder *dec, const struct layer *layer, const struct mat *x, const struct mat *r,
+                        struct mat *parts)
+{
+    int err = OK;
+    struct backend *be = dec->be;
+    const int64_t width = dec->shape.shared.end - dec->shape.shared.begin;
+    struct mat gate = mat_view(dec->gate, DT_F32, x->rows, width), up = mat_view(dec->up, DT_F32, x->rows, width);
+    struct mat product = mat_view(dec->product, be->act, x->rows, width);
+    TRY(linear_apply(be, &layer->module[MOD_GATE], x, r, &gate));
+    TRY(linear_apply(be, &layer->module[MOD_UP], x, r, &up));
+    TRY(be->ops->silu_mul(be, &gate, &up, &product));
+    TRY(linear_partial(be, &layer->module[MOD_DOWN], &layer->b[GROUP_DOWN], &dec->shape.shared_split, &product, parts));
+out:
+    return err;
+}
+
+/* Routed and shared partial sums stand side by side in one buffer: adding them before the reduction would make the bits depend
+ * on where one rank's part ends. */
+int experts_apply(struct decoder *dec, const struct layer *layer, const struct mat *x, const struct mat *r,
+                  struct mat *hidden)
+{
+    int err = OK;
+    struct backend *be = dec->be;
+    const int64_t t = x->rows, d = dec->config->d_model, n_parts = dec->shape.expert_split.n_parts;
+    const int64_t shared_cols = dec->config->d_shared > 0 ? d + layer->rank[GROUP_DOWN] : 0, width = d + shared_cols;
+    struct routes routes;
+    struct mat parts = mat_view(dec->parts, DT_F32, n_parts * t, width), sum = parts;
+    if (n_parts != 1)
+        sum = mat_view(dec->parts + n_parts * t * width, DT_F32, t, width);
+    struct mat routed = mat_cols(&parts, 0, d), y = mat_cols(&sum, 0, d);
+    TRY(route(dec, &layer->experts, x, &routes));
+    TRY(apply_routed(dec, &layer->experts, x, &routes, &routed));
+    if (shared_cols > 0) {
+        struct mat shared = mat_cols(&parts, d, shared_cols);
+        TRY(apply_shared(dec, layer, x, r, &shared));
+    }
+    TRY(comm_tree_sum(dec->tp, &parts, &sum));
+    if (shared_cols > 0) {
+        struct mat shared_sum = mat_cols(&sum, d, shared_cols), shared;
+        struct mat gate = mat_view(dec->shared_gate, DT_F32, t, 1);
+        const struct linear_args args = {.w = &layer->experts.router[ROUTER_SHARED_GATE]};
+        TRY(linear_complete(be, &layer->module[MOD_DOWN], &shared_sum, &shared));
+        TRY(be->ops->linear(be, x, &args, &gate));
+        TRY(be->ops->add_gated(be, &y, &gate, &shared));
+    }
+    TRY(be->ops->add(be, hidden, &y));
+out:
+    return err;
+}
