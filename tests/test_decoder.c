@@ -39,7 +39,8 @@ static const char *const families[] = {"llama2",
                                        "qwen3moe",
                                        "qwen3moe_fused",
                                        "qwen3moe_layers",
-                                       "tp_cut"};
+                                       "tp_cut",
+                                       "moe_cut"};
 enum { N_FAMILIES = sizeof families / sizeof families[0], MAX_TOKENS = 96 };
 
 static struct comm world;
@@ -240,6 +241,93 @@ static void test_nll_and_argmax_match_logits(void **state)
     fixture_close(&f);
 }
 
+/* ---- routers that no checkpoint has ------------------------------------------------------------------------------- */
+
+static const char *const with_experts[] = {"mixtral", "qwen2moe_norm", "qwen3moe_layers", "moe_cut"};
+enum { N_WITH_EXPERTS = sizeof with_experts / sizeof with_experts[0] };
+
+/* All logits equal: by the rule for ties all tokens visit the first top_k experts, the others none, and one rank multiplies what
+ * may be all choices of a batch. */
+static void level_routers(struct fixture *f)
+{
+    for (int64_t l = 0; l < f->config.n_layers; l++) {
+        const struct buf *router = &f->dec.layers[l].experts.router[ROUTER_GATE].data;
+        if (router->bytes > 0)
+            assert_int_equal(backend.ops->zero(&backend, router->p, router->bytes), OK);
+    }
+}
+
+static void test_all_tokens_at_few_experts(void **state)
+{
+    (void)state;
+    struct comm self;
+    assert_int_equal(comm_open_self(&self, &backend), OK);
+    for (int i = 0; i < N_WITH_EXPERTS; i++) {
+        if (only && strcmp(only, with_experts[i]) != 0)
+            continue;
+        struct fixture shared, alone;
+        fixture_open(with_experts[i], &world, &shared);
+        fixture_open(with_experts[i], &self, &alone);
+        level_routers(&shared);
+        level_routers(&alone);
+        float *a = run(&shared, shared.n_seq, 0, shared.length), *b = run(&alone, alone.n_seq, 0, alone.length);
+        const int64_t n = alone.n_seq * alone.length * alone.config.vocab_size;
+        double moved = 0;
+        for (int64_t j = 0; j < n; j++) {
+            assert_true(isfinite(b[j]));
+            moved = fmax(moved, fabs((double)b[j] - alone.logits[j]));
+        }
+        assert_true(moved > 1e-2); /* routers count */
+        if (world.rank == 0)
+            assert_memory_equal(a, b, (size_t)n * sizeof *a);
+        free(a);
+        free(b);
+        fixture_close(&shared);
+        fixture_close(&alone);
+    }
+    comm_close(&self);
+}
+
+/* A router of NaN, in the first layer that has one: no crash, and no id is made of it, on any rank. */
+static void test_nan_in_a_router_is_an_error(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_WITH_EXPERTS; i++) {
+        if (only && strcmp(only, with_experts[i]) != 0)
+            continue;
+        struct fixture f;
+        struct batch batch;
+        struct kv_cache kv;
+        struct mat hidden;
+        int32_t blocks[16], best[MAX_TOKENS];
+        int64_t l = 0;
+        fixture_open(with_experts[i], &world, &f);
+        while (!config_is_moe(&f.config, l))
+            l++;
+        const struct buf *router = &f.dec.layers[l].experts.router[ROUTER_GATE].data;
+        void *nan = malloc(router->bytes);
+        memset(nan, 0xff, router->bytes); /* all bits set is a NaN in every format */
+        assert_int_equal(backend.ops->put(&backend, router->p, nan, router->bytes), OK);
+        for (int b = 0; b < 16; b++)
+            blocks[b] = b;
+        const int64_t width = (f.dec.shape.kv_heads.end - f.dec.shape.kv_heads.begin) * f.config.head_dim;
+        assert_int_equal(batch_create(&backend, MAX_TOKENS, 1, 16, &batch), OK);
+        assert_int_equal(kv_create(&backend, f.config.n_layers, 16, width, &kv), OK);
+        batch_begin(&batch);
+        assert_int_equal(batch_add(&batch, f.ids, f.length, 0, blocks, 16, 0), OK);
+        assert_int_equal(batch_end(&batch), OK);
+        assert_int_equal(decoder_forward(&f.dec, &batch, &kv, &hidden), OK);
+        err_quiet(1);
+        const int err = decoder_argmax(&f.dec, &batch, &hidden, best);
+        err_quiet(0);
+        assert_int_equal(err, ERR_NUMERIC);
+        free(nan);
+        batch_free(&batch);
+        kv_free(&kv);
+        fixture_close(&f);
+    }
+}
+
 static void test_too_many_ranks_is_a_usage_error(void **state)
 {
     (void)state;
@@ -258,6 +346,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_logits_equal_the_reference),      cmocka_unit_test(test_bits_do_not_depend_on_ranks),
         cmocka_unit_test(test_bits_do_not_depend_on_batching),  cmocka_unit_test(test_nll_and_argmax_match_logits),
+        cmocka_unit_test(test_all_tokens_at_few_experts),       cmocka_unit_test(test_nan_in_a_router_is_an_error),
         cmocka_unit_test(test_too_many_ranks_is_a_usage_error),
     };
     int failed = 1;

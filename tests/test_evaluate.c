@@ -237,15 +237,14 @@ static void test_sentences_of_published_models(void **state)
     free(all);
 }
 
-static void test_bundled_dense_model(void **state)
+static void check_bundled(const char *name)
 {
-    (void)state;
     json_t *golden = NULL;
     char text[PATH_MAX], dir[PATH_MAX];
     assert_int_equal(json_read(source_path("examples/golden.json"), 16 << 20, &golden), OK);
     assert_int_equal(file_join(text, sizeof text, source_path("examples"), string_of(golden, "text")), OK);
-    snprintf(dir, sizeof dir, "%s", source_path("examples/dense"));
-    const json_t *list = json_object_get(json_object_get(json_object_get(golden, "models"), "dense"), "eval");
+    assert_int_equal(file_join(dir, sizeof dir, source_path("examples"), name), OK);
+    const json_t *list = json_object_get(json_object_get(json_object_get(golden, "models"), name), "eval");
     assert_int_equal(json_array_size(list), 3);
     for (size_t i = 0; i < 3; i++) {
         const json_t *want = json_array_get(list, i), *means = json_object_get(want, "window_nll");
@@ -261,6 +260,13 @@ static void test_bundled_dense_model(void **state)
         evaluation_free(&e);
     }
     json_decref(golden);
+}
+
+static void test_bundled_models(void **state)
+{
+    (void)state;
+    check_bundled("dense");
+    check_bundled("moe");
 }
 
 /* ---- what can't be evaluated ---- */
@@ -372,7 +378,7 @@ static int tests(const char *which)
         cmocka_unit_test(test_sentences_of_published_models),
         cmocka_unit_test(test_protocols_on_published_models),
     };
-    const struct CMUnitTest bundled[] = {cmocka_unit_test(test_bundled_dense_model)};
+    const struct CMUnitTest bundled[] = {cmocka_unit_test(test_bundled_models)};
     if (strcmp(which, "data") == 0) {
         if (file_is_dir(source_path("../shared/data/models")))
             return cmocka_run_group_tests(published, NULL, NULL);

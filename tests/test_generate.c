@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Generation: greedy ids of transformers (golden/families/tp_cut/generate.json, examples/golden.json), every end-of-text id, text that
+ * Generation: greedy ids of transformers (golden/families, examples/golden.json), every end-of-text id, text that
  * streams without changing its mind, chunked prefill, the sampler's distribution; all of it the same on any number of ranks.
  * Arguments: device, then nothing (committed models), "examples" (bundled models). */
 #include "infer/generate.h"
@@ -11,7 +11,7 @@
 
 #include <math.h>
 
-static const char tiny[] = "tests/golden/families/tp_cut";
+static const char tiny[] = "tests/golden/families/tp_cut", tiny_experts[] = "tests/golden/families/moe_cut";
 
 /* ---- greedy ---- */
 
@@ -44,10 +44,12 @@ static void assert_same(const struct generation *a, const struct generation *b)
 }
 
 /* The reference's prompt and ids. */
-static json_t *golden_generate(const char **prompt, const json_t **new_ids)
+static json_t *golden_generate(const char *dir, const char **prompt, const json_t **new_ids)
 {
     json_t *golden = NULL;
-    assert_int_equal(json_read(source_path("tests/golden/families/tp_cut/generate.json"), 1 << 20, &golden), OK);
+    char path[PATH_MAX];
+    assert_int_equal(file_join(path, sizeof path, source_path(dir), "generate.json"), OK);
+    assert_int_equal(json_read(path, 1 << 20, &golden), OK);
     *prompt = json_string_value(json_object_get(golden, "prompt"));
     *new_ids = json_object_get(golden, "new_ids");
     assert_true(*prompt && json_array_size(*new_ids) == 48);
@@ -55,17 +57,16 @@ static json_t *golden_generate(const char **prompt, const json_t **new_ids)
 }
 
 /* Prompts longer than a batch are read in pieces: batches of 1, 5 and 17 rows (the whole prompt) give the same. */
-static void test_greedy_equals_the_reference(void **state)
+static void check_greedy(const char *dir)
 {
-    (void)state;
     static const int64_t batches[] = {1, 5, 17, 64};
     const char *prompt;
     const json_t *new_ids;
-    json_t *golden = golden_generate(&prompt, &new_ids);
+    json_t *golden = golden_generate(dir, &prompt, &new_ids);
     const struct generate_options options = {.max_tokens = 48, .top_p = 1};
-    struct generation alone = run(&self, source_path(tiny), 64, prompt, &options);
+    struct generation alone = run(&self, source_path(dir), 64, prompt, &options);
     for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
-        struct generation g = run(&world, source_path(tiny), batches[i], prompt, &options);
+        struct generation g = run(&world, source_path(dir), batches[i], prompt, &options);
         assert_ids(&g.prompt, json_object_get(golden, "prompt_ids"),
                    (int64_t)json_array_size(json_object_get(golden, "prompt_ids")));
         assert_ids(&g.out, new_ids, 48);
@@ -77,19 +78,27 @@ static void test_greedy_equals_the_reference(void **state)
     json_decref(golden);
 }
 
-static void test_bundled_dense_model(void **state)
+static void test_greedy_equals_the_reference(void **state)
 {
     (void)state;
+    check_greedy(tiny);
+    check_greedy(tiny_experts);
+}
+
+static void check_bundled(const char *name)
+{
     json_t *golden = NULL;
+    char dir[64];
+    snprintf(dir, sizeof dir, "examples/%s", name);
     assert_int_equal(json_read(source_path("examples/golden.json"), 16 << 20, &golden), OK);
-    const json_t *list = json_object_get(json_object_get(json_object_get(golden, "models"), "dense"), "generate");
+    const json_t *list = json_object_get(json_object_get(json_object_get(golden, "models"), name), "generate");
     assert_true(json_array_size(list) > 0);
     for (size_t i = 0; i < json_array_size(list); i++) {
         const json_t *want = json_array_get(list, i), *ids = json_object_get(want, "ids");
         const char *finish = json_string_value(json_object_get(want, "finish"));
         const struct generate_options options = {.max_tokens = 48, .top_p = 1};
-        struct generation g = run(&world, source_path("examples/dense"), 512,
-                                  json_string_value(json_object_get(want, "prompt")), &options);
+        struct generation g =
+            run(&world, source_path(dir), 512, json_string_value(json_object_get(want, "prompt")), &options);
         const json_t *prompt_ids = json_object_get(want, "prompt_ids");
         assert_string_equal(g.finish, finish);
         assert_ids(&g.prompt, prompt_ids, (int64_t)json_array_size(prompt_ids));
@@ -98,6 +107,13 @@ static void test_bundled_dense_model(void **state)
         generation_free(&g);
     }
     json_decref(golden);
+}
+
+static void test_bundled_models(void **state)
+{
+    (void)state;
+    check_bundled("dense");
+    check_bundled("moe");
 }
 
 /* ---- where a text ends ---- */
@@ -112,7 +128,7 @@ static void test_every_eos_id_stops(void **state)
     } cases[] = {{"[2, 165]", 9}, {"[98, 2]", 11}, {"33", 12}, {"[33, 98, 165]", 9}, {"[2, 0]", 48}, {"2", 48}};
     const char *prompt;
     const json_t *new_ids;
-    json_t *golden = golden_generate(&prompt, &new_ids);
+    json_t *golden = golden_generate(tiny, &prompt, &new_ids);
     const struct generate_options options = {.max_tokens = 48, .top_p = 1};
     copy_tiny_model();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -457,7 +473,7 @@ static int tests(const char *which)
         cmocka_unit_test(test_sampler_refuses_what_is_no_distribution),
         cmocka_unit_test(test_drawn_text_does_not_depend_on_ranks),
     };
-    const struct CMUnitTest bundled[] = {cmocka_unit_test(test_bundled_dense_model)};
+    const struct CMUnitTest bundled[] = {cmocka_unit_test(test_bundled_models)};
     if (strcmp(which, "examples") == 0) {
         if (file_exists(source_path("examples/golden.json")))
             return cmocka_run_group_tests(bundled, NULL, NULL);

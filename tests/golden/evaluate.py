@@ -43,6 +43,11 @@ RECORDED = [  # (where, model, text, max_tokens, protocol, ctx); "golden" is thi
     ("golden", "families/tp_cut", "text.txt", 500, "gptq", 33),
     ("golden", "families/tp_cut", "text.txt", 500, "llamacpp", 33),
     ("golden", "families/tp_cut", "text.txt", 500, "windows", 33),
+    ("golden", "families/moe_cut", "text.txt", None, "gptq", 64),
+    ("golden", "families/moe_cut", "text.txt", 500, "windows", 33),
+    ("data", "models/stories260K-mixtral4-f32", "text/tinystories_197k.txt", 40000, "windows", 256),
+    ("data", "models/stories260K-qwen2moe4-f32", "text/tinystories_197k.txt", 40000, "windows", 256),
+    ("data", "models/babyllama361-mixtral8-bf16", "text/tinystories_197k.txt", 8000, "windows", 256),
 ] + [("data", "models/" + m, "text/tinystories_197k.txt", 40000, p, c)
      for m, sizes in (("stories260K-f32", (256, 512)), ("babyllama361-f32", (256,)))
      for p, c in [("gptq", c) for c in sizes] + [("llamacpp", 256), ("windows", 256)]]

@@ -3,7 +3,7 @@
 
 A trap is a mistake that the family's logits must expose: "config" replaces keys ("absent" removes one), "fill" sets the
 tensors whose names match to a constant, "drop" leaves tensors out, "interleaved" pairs RoPE's channels as neighbours,
-"same_experts" uses expert 0's weights for all. "fused_of" names a family whose weights are written once more, by transformers in
+"same_experts" uses expert 0's weights for all. "commands": with a tokenizer and a greedy continuation. "fused_of" names a family whose weights are written once more, by transformers in
 the layout that it keeps in memory: all experts of a layer in two 3-d tensors.
 """
 
@@ -153,10 +153,16 @@ FAMILIES = {
     "llama_bf16_sharded": {"dtype": "bfloat16", "shards": 3, "config": llama(intermediate_size=64),
                            "traps": {**NORMS, **THETA}},
     # For tensor parallelism: o's 192 inputs in heads of 24 and down's 176 cut quantization groups of 64 at 2 and 4 ranks.
-    "tp_cut": {"dtype": "bfloat16", "n_seq": 1, "config": llama(
+    "tp_cut": {"dtype": "bfloat16", "n_seq": 1, "commands": True, "config": llama(
         hidden_size=64, intermediate_size=176, num_attention_heads=8, num_key_value_heads=4, head_dim=24, vocab_size=288,
         tie_word_embeddings=True),
         "traps": {**NORMS, **INTERLEAVED}},
+    # The same with experts: fewer than ranks, so that some rank holds none, and a shared one that 8 ranks cut unevenly.
+    "moe_cut": {"dtype": "bfloat16", "n_seq": 1, "commands": True, "config": config(
+        "qwen2_moe", "Qwen2MoeForCausalLM", norm_topk_prob=True, **{
+            **QWEN2_MOE, "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 288,
+            "num_experts": 5, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 44}),
+        "traps": {**QWEN2_MOE_TRAPS, **INTERLEAVED}},
     "mixtral": {"dtype": "bfloat16", "config": config(
         "mixtral", "MixtralForCausalLM", intermediate_size=22, num_local_experts=4, num_experts_per_tok=2,
         sliding_window=None, output_router_logits=False, router_aux_loss_coef=0.02, rope_theta=1000000.0),

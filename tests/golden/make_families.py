@@ -13,7 +13,7 @@ moves some logit by TRAP_MIN, a hundred times the tolerance of the test, so that
 Per family: config.json, model.safetensors (or shards and index), logits.safetensors with
     ids     I32 [n_seq, len]            no BOS is added, ids are fed as they are, positions 0 .. len-1
     logits  F32 [n_seq, len, vocab]
-tp_cut has a tokenizer too, so that the program's commands can be run on it, and generate.json: a greedy continuation.
+Some have a tokenizer too, so that the program's commands can be run on them, and generate.json: a greedy continuation.
 
 usage: make_families.py [NAME...]        (needs torch and transformers >= 5; run by a developer, the result is committed)
 """
@@ -176,14 +176,13 @@ def make(name, spec):
         write_checkpoint(folder, config, tensors, spec.get("shards", 1))
         model = load(folder)
         gap = router_gap(model, ids)
-        if gap is None or gap >= spec.get("router_gap", ROUTER_GAP_MIN):
+        if gap is not None and gap < spec.get("router_gap", ROUTER_GAP_MIN):
+            continue
+        if not spec.get("commands") or make_commands(folder, model):
             break
     else:
-        raise SystemExit("%s: no weights with clear routing" % name)
+        raise SystemExit("%s: no weights with clear routing and a clear continuation" % name)
     logits = logits_of(model, ids)
-    if name == "tp_cut":
-        make_tokenizer(folder)
-        make_generation(folder, model)
     noise = (logits_of(model.double(), ids) - logits).abs().max().item()
     assert noise < 2e-5, "the oracle's own rounding must stay far below the test's tolerance"
     save_file({"ids": ids, "logits": logits.contiguous()}, os.path.join(folder, "logits.safetensors"))
@@ -212,7 +211,7 @@ def make_fused(name, spec):
     print("%s: the logits of %s" % (name, spec["fused_of"]), flush=True)
 
 
-# ---- the extras of tp_cut ----
+# ---- what commands need ----
 
 def make_tokenizer(folder):
     """Byte-level BPE with a few merges, learnt from text.txt; BOS by the template, as Llama-3's."""
@@ -236,7 +235,7 @@ def make_tokenizer(folder):
 
 
 def make_generation(folder, model, n_new=48, gap_min=1e-2):
-    """Greedy text; every step's best logit leads by gap_min, so that a correct program can't differ."""
+    """Greedy text; False unless every step's best logit leads by gap_min, so that a correct program can't differ."""
     from tokenizers import Tokenizer
     tok = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
     prompt = "The keeper of the light"
@@ -246,11 +245,18 @@ def make_generation(folder, model, n_new=48, gap_min=1e-2):
         top = logits_of(model, torch.tensor([ids]))[0, -1].topk(2)
         smallest = min(smallest, (top.values[0] - top.values[1]).item())
         ids.append(top.indices[0].item())
-    assert smallest > gap_min and not {0, 2} & set(ids[start:]), "gap %.1e, ids %s" % (smallest, ids)
+    if smallest <= gap_min or {0, 2} & set(ids[start:]):
+        return False
     with open(os.path.join(folder, "generate.json"), "w", encoding="ascii") as f:
         json.dump({"prompt": prompt, "prompt_ids": ids[:start], "new_ids": ids[start:],
                    "smallest_top2_gap": round(smallest, 4)}, f, indent=1)
         f.write("\n")
+    return True
+
+
+def make_commands(folder, model):
+    make_tokenizer(folder)
+    return make_generation(folder, model)
 
 
 def main():
