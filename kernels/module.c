@@ -34,7 +34,7 @@ static const struct backend_module *open_at(const char *path, char *why, size_t 
 {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) {
-        snprintf(why, n_why, "%s", dlerror());
+        snprintf(why, n_why, "%s (CUDA's libraries have to be where the loader looks: LD_LIBRARY_PATH)", dlerror());
         return NULL;
     }
     /* POSIX: a function pointer is had through the address of one */
