@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # device.sh DEVICE: calibrate, eval and generate on a device against the CPU. By the rule: perplexity within 1e-4 of the CPU's
 # in f32, 1e-2 in bf16; the factors by the perplexity of the corrected model; several ranks share the one device.
+LIMIT_S=${LIMIT_S:-600}
 . "$(dirname "$0")/lib.sh"
 DEVICE=${1:?usage: device.sh DEVICE}
 MODEL=$GLOWQ_SOURCE_DIR/examples/dense
 TEXT=$GLOWQ_SOURCE_DIR/examples/texts/heldout.txt
 CALIBRATION=$GLOWQ_SOURCE_DIR/examples/texts/calibration.txt
-LIMIT_S=${LIMIT_S:-600}
-TOKENS=${TOKENS:-4096}
+case $DEVICE in # the simulator takes some 50 ms a token
+*sim*) TOKENS=256 SAMPLES=4 SEQ_LEN=64 NEW=6 ;;
+*) TOKENS=16384 SAMPLES=32 SEQ_LEN=256 NEW=48 ;;
+esac
 
 alone eval --device "$DEVICE" --model "$TINY" --text "$GOLDEN/text.txt" --ctx 64 --max-tokens 128 --json
 case $? in
@@ -40,7 +43,7 @@ done
 calibrate_on() { # OUT DEVICE RANKS, more
     out=$1 device=$2 n=$3; shift 3
     ranks "$n" calibrate --device "$device" --model "$MODEL" --text "$CALIBRATION" --out "$out" --bits 3 --rank 16 \
-        --samples 8 --seq-len 128 --json "$@" || fail "calibrate on $device, $n ranks: $(why)"
+        --samples $SAMPLES --seq-len $SEQ_LEN --json "$@" || fail "calibrate on $device, $n ranks: $(why)"
 }
 calibrate_on cpu.glowq cpu 2
 perplexity cpu auto 1 --model cpu.glowq
@@ -61,10 +64,10 @@ close_to "$ppl" "$corrected" 1e-2 "perplexity of a low-bit model on $DEVICE"
 # Greedy text: the same ids as on the CPU in f32, one token a step, also from a low-bit model.
 ids_of() { tr -d ' \n' <out | sed 's/.*"ids":\[\([0-9,]*\)\].*/\1/'; }
 for model in "$MODEL" cpu.glowq; do
-    expect 0 ids alone generate --model "$model" --prompt "The old harbour" --max-tokens 24 --json
+    expect 0 ids alone generate --model "$model" --prompt "The old harbour" --max-tokens $NEW --json
     want=$(ids_of)
     expect 0 ids alone generate --device "$DEVICE" --dtype f32 --model "$model" --prompt "The old harbour" \
-        --max-tokens 24 --json
+        --max-tokens $NEW --json
     same "$(ids_of)" "$want" "greedy ids of $model on $DEVICE"
 done
 

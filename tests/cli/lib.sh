@@ -11,7 +11,7 @@ DATA=$GLOWQ_SOURCE_DIR/../shared/data          # published models and texts; not
 export GLOWQ_THREADS="${GLOWQ_THREADS:-1}"     # many programs at a time on few cores
 LIMIT_S=${LIMIT_S:-120}                        # a run that takes longer hangs
 failures=0
-work=cli_$(basename "$0" .sh)
+work=cli_$(basename "$0" .sh)$(printf "_%s" "$@" | tr -c "a-z0-9\n" _) # cases of one script run side by side
 rm -rf "$work" && mkdir "$work" && cd "$work" || exit 1
 
 # The first error in a file of talk (default err), else its last line.
