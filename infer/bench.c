@@ -154,14 +154,22 @@ static struct statistic statistic_of(const double *v, int n)
     return s;
 }
 
+/* Of a layer's routed experts, the share that n tokens visit when each picks top_k of them evenly and on its own. */
+static double visited(const struct model_config *config, int64_t n)
+{
+    return 1 - pow(1 - (double)config->top_k / (double)max_i64(config->n_experts, 1), (double)n);
+}
+
 static double step_bytes(const struct runner *r)
 {
     const struct model *model = r->model;
     const struct decoder *dec = &model->dec;
     const double tokens = (double)r->n * ((double)r->options->prompt + (double)r->options->generate / 2);
     double n = (double)dec->head.data.bytes;
-    for (int64_t l = 0; l < model->config.n_layers; l++)
-        n += (double)layer_bytes(&dec->layers[l]);
+    for (int64_t l = 0; l < model->config.n_layers; l++) {
+        const double routed = (double)experts_routed_bytes(&dec->layers[l].experts);
+        n += (double)layer_bytes(&dec->layers[l]) - routed * (1 - visited(&model->config, r->n));
+    }
     return n + tokens * (double)(2 * r->kv.n_layers * r->kv.width) * (double)dtype_bytes(r->kv.dtype);
 }
 

@@ -158,6 +158,9 @@ static int tune(struct comm *comm, const struct options *o, struct model *model,
         FAIL(ERR_ARG, "--tune needs --device cuda: on the CPU there is nothing to choose");
     for (size_t m = 0; m < sizeof modules / sizeof modules[0]; m++)
         for (int i = 0; i < n_rows; i++) {
+            if (modules[m] >= MOD_GATE &&
+                model->config.n_experts > 0) /* experts are multiplied by an op of their own */
+                continue;
             TRY(tune_linear(model, modules[m], rows[i], &results[n]));
             log_info("%s, %lld rows: %.1f us, best %.1f", module_name(modules[m]), (long long)rows[i],
                      results[n].own_us, results[n].best_us);

@@ -34,12 +34,18 @@ void experts_free(struct experts *experts)
     memset(experts, 0, sizeof *experts);
 }
 
-size_t experts_bytes(const struct experts *experts)
+size_t experts_routed_bytes(const struct experts *experts)
 {
     size_t n = 0;
     for (int m = 0; m < N_MODULES; m++)
         for (int64_t e = 0; experts->w[m] && e < experts->n; e++)
             n += experts->w[m][e].data.bytes;
+    return n;
+}
+
+size_t experts_bytes(const struct experts *experts)
+{
+    size_t n = experts_routed_bytes(experts);
     for (int i = 0; i < N_ROUTERS; i++)
         n += experts->router[i].data.bytes;
     return n;

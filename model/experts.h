@@ -32,6 +32,7 @@ struct experts {
 int experts_create(struct experts *experts, int64_t n);
 void experts_free(struct experts *experts); /* accepts a zeroed one; leaves it zeroed */
 size_t experts_bytes(const struct experts *experts);
+size_t experts_routed_bytes(const struct experts *experts); /* without the router */
 
 /* Rows and columns of a matrix of an expert (EXPERT_SHARED: of the shared one) that a rank of this shape holds. */
 void expert_share(const struct model_config *config, const struct shape *shape, int64_t expert, enum module module,

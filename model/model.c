@@ -74,9 +74,8 @@ static int open_local(struct backend *be, const char *path, const struct model_o
     int err = OK;
     TRY(options->synthetic.config ? synthetic_config(&options->synthetic, &model->config)
                                   : config_and_tokenizer(path, options, model));
-    if (model->is_glowq || options->synthetic.config)
-        TRY(config_refuse_moe(&model->config, options->synthetic.config ? options->synthetic.config : path));
     if (model->is_glowq) {
+        TRY(config_refuse_moe(&model->config, path));
         TRY(store_open(path, &origin->store));
         const struct store_facts *facts = store_facts(origin->store);
         origin->format = (struct weight_format){.bits = facts->bits,

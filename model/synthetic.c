@@ -19,10 +19,10 @@ static const double norm_spread = 0.1, bias_spread = 0.1, correction_share = 0.0
 static const size_t max_config_bytes = 16 << 20;
 
 /* Numbers of one tensor's stream: 32 a layer, the ends before the first. */
-enum { SLOT_WEIGHT = 0, SLOT_BIAS = 7, SLOT_VECTOR = 14, SLOT_A = 18, SLOT_B = 25, SLOTS = 32 };
+enum { SLOT_WEIGHT = 0, SLOT_BIAS = 7, SLOT_VECTOR = 14, SLOT_A = 18, SLOT_B = 25, SLOT_ROUTER = 29, SLOTS = 32 };
 static_assert((int)N_MODULES <= (int)SLOT_BIAS && SLOT_BIAS + (int)N_MODULES <= SLOT_VECTOR &&
                   SLOT_VECTOR + (int)N_VECTORS <= SLOT_A && SLOT_A + (int)N_MODULES <= SLOT_B &&
-                  SLOT_B + (int)N_GROUPS <= SLOTS,
+                  SLOT_B + (int)N_GROUPS <= SLOT_ROUTER && SLOT_ROUTER + (int)N_ROUTERS <= SLOTS,
               "no two tensors share a stream");
 static const uint32_t sub_positions = UINT32_MAX;
 
@@ -43,7 +43,8 @@ struct generator {
     struct mat columns[N_MODULES]; /* f64 [1, d_in]: deviation of each column; B's too */
     struct mat massive_down; /* the same of down_proj, and f64 [1, d_ff] of up_proj's rows, in layers whose inner */
     struct mat massive_up;   /* channels are massive */
-    struct mat embedding, head, a; /* f64 [1, d_model], [1, d_model], [1, rank] */
+    struct mat embedding, head, a;       /* f64 [1, d_model], [1, d_model], [1, rank] */
+    struct mat expert_down, shared_down; /* f64 [1, d_expert], [1, d_shared] */
 };
 
 /* ---- configuration ------------------------------------------------------------------------------------------------ */
@@ -126,7 +127,7 @@ static int scales_put(struct weights *w, struct generator *g)
 {
     int err = OK;
     const struct model_config *c = w->config;
-    int64_t n = 2 * c->d_model + w->rank + 2 * c->d_ff, d_out, d_in;
+    int64_t n = 2 * c->d_model + w->rank + 2 * c->d_ff + c->d_expert + c->d_shared, d_out, d_in;
     double *host = NULL;
     for (int i = 0; i < N_MODULES; i++) {
         module_shape(c, (enum module)i, &d_out, &d_in);
@@ -161,6 +162,12 @@ static int scales_put(struct weights *w, struct generator *g)
     at += c->d_model;
     fill(at, w->rank, correction_share / sqrt((double)max_i64(w->rank, 1)));
     g->a = mat_view(device + (at - host), DT_F64, 1, w->rank);
+    at += w->rank;
+    fill(at, c->d_expert, 1 / sqrt((double)max_i64(c->d_expert, 1)));
+    g->expert_down = mat_view(device + (at - host), DT_F64, 1, c->d_expert);
+    at += c->d_expert;
+    fill(at, c->d_shared, 1 / sqrt((double)max_i64(c->d_shared, 1)));
+    g->shared_down = mat_view(device + (at - host), DT_F64, 1, c->d_shared);
     TRY(w->be->ops->put(w->be, device, host, (size_t)n * sizeof *host));
 out:
     free(host);
@@ -169,16 +176,35 @@ out:
 
 /* ---- values ------------------------------------------------------------------------------------------------------- */
 
+/* A module's routed experts share its stream, their matrices one after another; the shared expert has that of the bias, which no
+ * layer with experts has. */
 static uint32_t sub_of(const struct tensor_id *id)
 {
-    static const uint32_t slots[] = {[PART_WEIGHT] = SLOT_WEIGHT,
-                                     [PART_BIAS] = SLOT_BIAS,
-                                     [PART_VECTOR] = SLOT_VECTOR,
-                                     [PART_A] = SLOT_A,
-                                     [PART_B] = SLOT_B};
+    static const uint32_t slots[] = {
+        [PART_WEIGHT] = SLOT_WEIGHT, [PART_BIAS] = SLOT_BIAS,     [PART_VECTOR] = SLOT_VECTOR, [PART_A] = SLOT_A,
+        [PART_B] = SLOT_B,           [PART_EXPERT] = SLOT_WEIGHT, [PART_ROUTER] = SLOT_ROUTER};
     if (id->part >= PART_EMBEDDING)
         return (uint32_t)(id->part - PART_EMBEDDING);
-    return (uint32_t)(id->layer + 1) * SLOTS + slots[id->part] + (uint32_t)id->index;
+    const uint32_t slot = id->part == PART_EXPERT && id->expert == EXPERT_SHARED ? SLOT_BIAS : slots[id->part];
+    return (uint32_t)(id->layer + 1) * SLOTS + slot + (uint32_t)id->index;
+}
+
+/* Where a matrix' first row stands in its stream. */
+static int64_t first_row(const struct weights *w, const struct tensor_id *id)
+{
+    int64_t d_out, d_in;
+    if (id->part != PART_EXPERT || id->expert == EXPERT_SHARED)
+        return 0;
+    expert_shape(w->config, id->expert, (enum module)id->index, &d_out, &d_in);
+    return id->expert * d_out;
+}
+
+/* Routers read what gates read, so that their logits have deviation 1 and no channel decides for all tokens. */
+static const struct mat *expert_columns(const struct generator *g, const struct tensor_id *id)
+{
+    if (id->part == PART_ROUTER || id->index != MOD_DOWN)
+        return &g->columns[MOD_GATE];
+    return id->expert == EXPERT_SHARED ? &g->shared_down : &g->expert_down;
 }
 
 static int is_vector(const struct tensor_id *id)
@@ -220,13 +246,17 @@ static int panel_synthetic(struct weights *w, const struct tensor_id *id, int64_
     case PART_A:
         columns = &g->a;
         break;
+    case PART_EXPERT:
+    case PART_ROUTER:
+        columns = expert_columns(g, id);
+        break;
     case PART_EMBEDDING:
         columns = &g->embedding;
         break;
     default:
         break;
     }
-    TRY(ops->randn(w->be, g->seed, STREAM_WEIGHTS, sub_of(id), row0, &wide));
+    TRY(ops->randn(w->be, g->seed, STREAM_WEIGHTS, sub_of(id), first_row(w, id) + row0, &wide));
     TRY(ops->scale(w->be, &wide, row_scale, columns));
     TRY(ops->convert(w->be, &wide, panel));
 out:
@@ -310,12 +340,15 @@ int weights_open_synthetic(struct backend *be, const struct synthetic *s, const 
         FAIL(ERR_NOMEM, "a generator");
     w->state = g;
     w->ops = &synthetic_ops;
+    if (rank > 0)
+        TRY(config_refuse_moe(config, "a random correction (--rank)"));
     TRY(config_read_file(s->config, &whole));
     g->seed = s->seed;
     g->all_layers = whole.n_layers;
     massive_choose(g->seed, config->d_model, 0, hidden_gains, &g->hidden);
     massive_choose(g->seed, config->d_ff, MASSIVE_CHANNELS, inner_gains, &g->inner);
-    const int64_t widest = max_i64(max_i64(config->d_model, config->d_ff), config->n_heads * config->head_dim);
+    const int64_t inner = max_i64(config->d_ff, max_i64(config->d_expert, config->d_shared));
+    const int64_t widest = max_i64(max_i64(config->d_model, inner), config->n_heads * config->head_dim);
     TRY(buf_alloc(be, (size_t)(PANEL_ROWS * widest) * sizeof(float), &g->wide));
     TRY(scales_put(w, g));
 out:

@@ -8,6 +8,7 @@
  * layer, leave the norms 8 to 60 times larger than the others (half of the group's trace in an 8B model); in the second layer
  * and the last but one so many of d_ff leave up_proj 30 to 1000 times larger, which is more than f32 products of Sigma_x
  * bear (MATH: precision). The columns that read them are smaller in turn; together they make a fifth of the output's variance.
+ * Experts are independent of each other and have no massive inner channels; routers' logits have deviation 1.
  */
 #ifndef GLOWQ_MODEL_SYNTHETIC_H
 #define GLOWQ_MODEL_SYNTHETIC_H
@@ -31,7 +32,7 @@ int synthetic_config(const struct synthetic *s, struct model_config *config);
 /* The configuration file as a model of so many layers would have it. */
 int synthetic_config_write(const struct synthetic *s, const char *path);
 /* Stored as bf16. rank > 0: with factors A and B of that rank, or of the narrowest width if that is less, whose correction is
- * a twentieth of the output. Keeps be and config. */
+ * a twentieth of the output; refused for models with experts. Keeps be and config. */
 int weights_open_synthetic(struct backend *be, const struct synthetic *s, const struct model_config *config,
                            int64_t rank, struct weights *w);
 /* n token ids, uniform over the vocabulary. */

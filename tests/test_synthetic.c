@@ -24,9 +24,18 @@ enum { D = 256, FF = 768, HEADS = 8, KV_HEADS = 4, LAYERS = 12, VOCAB = 1000, TO
 
 static struct backend backend;
 static struct comm self;
-static char config_path[] = "/tmp/glowq-synthetic-XXXXXX";
+static char config_path[] = "/tmp/glowq-synthetic-XXXXXX", experts_path[] = "/tmp/glowq-synthetic-XXXXXX";
+enum { EXPERTS = 6, D_EXPERT = 80, D_SHARED = 144, MOE_LAYERS = 3 };
 
-static void write_config(void)
+static void put_config(char *path, const char *text)
+{
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, text, strlen(text)), strlen(text));
+    assert_int_equal(close(fd), 0);
+}
+
+static void write_configs(void)
 {
     static const char text[] =
         "{\"architectures\":[\"Qwen3ForCausalLM\"],\"model_type\":\"qwen3\",\"hidden_size\":256,\"intermediate_size\":"
@@ -34,10 +43,16 @@ static void write_config(void)
         "\"num_hidden_layers\":12,\"num_attention_heads\":8,\"num_key_value_heads\":4,\"head_dim\":32,\"vocab_size\":"
         "1000,"
         "\"max_position_embeddings\":512,\"rms_norm_eps\":1e-6,\"tie_word_embeddings\":false,\"hidden_act\":\"silu\"}";
-    int fd = mkstemp(config_path);
-    assert_true(fd >= 0);
-    assert_int_equal(write(fd, text, sizeof text - 1), sizeof text - 1);
-    assert_int_equal(close(fd), 0);
+    /* the first layer is dense */
+    static const char with_experts[] =
+        "{\"architectures\":[\"Qwen2MoeForCausalLM\"],\"model_type\":\"qwen2_moe\",\"hidden_size\":256,"
+        "\"intermediate_size\":320,\"num_hidden_layers\":3,\"num_attention_heads\":8,\"num_key_value_heads\":4,"
+        "\"num_experts\":6,\"num_experts_per_tok\":2,\"moe_intermediate_size\":80,"
+        "\"shared_expert_intermediate_size\":144,\"mlp_only_layers\":[0],\"decoder_sparse_step\":1,"
+        "\"norm_topk_prob\":false,\"vocab_size\":1000,\"max_position_embeddings\":512,\"rms_norm_eps\":1e-6,"
+        "\"tie_word_embeddings\":true,\"hidden_act\":\"silu\"}";
+    put_config(config_path, text);
+    put_config(experts_path, with_experts);
 }
 
 static void open_weights(int64_t layers, int64_t rank, struct model_config *config, struct weights *w)
@@ -123,6 +138,54 @@ static void test_slices_have_the_bits_of_the_whole(void **state)
     }
     weights_close(&w);
     weights_close(&cut);
+}
+
+/* Experts follow each other in one stream; the shared one has its own; slices have the bits of the whole. */
+static void test_experts_are_the_numbers_of_their_stream(void **state)
+{
+    (void)state;
+    static const struct {
+        struct tensor_id id;
+        int64_t rows, cols, first; /* row of the stream */
+        uint32_t slot;
+    } cases[] = {{{PART_EXPERT, 1, MOD_UP, 0}, D_EXPERT, D, 0, MOD_UP},
+                 {{PART_EXPERT, 1, MOD_DOWN, 4}, D, D_EXPERT, 4 * D, MOD_DOWN},
+                 {{PART_EXPERT, 2, MOD_GATE, EXPERT_SHARED}, D_SHARED, D, 0, 7 + MOD_GATE},
+                 {{PART_EXPERT, 2, MOD_DOWN, EXPERT_SHARED}, D, D_SHARED, 0, 7 + MOD_DOWN},
+                 {{PART_ROUTER, 2, ROUTER_GATE, 0}, EXPERTS, D, 0, 29},
+                 {{PART_ROUTER, 2, ROUTER_SHARED_GATE, 0}, 1, D, 0, 30}};
+    const struct synthetic s = {experts_path, 0, 7};
+    const double off = strncmp(backend.name, "cpu", 3) == 0 ? 0 : 1.0 / 128;
+    struct model_config config;
+    struct weights w;
+    assert_int_equal(synthetic_config(&s, &config), OK);
+    assert_int_equal(weights_open_synthetic(&backend, &s, &config, 0, &w), OK);
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        int64_t rows, cols;
+        float *v = whole(&w, cases[c].id, &rows, &cols);
+        const uint32_t sub = (uint32_t)(cases[c].id.layer + 1) * 32 + cases[c].slot;
+        const int is_down = cases[c].id.part == PART_EXPERT && cases[c].id.index == MOD_DOWN;
+        assert_true(rows == cases[c].rows && cols == cases[c].cols);
+        int64_t massive = 0;
+        for (int64_t i = 0; i < rows * cols; i++) {
+            const float normal = (float)philox_normal(7, STREAM_WEIGHTS, sub, (uint64_t)(cases[c].first * cols + i));
+            const double want = bf16_to_f32(f32_to_bf16((float)(normal * (1 / sqrt((double)cols)))));
+            const int differs = fabs((double)v[i] - want) > off * fabs(want);
+            assert_true(!differs || !is_down);
+            massive += differs && i < cols;
+        }
+        assert_true(is_down || massive == MASSIVE_CHANNELS); /* columns that read massive channels */
+        free(v);
+        uint16_t *all = malloc((size_t)(rows * cols) * sizeof *all), last[D_SHARED + D];
+        assert_int_equal(weights_read(&w, &cases[c].id, 0, rows, all), OK);
+        assert_int_equal(weights_read(&w, &cases[c].id, rows - 1, 1, last), OK);
+        assert_memory_equal(last, all + (rows - 1) * cols, (size_t)cols * sizeof *last);
+        free(all);
+    }
+    weights_close(&w);
+    err_quiet(1);
+    assert_int_equal(weights_open_synthetic(&backend, &s, &config, 8, &w), ERR_UNSUPPORTED);
+    err_quiet(0);
 }
 
 static double deviation(const float *v, int64_t n)
@@ -265,11 +328,15 @@ static void test_planned_memory(void **state)
 {
     (void)state;
     static const struct {
+        const char *path;
+        int64_t layers;
         int bits;
         int64_t group_size, rank;
-    } cases[] = {{0, 0, 0}, {4, 64, 0}, {4, 64, 16}, {8, 0, 0}};
+    } cases[] = {{config_path, LAYERS, 0, 0, 0},      {config_path, LAYERS, 4, 64, 0},
+                 {config_path, LAYERS, 4, 64, 16},    {config_path, LAYERS, 8, 0, 0},
+                 {experts_path, MOE_LAYERS, 0, 0, 0}, {experts_path, MOE_LAYERS, 4, 16, 0}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        const struct model_options options = {.synthetic = {config_path, 0, 7},
+        const struct model_options options = {.synthetic = {cases[i].path, 0, 7},
                                               .format = {cases[i].bits, cases[i].group_size},
                                               .rank = cases[i].rank,
                                               .max_batch_tokens = 512,
@@ -279,10 +346,11 @@ static void test_planned_memory(void **state)
         const size_t before = backend.bytes_now;
         backend.bytes_peak = before;
         assert_int_equal(model_open(&self, NULL, &options, &model), OK);
-        assert_int_equal(kv_create(&backend, LAYERS, 512 / KV_BLOCK, KV_HEADS * 32, &kv), OK);
+        assert_int_equal(kv_create(&backend, cases[i].layers, 512 / KV_BLOCK, KV_HEADS * 32, &kv), OK);
         const double ratio = (double)model.planned_bytes / (double)(backend.bytes_peak - before);
-        print_message("bits %d rank %lld: planned %.2f MB, %.3f of what was allocated\n", cases[i].bits,
-                      (long long)cases[i].rank, (double)model.planned_bytes / 1e6, ratio);
+        print_message("%lld layers, bits %d rank %lld: planned %.2f MB, %.3f of what was allocated\n",
+                      (long long)cases[i].layers, cases[i].bits, (long long)cases[i].rank,
+                      (double)model.planned_bytes / 1e6, ratio);
         assert_true(ratio > 0.85 && ratio < 1.15);
         kv_free(&kv);
         model_close(&model);
@@ -311,6 +379,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_values_are_the_numbers_of_their_stream),
         cmocka_unit_test(test_slices_have_the_bits_of_the_whole),
+        cmocka_unit_test(test_experts_are_the_numbers_of_their_stream),
         cmocka_unit_test(test_deviations),
         cmocka_unit_test(test_a_deep_model_stays_alive),
         cmocka_unit_test(test_planned_memory),
@@ -326,9 +395,10 @@ int main(int argc, char **argv)
     if (err != OK || comm_open_self(&self, &backend) != OK)
         return 1;
     log_init(0, 0);
-    write_config();
+    write_configs();
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     unlink(config_path);
+    unlink(experts_path);
     comm_close(&self);
     backend_close(&backend);
     return failed;
