@@ -46,6 +46,13 @@ int comm_agree(struct comm *comm, int err)
     return moved ? moved : (int)-worst;
 }
 
+int comm_agree_to_end(struct comm *comm, int err)
+{
+    int64_t worst = -(int64_t)err;
+    int moved = comm->ops->end(comm, &worst);
+    return moved ? moved : (int)-worst;
+}
+
 int comm_barrier(struct comm *comm)
 {
     return comm->ops->barrier(comm);

@@ -67,6 +67,10 @@ int comm_scratch(struct comm *comm, size_t bytes, void **p);
 
 /* The most negative of all ranks' codes. */
 int comm_agree(struct comm *comm, int err);
+/* The same as the last call of all, on a road of its own. A rank that failed alone (its GPU) makes this call while the others wait
+ * for it in another one: these go on waiting, where comm_agree would be taken for what they wait for and they would compute with
+ * an error code among the numbers. */
+int comm_agree_to_end(struct comm *comm, int err);
 int comm_barrier(struct comm *comm);
 int comm_bcast(struct comm *comm, void *host, size_t bytes, int root);
 /* Element-wise maximum over ranks, in place. */
@@ -101,6 +105,7 @@ struct comm_ops {
     int (*bcast)(struct comm *, void *host, size_t bytes, int root);
     int (*max_f64)(struct comm *, double *host, int64_t n);
     int (*max_i64)(struct comm *, int64_t *host, int64_t n);
+    int (*end)(struct comm *, int64_t *worst); /* maximum, met by no other call */
     int (*sum_i64)(struct comm *, int64_t *host, int64_t n);
     int (*allgather)(struct comm *, const void *mine, const size_t *bytes, void *all);
     int (*gather)(struct comm *, const void *mine, const size_t *bytes, void *all, int root);

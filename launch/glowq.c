@@ -132,7 +132,7 @@ static void on_alarm(int number)
 /* The code that all ranks hold, if they can still be met. */
 static int agree_to_end(struct comm *comm, int err)
 {
-    const unsigned patience_s = 10; /* ranks with the same error differ by one file system access, not by work */
+    const unsigned patience_s = 3; /* ranks that hold the same error differ by what they free, not by work */
     if (err == ERR_COMM)
         comm_abort(comm, err_exit_code(err));
     ending = comm;
@@ -143,7 +143,7 @@ static int agree_to_end(struct comm *comm, int err)
         sigaction(SIGALRM, &action, NULL);
         alarm(patience_s);
     }
-    int agreed = comm_agree(comm, err);
+    int agreed = comm_agree_to_end(comm, err);
     alarm(0);
     if (agreed == ERR_COMM)
         comm_abort(comm, err_exit_code(agreed));
