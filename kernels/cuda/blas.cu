@@ -12,6 +12,7 @@
 
 #include <cublas_v2.h>
 #include <cusolverDn.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 /* What NVIDIA recommends for Hopper (cuBLAS documentation, cublasSetWorkspace). */
@@ -32,16 +33,17 @@ static int blas_checked(cublasStatus_t status, const char *call, int line)
 {
     if (status == CUBLAS_STATUS_SUCCESS)
         return OK;
-    return err_set(status == CUBLAS_STATUS_ALLOC_FAILED ? ERR_NOMEM : ERR_GPU, __FILE__, line, "%s: %s", call,
-                   cublasGetStatusString(status));
+    return cuda_failed(status == CUBLAS_STATUS_ALLOC_FAILED ? ERR_NOMEM : ERR_GPU, __FILE__, line, call,
+                       cublasGetStatusString(status));
 }
 
 static int solver_checked(cusolverStatus_t status, const char *call, int line)
 {
     if (status == CUSOLVER_STATUS_SUCCESS)
         return OK;
-    return err_set(status == CUSOLVER_STATUS_ALLOC_FAILED ? ERR_NOMEM : ERR_GPU, __FILE__, line,
-                   "%s: cuSOLVER status %d", call, (int)status);
+    char why[64];
+    snprintf(why, sizeof why, "cuSOLVER status %d", (int)status);
+    return cuda_failed(status == CUSOLVER_STATUS_ALLOC_FAILED ? ERR_NOMEM : ERR_GPU, __FILE__, line, call, why);
 }
 
 #define TRY_BLAS(call) TRY(blas_checked((call), #call, __LINE__))

@@ -1,9 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Working memory and switches, the same on the card and in the simulator. */
+ * Errors, working memory and switches, the same on the card and in the simulator. */
 #include "kernels/cuda/state.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* A process computes on one device: the one that was opened last. */
+static struct {
+    int index;
+    int told; /* ERR_GPU */
+} device;
+
+void cuda_errors_begin(int index)
+{
+    device.index = index;
+    device.told = 0;
+}
+
+int cuda_failed(int code, const char *file, int line, const char *what, const char *why)
+{
+    if (code == ERR_GPU && device.told++)
+        return code;
+    return err_set((enum err)code, file, line, "GPU %d: %s: %s", device.index, what, why);
+}
 
 cudaStream_t cuda_stream(const struct backend *be)
 {
@@ -30,17 +50,27 @@ int cuda_is_enabled(const char *tier)
     return 1;
 }
 
-static double gib(size_t bytes)
+/* "21.30 GiB", "1.00 MiB", "300 bytes" */
+static const char *size_text(size_t bytes, char *text, size_t n)
 {
-    return (double)bytes / (1 << 30);
+    const size_t mib = 1 << 20, gib = 1 << 30;
+    if (bytes < mib)
+        snprintf(text, n, "%zu bytes", bytes);
+    else
+        snprintf(text, n, "%.2f %s", (double)bytes / (double)(bytes < gib ? mib : gib), bytes < gib ? "MiB" : "GiB");
+    return text;
 }
 
 int cuda_out_of_memory(struct backend *be, size_t bytes)
 {
     int err = OK;
     size_t n_free = 0, total = 0;
+    char texts[3][32];
     TRY(memory_cuda(be, &n_free, &total));
-    FAIL(ERR_NOMEM, "needs %.2f GiB, GPU %d has %.2f GiB free of %.2f", gib(bytes), be->index, gib(n_free), gib(total));
+    FAIL(ERR_NOMEM,
+         "needs %s, GPU %d has %s free of %s: try more GPUs, fewer tokens at a time, or to end what else runs on it",
+         size_text(bytes, texts[0], sizeof texts[0]), be->index, size_text(n_free, texts[1], sizeof texts[1]),
+         size_text(total, texts[2], sizeof texts[2]));
 out:
     return err;
 }

@@ -51,22 +51,28 @@ struct recorded {
 
 /* ---- errors ------------------------------------------------------------------------------------------------------ */
 
+/* "an illegal memory access was encountered (cudaErrorIllegalAddress)" */
+static int failed(cudaError_t code, const char *what, const char *file, int line)
+{
+    char why[256];
+    cudaGetLastError(); /* an error that can be left behind shall not be found by the next launch */
+    snprintf(why, sizeof why, "%s (%s)", cudaGetErrorString(code), cudaGetErrorName(code));
+    return cuda_failed(code == cudaErrorMemoryAllocation ? ERR_NOMEM : ERR_GPU, file, line, what, why);
+}
+
 int cuda_checked(int code, const char *call, const char *file, int line)
 {
-    if (code == (int)cudaSuccess)
-        return OK;
-    cudaGetLastError(); /* an error that can be left behind shall not be found by the next launch */
-    return err_set(code == (int)cudaErrorMemoryAllocation ? ERR_NOMEM : ERR_GPU, file, line, "%s: %s (%s)", call,
-                   cudaGetErrorString((cudaError_t)code), cudaGetErrorName((cudaError_t)code));
+    return code == (int)cudaSuccess ? OK : failed((cudaError_t)code, call, file, line);
 }
 
 int cuda_launched(const char *kernel, int)
 {
+    char what[160];
     const cudaError_t code = cudaGetLastError();
     if (code == cudaSuccess)
         return OK;
-    return err_set(ERR_GPU, __FILE__, __LINE__, "launch of %s: %s (%s)", kernel, cudaGetErrorString(code),
-                   cudaGetErrorName(code));
+    snprintf(what, sizeof what, "launch of %s", kernel);
+    return failed(code, what, __FILE__, __LINE__);
 }
 
 /* More than 48 KiB has to be asked for. A refusal shows at the launch. */
@@ -398,6 +404,7 @@ int open_cuda(struct backend *be)
         FAIL(ERR_NOMEM, "cannot allocate %zu bytes of memory", sizeof *state + sizeof *device);
     }
     be->state = state;
+    cuda_errors_begin(be->index);
     TRY_CUDA(cudaSetDevice(be->index));
     TRY_CUDA(cudaGetDeviceProperties(&prop, be->index));
     TRY_CUDA(cudaDeviceGetAttribute(&has_pools, cudaDevAttrMemoryPoolsSupported, be->index));

@@ -41,6 +41,11 @@ int step_begin_cuda(struct backend *be, struct step *step, int *host_replayed);
 int step_end_cuda(struct backend *be, struct step *step);
 void step_free_cuda(struct backend *be, struct step *step);
 
+/* code, after "GPU 0: <what>: <why>". Of the ERR_GPU of a device only the first is told: a kernel that faults loses the whole
+ * context, and every call after it, those that clean up too, gives the same answer. */
+int cuda_failed(int code, const char *file, int line, const char *what, const char *why);
+/* A device was opened: its errors are told from here on, with its number. */
+void cuda_errors_begin(int index);
 /* ERR_NOMEM, with what was asked for and what there is. */
 int cuda_out_of_memory(struct backend *be, size_t bytes);
 
