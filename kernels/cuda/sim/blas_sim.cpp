@@ -26,7 +26,7 @@ static float *widened(const uint16_t *from, int64_t rows, int64_t cols, int64_t 
     return to;
 }
 
-int blas_gemm(struct backend *, enum dtype dtype, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k,
+int blas_gemm(struct backend *be, enum dtype dtype, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k,
               double alpha, const void *a, int64_t lda, int64_t stride_a, const void *b, int64_t ldb, int64_t stride_b,
               double beta, void *c, int64_t ldc, int64_t stride_c, int64_t batch)
 {
@@ -39,6 +39,7 @@ int blas_gemm(struct backend *, enum dtype dtype, int trans_a, int trans_b, int6
     assert(lda >= rows_a && ldb >= rows_b && ldc >= m);
     if (m == 0 || n == 0)
         goto out;
+    TRY(sim_launching(be, "gemm"));
     for (int64_t p = 0; p < batch; p++) {
         const char *pa = (const char *)a + (size_t)(p * stride_a) * element;
         const char *pb = (const char *)b + (size_t)(p * stride_b) * element;
@@ -68,8 +69,11 @@ out:
     return err;
 }
 
-int blas_trsm(struct backend *, int trans, int64_t m, int64_t n, const double *u, int64_t ldu, double *b, int64_t ldb)
+int blas_trsm(struct backend *be, int trans, int64_t m, int64_t n, const double *u, int64_t ldu, double *b, int64_t ldb)
 {
+    const int err = sim_launching(be, "trsm");
+    if (err != OK)
+        return err;
     cblas_dtrsm(CblasColMajor, CblasLeft, CblasUpper, trans ? CblasTrans : CblasNoTrans, CblasNonUnit, as_int(m),
                 as_int(n), 1, u, as_int(ldu), b, as_int(ldb));
     return OK;
@@ -83,31 +87,46 @@ static int expect_done(const char *name, lapack_int info, int64_t m, int64_t n)
                    name, (long long)m, (long long)n, (int)info);
 }
 
-int blas_potrf(struct backend *, int64_t n, double *a, int64_t lda)
+int blas_potrf(struct backend *be, int64_t n, double *a, int64_t lda)
 {
+    const int err = sim_launching(be, "potrf");
+    if (err != OK)
+        return err;
     const lapack_int info = LAPACKE_dpotrf_work(LAPACK_COL_MAJOR, 'U', as_int(n), a, as_int(lda));
     return info > 0 ? ERR_NUMERIC : expect_done("potrf", info, n, n);
 }
 
-int blas_geqrf(struct backend *, int64_t m, int64_t n, double *a, int64_t lda, double *tau)
+int blas_geqrf(struct backend *be, int64_t m, int64_t n, double *a, int64_t lda, double *tau)
 {
+    const int err = sim_launching(be, "geqrf");
+    if (err != OK)
+        return err;
     return expect_done("geqrf", LAPACKE_dgeqrf(LAPACK_COL_MAJOR, as_int(m), as_int(n), a, as_int(lda), tau), m, n);
 }
 
-int blas_orgqr(struct backend *, int64_t m, int64_t n, double *a, int64_t lda, const double *tau)
+int blas_orgqr(struct backend *be, int64_t m, int64_t n, double *a, int64_t lda, const double *tau)
 {
+    const int err = sim_launching(be, "orgqr");
+    if (err != OK)
+        return err;
     return expect_done("orgqr", LAPACKE_dorgqr(LAPACK_COL_MAJOR, as_int(m), as_int(n), as_int(n), a, as_int(lda), tau),
                        m, n);
 }
 
-int blas_syevd(struct backend *, int64_t n, double *a, int64_t lda, double *w)
+int blas_syevd(struct backend *be, int64_t n, double *a, int64_t lda, double *w)
 {
+    const int err = sim_launching(be, "syevd");
+    if (err != OK)
+        return err;
     return expect_done("syevd", LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', as_int(n), a, as_int(lda), w), n, n);
 }
 
-int blas_gesvd(struct backend *, int64_t m, int64_t n, double *a, int64_t lda, double *s, double *u, int64_t ldu,
+int blas_gesvd(struct backend *be, int64_t m, int64_t n, double *a, int64_t lda, double *s, double *u, int64_t ldu,
                double *vt, int64_t ldvt)
 {
+    const int err = sim_launching(be, "gesvd");
+    if (err != OK)
+        return err;
     return expect_done("gesvd",
                        LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'S', as_int(m), as_int(n), a, as_int(lda), s, u, as_int(ldu),
                                       vt, as_int(ldvt)),

@@ -442,6 +442,8 @@ static void order_threads(int *order, int n, enum order how)
                 order[at++] = warps[i] * WARP + lanes[j];
 }
 
+int (*sim_launching)(const struct backend *be, const char *name);
+
 int sim_run(const struct backend *be, const char *name, dim3 grid, dim3 block, size_t shared, void (*body)(void *),
             void *closure)
 {
@@ -455,6 +457,9 @@ int sim_run(const struct backend *be, const char *name, dim3 grid, dim3 block, s
                  grid.x, grid.y, grid.z, block.x, block.y, block.z, shared);
         bug(name, text, NULL, NULL);
     }
+    const int err = sim_launching ? sim_launching(be, name) : OK;
+    if (err != OK)
+        return err;
     order_threads(order, (int)n_threads, how);
 #pragma omp parallel num_threads(be->n_threads) if (n_blocks > 1)
     {
@@ -481,5 +486,5 @@ int sim_run(const struct backend *be, const char *name, dim3 grid, dim3 block, s
         w->shared = NULL;
         free(dynamic);
     }
-    return 0;
+    return OK;
 }

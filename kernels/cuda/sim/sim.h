@@ -14,11 +14,20 @@
  * every block), and device memory when allocated. Under ASan, dynamic shared and
  * device memory end where they were said to. What waits for another block hangs: there is no such kernel here.
  * GLOWQ_SIM_ORDER=reverse or shuffle runs blocks, warps and lanes in that order, to expose missing barriers.
+ *
+ * Trouble, for tests (state_sim.cpp):
+ *   GLOWQ_SIM_FAIL=WHAT:N[:RANK]  the Nth (from 1) WHAT of rank RANK (of every rank) fails as on a card. alloc: the device is
+ *                                 full, now and later. launch, put, get, sync: the context is lost, every later call fails
+ *                                 too. Calls of cuBLAS and cuSOLVER and memsets count as launches, host_begin as a get,
+ *                                 host_end as a put.
+ *   GLOWQ_SIM_MEMORY=BYTES        what the device of each rank holds; without it, what the host has.
+ * A device that is closed while something is allocated on it ends the process (abort): whoever fails frees first.
  */
 #ifndef GLOWQ_KERNELS_CUDA_SIM_H
 #define GLOWQ_KERNELS_CUDA_SIM_H
 
 extern "C" {
+#include "base/err.h"
 #include "base/mat.h"
 #include "kernels/kernels.h"
 }
@@ -442,6 +451,9 @@ static inline uint16_t f16_round(float v)
 /* ---- launches ---- */
 typedef struct sim_stream *cudaStream_t; /* everything has finished when it returns: always NULL */
 
+/* Asked by every launch where the device sets it (tests of the simulator launch without one): OK, or ERR_GPU because this one
+ * fails or an earlier call lost the context. */
+extern int (*sim_launching)(const struct backend *be, const char *name);
 int sim_run(const struct backend *be, const char *name, dim3 grid, dim3 block, size_t shared, void (*body)(void *),
             void *closure);
 
