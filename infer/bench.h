@@ -25,8 +25,9 @@ struct bench_result {
     int64_t batch;
     struct statistic prefill, decode; /* tokens a second, all sequences together */
     struct statistic step_ms;         /* of one decode step: a token of every sequence */
-    double
-        step_bytes; /* what a step reads on this rank: weights (of experts, as evenly as tokens can choose), factors, head; K, V half-way */
+    /* What a step reads on this rank: weights, factors, head; of routed experts as many as tokens reach that choose evenly; K and V
+     * half-way. */
+    double step_bytes;
     double bandwidth; /* step_bytes a second, over the copy bandwidth */
 };
 

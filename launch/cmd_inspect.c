@@ -81,24 +81,57 @@ static json_t *tensors_json(const struct checkpoint *ck)
 
 /* ---- configuration ---------------------------------------------------------------------------------------------- */
 
+static int64_t count_moe_layers(const struct model_config *c)
+{
+    int64_t n = 0;
+    for (int64_t l = 0; l < c->n_layers; l++)
+        n += config_is_moe(c, l);
+    return n;
+}
+
+/* null: no layer has any. */
+static json_t *experts_json(const struct model_config *c)
+{
+    const int64_t layers = count_moe_layers(c);
+    if (layers == 0)
+        return json_null();
+    return json_pack("{s:I,s:I,s:I,s:I,s:I,s:b}", "layers", (json_int_t)layers, "n_experts", (json_int_t)c->n_experts,
+                     "top_k", (json_int_t)c->top_k, "d_expert", (json_int_t)c->d_expert, "d_shared",
+                     (json_int_t)c->d_shared, "normalize_top_k", c->normalize_top_k);
+}
+
 static json_t *config_json(const struct model_config *c)
 {
-    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:b}", "family", c->family, "n_layers",
+    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:b,s:o}", "family", c->family, "n_layers",
                      (json_int_t)c->n_layers, "d_model", (json_int_t)c->d_model, "d_ff", (json_int_t)c->d_ff, "n_heads",
                      (json_int_t)c->n_heads, "n_kv_heads", (json_int_t)c->n_kv_heads, "head_dim",
                      (json_int_t)c->head_dim, "vocab_size", (json_int_t)c->vocab_size, "max_position",
                      (json_int_t)c->max_position, "sliding_window", (json_int_t)c->sliding_window, "tied_embeddings",
-                     c->tied_embeddings);
+                     c->tied_embeddings, "experts", experts_json(c));
+}
+
+static void print_experts(const struct model_config *c)
+{
+    const int64_t layers = count_moe_layers(c);
+    if (layers == 0)
+        return;
+    out_print("%lld experts of width %lld in %lld of the layers, a token visits %lld", (long long)c->n_experts,
+              (long long)c->d_expert, (long long)layers, (long long)c->top_k);
+    if (c->d_shared > 0)
+        out_print(" and a shared one of width %lld", (long long)c->d_shared);
+    out_print("; weights of the chosen %s\n", c->normalize_top_k ? "sum to 1" : "as the router gives them");
 }
 
 static void print_config(const struct model_config *c)
 {
     out_print(
         "%s: %lld layers, d_model %lld, d_ff %lld, %lld heads of %lld (%lld for keys and values), vocabulary %lld, "
-        "context %lld%s\n\n",
+        "context %lld%s\n",
         c->family, (long long)c->n_layers, (long long)c->d_model, (long long)c->d_ff, (long long)c->n_heads,
         (long long)c->head_dim, (long long)c->n_kv_heads, (long long)c->vocab_size, (long long)c->max_position,
         c->tied_embeddings ? ", tied embeddings" : "");
+    print_experts(c);
+    out_print("\n");
 }
 
 /* A folder's configuration; a model of an unknown kind can still be listed, so that isn't an error here. */
