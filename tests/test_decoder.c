@@ -328,6 +328,41 @@ static void test_nan_in_a_router_is_an_error(void **state)
     }
 }
 
+static const struct weights_ops *stored;
+
+static int dtype_of_mixed(struct weights *w, const struct tensor_id *id, enum dtype *dtype)
+{
+    const int err = stored->dtype(w, id, dtype);
+    if (id->part == PART_EXPERT && id->index == MOD_UP && id->expert == 1)
+        *dtype = DT_F16;
+    return err;
+}
+
+/* One product runs over all experts of a rank, so they can't be of two formats. */
+static void test_experts_stored_unlike_are_refused(void **state)
+{
+    (void)state;
+    char dir[PATH_MAX];
+    struct model_config config;
+    struct weights weights;
+    struct shape shape;
+    struct layer layer;
+    snprintf(dir, sizeof dir, "%s/tests/golden/families/moe_cut", getenv("GLOWQ_SOURCE_DIR"));
+    assert_int_equal(config_read(dir, &config), OK);
+    assert_int_equal(shape_of(&config, 0, 0, 1, &shape), OK);
+    assert_int_equal(weights_open_checkpoint(&backend, dir, &config, &weights), OK);
+    stored = weights.ops;
+    struct weights_ops mixed = *stored;
+    mixed.dtype = dtype_of_mixed;
+    weights.ops = &mixed;
+    err_quiet(1);
+    assert_int_equal(load_layer_weights(&weights, &shape, 0, NULL, NULL, &layer), ERR_UNSUPPORTED);
+    assert_non_null(strstr(err_last(), "up_proj of expert 1 in layer 0"));
+    err_quiet(0);
+    assert_null(layer.experts.w[MOD_GATE]); /* nothing is left behind */
+    weights_close(&weights);
+}
+
 static void test_too_many_ranks_is_a_usage_error(void **state)
 {
     (void)state;
@@ -344,9 +379,13 @@ static void test_too_many_ranks_is_a_usage_error(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_logits_equal_the_reference),      cmocka_unit_test(test_bits_do_not_depend_on_ranks),
-        cmocka_unit_test(test_bits_do_not_depend_on_batching),  cmocka_unit_test(test_nll_and_argmax_match_logits),
-        cmocka_unit_test(test_all_tokens_at_few_experts),       cmocka_unit_test(test_nan_in_a_router_is_an_error),
+        cmocka_unit_test(test_logits_equal_the_reference),
+        cmocka_unit_test(test_bits_do_not_depend_on_ranks),
+        cmocka_unit_test(test_bits_do_not_depend_on_batching),
+        cmocka_unit_test(test_nll_and_argmax_match_logits),
+        cmocka_unit_test(test_all_tokens_at_few_experts),
+        cmocka_unit_test(test_nan_in_a_router_is_an_error),
+        cmocka_unit_test(test_experts_stored_unlike_are_refused),
         cmocka_unit_test(test_too_many_ranks_is_a_usage_error),
     };
     int failed = 1;
