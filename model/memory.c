@@ -135,23 +135,25 @@ struct claim {
     size_t needs, free;
 };
 
-static double gib(size_t bytes)
+/* GiB, or MiB for what would be hardly any of them. */
+static double in_unit(size_t bytes, int small)
 {
-    return (double)bytes / 1073741824.0;
+    return (double)bytes / (small ? 1048576.0 : 1073741824.0);
 }
 
+/* A simulated one too: it has the host's memory unless GLOWQ_SIM_MEMORY says less. */
 static int is_gpu(const struct backend *be)
 {
-    return strcmp(be->name, "cuda") == 0;
+    return strncmp(be->name, "cuda", 4) == 0;
 }
 
-/* "21.3 GiB (weights 14.9, KV cache 4.0)" */
-static void describe(const struct memory_needs *needs, char *out, size_t size)
+/* "21.30 GiB (weights 14.90, KV cache 4.00)" */
+static void describe(const struct memory_needs *needs, int small, char *out, size_t size)
 {
-    size_t n = (size_t)snprintf(out, size, "%.2f GiB (", gib(memory_total(needs)));
+    size_t n = (size_t)snprintf(out, size, "%.2f %s (", in_unit(memory_total(needs), small), small ? "MiB" : "GiB");
     for (int i = 0; i < needs->n && n < size; i++)
         n += (size_t)snprintf(out + n, size - n, "%s%s %.2f", i ? ", " : "", needs->item[i].name,
-                              gib(needs->item[i].bytes));
+                              in_unit(needs->item[i].bytes, small));
     if (n < size)
         snprintf(out + n, size - n, ")");
 }
@@ -182,18 +184,20 @@ int memory_check(struct comm *comm, const struct memory_needs *needs, const char
         least = all[p].free < least ? all[p].free : least;
     }
     if (together > least) {
-        describe(needs, what, sizeof what);
+        const int small = together < (size_t)1 << 30;
+        const char *unit = small ? "MiB" : "GiB";
+        describe(needs, small, what, sizeof what);
         if (is_gpu(be))
             snprintf(where, sizeof where, "GPU %d", be->index);
         else
             snprintf(where, sizeof where, "this machine");
         if (sharers > 1)
             local = err_set(ERR_FIT, __FILE__, __LINE__,
-                            "needs %s on each of %d ranks, together %.2f GiB; %s has %.2f GiB free: try %s", what,
-                            sharers, gib(together), where, gib(least), advice);
+                            "needs %s on each of %d ranks, together %.2f %s; %s has %.2f %s free: try %s", what,
+                            sharers, in_unit(together, small), unit, where, in_unit(least, small), unit, advice);
         else
-            local = err_set(ERR_FIT, __FILE__, __LINE__, "needs %s, %s has %.2f GiB free: try %s", what, where,
-                            gib(least), advice);
+            local = err_set(ERR_FIT, __FILE__, __LINE__, "needs %s, %s has %.2f %s free: try %s", what, where,
+                            in_unit(least, small), unit, advice);
     }
     TRY(comm_agree(comm, local));
 out:

@@ -97,6 +97,21 @@ for n in 1 2 3; do
     run "$LIMIT_S" "$n" calibrate "whole$n.glowq" || { fail "calibrate on $n ranks: $(why)"; finish; }
 done
 
+# More than the device has: refused with the figures before anything is loaded, on one rank and on ranks that share it.
+for n in 1 2; do
+    launch=""
+    [ "$n" = 1 ] || launch="$GLOWQ_MPIEXEC -n $n"
+    for command in eval calibrate generate; do
+        # shellcheck disable=SC2046
+        GLOWQ_SIM_MEMORY=8000000 timeout -k 5 "$ENDS_S" $launch "$GLOWQ" "$command" --device cuda:sim \
+            --model "$GLOWQ_SOURCE_DIR/examples/dense" $(arguments "$command" small.glowq) </dev/null >out 2>err
+        same "$?" 4 "exit of $command on $n ranks with 8 MB each"
+        grep -q "needs .* MiB (.*activations .*GPU 0 has .* free: try " err || fail "$command, $n ranks, 8 MB: $(why)"
+        [ ! -s out ] || fail "$command, $n ranks, 8 MB: data on stdout: $(cat out)"
+        [ ! -e small.glowq ] || fail "$command, $n ranks, 8 MB: small.glowq was made"
+    done
+done
+
 if [ "${1:-}" = sweep ]; then
     for command in ${COMMANDS:-eval generate calibrate bench}; do
         for n in ${RANKS:-1 2 3}; do
