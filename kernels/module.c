@@ -17,16 +17,16 @@ static int folder(int i, char *dir, size_t n)
     static const char *const beside[] = {"", "/../lib/glowq", "/.."}; /* the last: test programs, a folder below */
     const char *named = getenv("GLOWQ_MODULE_DIR");
     char self[PATH_MAX];
-    if (i == 0) {
-        snprintf(dir, n, "%s", named ? named : "");
-        return 1;
+    if (named) {
+        snprintf(dir, n, "%s", named);
+        return i == 0;
     }
     ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (i > (int)(sizeof beside / sizeof beside[0]) || length <= 0)
+    if (i >= (int)(sizeof beside / sizeof beside[0]) || length <= 0)
         return 0;
     self[length] = 0;
     *strrchr(self, '/') = 0;
-    snprintf(dir, n, "%s%s", self, beside[i - 1]);
+    snprintf(dir, n, "%s%s", self, beside[i]);
     return 1;
 }
 
@@ -67,7 +67,7 @@ const struct backend_module *module_load(const char *name, char *why, size_t n_w
     snprintf(why, n_why, "this build has no %s (made where CMake finds nvcc 12 or newer)", modules[m].file);
     for (int i = 0; !modules[m].loaded && folder(i, dir, sizeof dir); i++) {
         snprintf(path, sizeof path, "%s/%s", dir, modules[m].file);
-        if (dir[0] && access(path, R_OK) == 0) {
+        if (access(path, R_OK) == 0) {
             modules[m].loaded = open_at(path, why, n_why);
             break;
         }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Modules: backends that this program loads when they are asked for, so that the same installation starts where their
  * libraries are missing. "cuda" is libglowq_cuda.so, "cuda:sim" (its kernels, compiled for the host) libglowq_cuda_sim.so; they
- * stand beside the program, in ../lib/glowq from it, or in GLOWQ_MODULE_DIR.
+ * stand beside the program or in ../lib/glowq from it; where GLOWQ_MODULE_DIR is set, there alone.
  * A module exports one function, glowq_module, and uses base/ from the program that loads it (linked with -rdynamic).
  */
 #ifndef GLOWQ_KERNELS_MODULE_H
