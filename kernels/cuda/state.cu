@@ -55,8 +55,14 @@ struct recorded {
 static int failed(cudaError_t code, const char *what, const char *file, int line)
 {
     char why[256];
+    size_t n_free = 0, total = 0;
     cudaGetLastError(); /* an error that can be left behind shall not be found by the next launch */
-    snprintf(why, sizeof why, "%s (%s)", cudaGetErrorString(code), cudaGetErrorName(code));
+    if (code == cudaErrorMemoryAllocation && cudaMemGetInfo(&n_free, &total) == cudaSuccess)
+        snprintf(why, sizeof why,
+                 "%s, %.2f GiB are free of %.2f: try fewer tokens at a time, or to end what else runs on it",
+                 cudaGetErrorString(code), (double)n_free / (1 << 30), (double)total / (1 << 30));
+    else
+        snprintf(why, sizeof why, "%s (%s)", cudaGetErrorString(code), cudaGetErrorName(code));
     return cuda_failed(code == cudaErrorMemoryAllocation ? ERR_NOMEM : ERR_GPU, file, line, what, why);
 }
 
@@ -241,6 +247,20 @@ void *stream_cuda(struct backend *be)
     return state_of(be)->stream;
 }
 
+/* Memory of the host that the GPU copies from and to. Its own errors: a full host isn't a full GPU. */
+static int pin(size_t bytes, void **host)
+{
+    int err = OK;
+    const cudaError_t code = cudaMallocHost(host, bytes);
+    if (code == cudaErrorMemoryAllocation) {
+        cudaGetLastError();
+        FAIL(ERR_NOMEM, "cannot pin %zu bytes of the host's memory: see what else runs here, and ulimit -l", bytes);
+    }
+    TRY(cuda_checked((int)code, "cudaMallocHost", __FILE__, __LINE__));
+out:
+    return err;
+}
+
 /* A pinned block of at least `bytes` that nobody uses: the smallest that is kept, or a new one. */
 static int staging_take(struct backend *be, size_t bytes, struct staging **taken)
 {
@@ -258,7 +278,7 @@ static int staging_take(struct backend *be, size_t bytes, struct staging **taken
             FAIL(ERR_NOMEM, "cannot allocate %zu bytes of memory", sizeof *fresh);
         fresh->bytes = bytes / unit * unit + unit;
         TRY_CUDA(cudaEventCreateWithFlags(&fresh->done, cudaEventDisableTiming));
-        TRY_CUDA(cudaMallocHost(&fresh->host, fresh->bytes));
+        TRY(pin(fresh->bytes, &fresh->host));
         fresh->next = device->stagings;
         device->stagings = best = fresh;
         fresh = NULL;
@@ -384,7 +404,7 @@ static int open_pieces(struct piece *pieces, int n)
 {
     int err = OK;
     for (int i = 0; i < n; i++) {
-        TRY_CUDA(cudaMallocHost((void **)&pieces[i].host, PIECE_BYTES));
+        TRY(pin(PIECE_BYTES, (void **)&pieces[i].host));
         TRY_CUDA(cudaEventCreateWithFlags(&pieces[i].done, cudaEventDisableTiming));
     }
 out:
