@@ -146,6 +146,7 @@ else
 2 generate put:30:0
 2 calibrate alloc:300
 2 calibrate launch:1000:1
+3 calibrate launch:400:1
 3 calibrate get:100:2
 3 bench alloc:60:1
 END
