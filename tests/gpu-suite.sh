@@ -14,6 +14,7 @@ shift
 STAGES=${*:-tests sanitize bench calibrate}
 DEVICE="${DEVICE:-cuda}"                       # cuda, or cuda:sim
 BUDGET="${BUDGET:-520}"                        # seconds a stage may go on starting runs
+ONLY="${ONLY:-.}"                              # of the tests: those whose name matches, e.g. what an earlier call didn't reach
 SOURCE="${GLOWQ_SOURCE_DIR:-$(cd "$(dirname "$0")/.." && pwd)}"
 GLOWQ="${GLOWQ_BINARY:-$SOURCE/build/glowq}"
 BIN=$(dirname "$GLOWQ")                        # a bundle's programs stand together, a build's tests one folder below
@@ -56,8 +57,9 @@ run_one() {
     echo "$stage $name: $result, $seconds s $why"
 }
 
-tests_of() { # the list's fields NAME PROGRAM NP LIMIT ENV ARGS, empty ones kept
-    sed "s/$tab$tab/$tab-$tab/g; s/$tab$tab/$tab-$tab/g" "$LIST"
+tests_of() { # the list's fields NAME PROGRAM NP LIMIT ENV ARGS, empty ones kept; single ops before whole programs
+    { grep -v '^cli_' "$LIST"; grep '^cli_' "$LIST"; } | grep -E "^[^$tab]*($ONLY)[^$tab]*$tab" |
+        sed "s/$tab$tab/$tab-$tab/g; s/$tab$tab/$tab-$tab/g"
 }
 program_of() {
     case $1 in
