@@ -23,6 +23,7 @@ if [ -d "$BIN/tests" ]; then LIST=$BIN/tests/gpu.list BIN=$BIN/tests; fi
 MPIEXEC="${GLOWQ_MPIEXEC:-mpirun}"
 SHAPES=$SOURCE/examples/shapes
 export GLOWQ_SOURCE_DIR="$SOURCE" GLOWQ_BINARY="$GLOWQ" GLOWQ_MPIEXEC="$MPIEXEC" OPENBLAS_NUM_THREADS=1
+[ ! -r "$SOURCE/launch/mpi_env.sh" ] || . "$SOURCE/launch/mpi_env.sh" # a bundle has done so
 [ -r "$LIST" ] || { echo "gpu-suite.sh: $LIST isn't there" >&2; exit 1; }
 
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
