@@ -30,7 +30,7 @@ run() { # LIMIT RANKS COMMAND OUT
 }
 # The program of this folder's runs: its session's temporary folder is nobody else's.
 processes() { pgrep -f "^$GLOWQ (calibrate|eval|generate|bench) --device cuda:sim" | while read -r pid; do
-    tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "TMPDIR=$TMPDIR" && echo "$pid"
+    { tr '\0' '\n' <"/proc/$pid/environ"; } 2>/dev/null | grep -qxF "TMPDIR=$TMPDIR" && echo "$pid"
 done; }
 
 # fault RANKS COMMAND WHAT:N[:RANK]: false if the run did not reach it
@@ -61,9 +61,8 @@ fault() {
     { [ "$told" -ge 1 ] && [ "$told" -le "$most" ]; } || fail "$case: $told errors are told: $(cat err)"
     grep -a "glowq: error" err | grep -q "GPU 0" || fail "$case: no GPU is named ($(why))"
     if [ "$n" -gt 1 ]; then
-        rank=$(echo "$spec:0" | cut -d: -f3) # any rank names itself where all fail
         case $spec in
-        *:*:*) grep -a "glowq: error" err | grep -q "rank $rank" || fail "$case: rank $rank isn't named ($(why))" ;;
+        *:*:*) grep -a "glowq: error" err | grep -q "rank ${spec##*:}" || fail "$case: rank ${spec##*:} isn't named ($(why))" ;;
         *) grep -a "glowq: error" err | grep -q "rank [0-9]" || fail "$case: no rank is named ($(why))" ;;
         esac
     fi
