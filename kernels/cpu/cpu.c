@@ -138,7 +138,8 @@ static int memory_cpu(struct backend *be, size_t *host_free, size_t *host_total)
     int err = OK;
     unsigned long long total = 0, available = 0;
     char line[256];
-    FILE *f = fopen("/proc/meminfo", "r"); /* not file_read: the kernel makes this text while it is read, its size is 0 */
+    FILE *f =
+        fopen("/proc/meminfo", "r"); /* not file_read: the kernel makes this text while it is read, its size is 0 */
     (void)be;
     while (f && fgets(line, sizeof line, f) && !(total && available)) {
         sscanf(line, "MemTotal: %llu kB", &total);

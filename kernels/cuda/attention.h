@@ -39,20 +39,6 @@ int attention_is_aligned(const struct mat *cache, int64_t head_dim);
 
 /* ---- device ---- */
 
-__device__ static inline float warp_sum(float v)
-{
-    for (int by = WARP / 2; by > 0; by /= 2)
-        v += __shfl_xor_sync(0xffffffffu, v, by);
-    return v;
-}
-
-__device__ static inline float warp_max(float v)
-{
-    for (int by = WARP / 2; by > 0; by /= 2)
-        v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, by));
-    return v;
-}
-
 /* A query row: its sequence and position. */
 struct attention_row {
     int seq, at;

@@ -19,7 +19,9 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#define SHARED(type, name) extern __shared__ __align__(16) unsigned char name##_bytes[]; type *name = (type *)name##_bytes
+#define SHARED(type, name)                                                                                             \
+    extern __shared__ __align__(16) unsigned char name##_bytes[];                                                      \
+    type *name = (type *)name##_bytes
 
 __device__ inline float bf16_value(uint16_t v)
 {
@@ -45,7 +47,7 @@ __device__ inline uint16_t f16_round(float v)
  * kernel's name. kernel in parentheses where its template arguments hold a comma. */
 #define LAUNCH(be, grid, block, shared, kernel, ...)                                                                   \
     cuda_launched(#kernel, (((shared) > 48 << 10 ? cuda_allow_shared((const void *)(kernel), (shared)) : (void)0),     \
-                            (kernel)<<<(grid), (block), (shared), cuda_stream(be)>>>(__VA_ARGS__), 0))
+                            (kernel) < < < (grid), (block), (shared), cuda_stream(be) >>> (__VA_ARGS__), 0))
 
 #else
 #include "kernels/cuda/sim/sim.h"
@@ -70,6 +72,22 @@ __device__ inline void store(float *p, float v)
 __device__ inline void store(uint16_t *p, float v) /* bf16 */
 {
     *p = bf16_round(v);
+}
+
+/* Over a whole warp. The butterfly gives every lane the same bits: a + b = b + a. */
+template <class T> __device__ inline T warp_sum(T v)
+{
+    for (int by = 16; by > 0; by /= 2)
+        v += __shfl_xor_sync(0xffffffffu, v, by);
+    return v;
+}
+
+/* Passes NaNs over. */
+__device__ inline float warp_max(float v)
+{
+    for (int by = 16; by > 0; by /= 2)
+        v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, by));
+    return v;
 }
 
 #endif

@@ -39,12 +39,10 @@ __global__ void __launch_bounds__(WARP *ROUTE_ROWS)
     struct best last = {INFINITY, -1};
     for (int e = lane; e < n; e += WARP)
         top = fmaxf(top, l[e]);
-    for (int by = WARP / 2; by > 0; by /= 2)
-        top = fmaxf(top, __shfl_xor_sync(ALL, top, by));
+    top = warp_max(top);
     for (int e = lane; e < n; e += WARP)
         sum += expf(l[e] - top);
-    for (int by = WARP / 2; by > 0; by /= 2)
-        sum += __shfl_xor_sync(ALL, sum, by);
+    sum = warp_sum(sum);
     if (isnan(sum)) { /* a NaN or +inf among them, or nothing but -inf: the softmax isn't defined, and that must show */
         for (int i = lane; i < k; i += WARP) {
             ids[i] = i;

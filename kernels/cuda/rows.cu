@@ -92,21 +92,6 @@ template <class T> __device__ static inline void store_quad(T *p, int64_t left, 
             store(p + e, v[e]);
 }
 
-/* The butterfly gives every lane the same bits: a + b = b + a. */
-template <class T> __device__ static inline T warp_sum(T v)
-{
-    for (int by = WARP / 2; by > 0; by /= 2)
-        v += __shfl_xor_sync(0xffffffffu, v, by);
-    return v;
-}
-
-__device__ static inline float warp_max(float v)
-{
-    for (int by = WARP / 2; by > 0; by /= 2)
-        v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, by));
-    return v;
-}
-
 /* ---- embed ------------------------------------------------------------------------------------------------------------- */
 
 /* A quad never leaves a row of the table: rows are padded to multiples of 16 bytes. */
