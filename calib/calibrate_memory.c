@@ -151,7 +151,7 @@ int calibrate_memory(const struct calibrate_options *options, const struct model
     TRY(shape_of(config, 0, 0, 1, &whole));
     memory_add(&common, "hidden states", (size_t)(rows * corpus->seq_len * config->d_model) * sizeof(float));
     memory_add(&common, "activations",
-               memory_activations(config, &whole, act, tokens, 0) + memory_kv(config, &whole, act, 1, slots));
+               decoder_activation_bytes(config, &whole, act, tokens, 0) + memory_kv(config, &whole, act, 1, slots));
     *needs = common;
     forward_needs(config, slices, stored, needs);
     for (int g = 0; g < N_GROUPS; g++) {

@@ -83,6 +83,19 @@ int comm_allgather(struct comm *comm, const void *mine, const size_t *bytes, voi
     return comm->ops->allgather(comm, mine, bytes, all);
 }
 
+int comm_allgather_each(struct comm *comm, const void *mine, size_t bytes, void *all)
+{
+    int err = OK;
+    void *scratch = NULL;
+    TRY(comm_scratch(comm, (size_t)comm->size * sizeof bytes, &scratch));
+    size_t *each = scratch;
+    for (int p = 0; p < comm->size; p++)
+        each[p] = bytes;
+    TRY(comm->ops->allgather(comm, mine, each, all));
+out:
+    return err;
+}
+
 int comm_gather(struct comm *comm, const void *mine, const size_t *bytes, void *all, int root)
 {
     return comm->ops->gather(comm, mine, bytes, all, root);

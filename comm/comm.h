@@ -81,7 +81,9 @@ int comm_sum_i64(struct comm *comm, int64_t *host, int64_t n);
 int comm_sum_exact(struct comm *comm, struct mat *acc);
 /* Rank p contributes bytes[p] bytes; all[] holds every rank's, in rank order. bytes is known to every rank. */
 int comm_allgather(struct comm *comm, const void *mine, const size_t *bytes, void *all);
-/* The same to root only; all may be NULL elsewhere. */
+/* The same number of bytes from every rank. */
+int comm_allgather_each(struct comm *comm, const void *mine, size_t bytes, void *all);
+/* comm_allgather to root only; all may be NULL elsewhere. */
 int comm_gather(struct comm *comm, const void *mine, const size_t *bytes, void *all, int root);
 /* Inverse of comm_gather: root hands rank p its bytes[p]. */
 int comm_scatter(struct comm *comm, const void *all, const size_t *bytes, void *mine, int root);

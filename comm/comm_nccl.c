@@ -298,13 +298,10 @@ int comm_use_nccl(struct comm *comm, char *how, size_t n_how)
     char why[256], version[16];
     struct nccl_state *s = calloc(1, sizeof *s);
     struct place own, *places = calloc((size_t)comm->size, sizeof *places);
-    size_t *bytes = calloc((size_t)comm->size, sizeof *bytes);
     assert(comm->be && !comm->nccl && !comm->be->guest);
-    TRY(comm_agree(comm, s && places && bytes ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "state of NCCL")));
+    TRY(comm_agree(comm, s && places ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "state of NCCL")));
     look(comm, &own);
-    for (int p = 0; p < comm->size; p++)
-        bytes[p] = sizeof own;
-    TRY(comm_allgather(comm, &own, bytes, places));
+    TRY(comm_allgather_each(comm, &own, sizeof own, places));
     if (!may_use(places, comm->size, how, n_how))
         goto out;
     *s = (struct nccl_state){.guest = {.poll = poll_nccl, .leave = leave_guest},
@@ -331,7 +328,6 @@ out:
         s->lib->comm_abort(s->handle);
     free(s);
     free(places);
-    free(bytes);
     return err;
 }
 

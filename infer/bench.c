@@ -63,17 +63,6 @@ static void runner_free(struct runner *r)
     free(r->blocks);
 }
 
-static int queue_batch(struct runner *r)
-{
-    int err = OK;
-    struct decoder *dec = &r->model->dec;
-    TRY(decoder_forward(dec, &r->batch, &r->kv, &r->hidden));
-    if (r->batch.n_out > 0)
-        TRY(decoder_argmax_queue(dec, &r->batch, &r->hidden, 0, r->batch.n_out));
-out:
-    return err;
-}
-
 /* All prompts, one after another, in batches of as many rows as the decoder takes; the first new id of each. */
 static int prefill(struct runner *r)
 {
@@ -93,7 +82,7 @@ static int prefill(struct runner *r)
             }
         }
         TRY(batch_end(&r->batch));
-        TRY(queue_batch(r));
+        TRY(decoder_queue(&r->model->dec, &r->batch, &r->kv, 1, NULL, &r->hidden));
         if (r->batch.n_out > 0)
             TRY(decoder_argmax_get(&r->model->dec, r->batch.n_out, r->next + done));
         done += r->batch.n_out;
@@ -106,23 +95,12 @@ out:
 /* One more id of every sequence, whose ids up to pos are in the cache but for the last. */
 static int decode_step(struct runner *r, int64_t pos)
 {
-    int err = OK, replayed = 0;
-    struct backend *be = r->model->dec.be;
+    int err = OK;
     batch_begin(&r->batch);
     for (int64_t i = 0; i < r->n; i++)
         TRY(batch_add(&r->batch, &r->next[i], 1, pos, r->blocks + i * r->blocks_each, r->blocks_each, 0));
     TRY(batch_end(&r->batch));
-    if (!comm_is_queued(r->model->dec.tp)) {
-        TRY(queue_batch(r));
-    } else {
-        TRY(be->ops->step_begin(be, &r->step, &replayed));
-        if (!replayed) {
-            err = queue_batch(r);
-            const int ended =
-                be->ops->step_end(be, &r->step); /* in any case: an open step would swallow what follows */
-            TRY(err ? err : ended);
-        }
-    }
+    TRY(decoder_queue(&r->model->dec, &r->batch, &r->kv, 1, &r->step, &r->hidden));
     TRY(decoder_argmax_get(&r->model->dec, r->n, r->next));
 out:
     return err;

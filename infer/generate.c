@@ -54,33 +54,6 @@ static void state_free(struct state *s)
     free(s->logits);
 }
 
-/* All of a batch that needs no host: through the layers, and a greedy choice among the logits. */
-static int queue_batch(struct state *s)
-{
-    int err = OK;
-    struct decoder *dec = &s->model->dec;
-    TRY(decoder_forward(dec, &s->batch, &s->kv, &s->hidden));
-    if (s->options->temperature <= 0 && s->batch.n_out > 0)
-        TRY(decoder_argmax_queue(dec, &s->batch, &s->hidden, 0, s->batch.n_out));
-out:
-    return err;
-}
-
-/* The same for the batch of one token. */
-static int queue_step(struct state *s)
-{
-    int err = OK, replayed = 0;
-    struct backend *be = s->model->dec.be;
-    TRY(be->ops->step_begin(be, &s->step, &replayed));
-    if (!replayed) {
-        err = queue_batch(s);
-        const int ended = be->ops->step_end(be, &s->step); /* in any case: an open step would swallow what follows */
-        err = err ? err : ended;
-    }
-out:
-    return err;
-}
-
 /* The id after ids[0..position), all of which are in the cache, from the one output row of the last batch. */
 static int choose(struct state *s, int64_t position, int32_t *id)
 {
@@ -107,13 +80,13 @@ out:
 static int advance(struct state *s, const int32_t *ids, int64_t begin, int64_t end, int32_t *next)
 {
     int err = OK;
-    const int is_step = end - begin == 1 && comm_is_queued(s->model->dec.tp);
+    struct step *step = end - begin == 1 ? &s->step : NULL;
     for (int64_t at = begin; at < end; at += s->batch.max_tokens) {
         int64_t n = end - at < s->batch.max_tokens ? end - at : s->batch.max_tokens;
         batch_begin(&s->batch);
         TRY(batch_add(&s->batch, ids + at, n, at, s->blocks, s->n_blocks, at + n == end ? n - 1 : n));
         TRY(batch_end(&s->batch));
-        TRY(is_step ? queue_step(s) : queue_batch(s));
+        TRY(decoder_queue(&s->model->dec, &s->batch, &s->kv, s->options->temperature <= 0, step, &s->hidden));
     }
     TRY(choose(s, end, next));
 out:

@@ -148,6 +148,16 @@ int backend_identify(const struct backend *be, char *name, size_t n_name, char *
     return OK;
 }
 
+int kernels_are_enabled(const char *word)
+{
+    const char *list = getenv("GLOWQ_DISABLE");
+    const size_t n = strlen(word);
+    for (const char *at = list; at && *at; at += strcspn(at, ","), at += *at == ',')
+        if (strcspn(at, ",") == n && strncmp(at, word, n) == 0)
+            return 0;
+    return 1;
+}
+
 int buf_alloc(struct backend *be, size_t bytes, struct buf *buf)
 {
     int err = OK;

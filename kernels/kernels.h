@@ -67,6 +67,9 @@ void backend_version(const char *name, char *text, size_t n);
 /* What be computes on: "NVIDIA H100 80GB HBM3" and "0000:17:00.0"; the description and "" on the CPU. */
 int backend_identify(const struct backend *be, char *name, size_t n_name, char *pci, size_t n_pci);
 
+/* GLOWQ_DISABLE=avx512,mma,... leaves kernels out, to test or time what stands in for them: is this word not in the list? */
+int kernels_are_enabled(const char *word);
+
 /* Device memory that someone owns. p is NULL when empty. Alignment 64 bytes. */
 struct buf {
     void *p;
@@ -95,6 +98,16 @@ struct packed {
     int64_t group_size, group_offset; /* column k belongs to group (k + group_offset) / group_size; dense: 0 */
     int64_t n_groups;
 };
+
+/* Whether w's format is one that backends have, and its groups cover its columns: what their layouts rest on. */
+static inline int packed_is_valid(const struct packed *w)
+{
+    if (w->bits == 0)
+        return w->dtype == DT_F32 || w->dtype == DT_BF16 || w->dtype == DT_F16;
+    return (w->bits == 2 || w->bits == 3 || w->bits == 4 || w->bits == 8) && w->group_size > 0 &&
+           w->group_offset >= 0 && w->group_offset < w->group_size &&
+           w->n_groups == (w->d_in > 0 ? (w->d_in + w->group_offset + w->group_size - 1) / w->group_size : 0);
+}
 
 /* How the K range of a row-parallel product is cut into leaves, and which partial sums it delivers. Leaf i covers columns
  * [bounds[i], bounds[i+1]) of this rank's input, possibly none (it then adds +0). Each part sums part_leaves[p] (a power of

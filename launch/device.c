@@ -42,17 +42,14 @@ static int agree_and_explain(struct comm *comm, int err)
     int n_failed = 0, first = -1, worst = OK;
     struct failure own = {.code = err};
     struct failure *all = calloc((size_t)comm->size, sizeof *all);
-    size_t *bytes = calloc((size_t)comm->size, sizeof *bytes);
-    int ready = comm_agree(comm, all && bytes ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "a word from each rank"));
+    int ready = comm_agree(comm, all ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "a word from each rank"));
     if (ready != OK) {
         worst = ready;
         goto out;
     }
     if (err != OK)
         snprintf(own.what, sizeof own.what, "%s", err_last());
-    for (int p = 0; p < comm->size; p++)
-        bytes[p] = sizeof own;
-    if ((worst = comm_allgather(comm, &own, bytes, all)) != OK)
+    if ((worst = comm_allgather_each(comm, &own, sizeof own, all)) != OK)
         goto out;
     for (int p = 0; p < comm->size; p++) {
         first = first < 0 && all[p].code != OK ? p : first;
@@ -66,7 +63,6 @@ static int agree_and_explain(struct comm *comm, int err)
                 all[first].what);
 out:
     free(all);
-    free(bytes);
     return worst;
 }
 
@@ -166,14 +162,11 @@ static int compare_places(struct comm *comm, int *asks_nccl)
     const struct backend *be = comm->be;
     struct place own = {.asks_nccl = !be->host_memory || getenv("GLOWQ_NCCL")};
     struct place *all = calloc((size_t)comm->size, sizeof *all);
-    size_t *bytes = calloc((size_t)comm->size, sizeof *bytes);
-    TRY(comm_agree(comm, all && bytes ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "a line from each rank")));
-    for (int p = 0; p < comm->size; p++)
-        bytes[p] = sizeof own;
+    TRY(comm_agree(comm, all ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "a line from each rank")));
     snprintf(own.kind, sizeof own.kind, "%s in %s", be->name, dtype_name(be->act));
     snprintf(own.numerics, sizeof own.numerics, "%s", be->numerics);
     describe_place(be, own.line, sizeof own.line);
-    TRY(comm_allgather(comm, &own, bytes, all));
+    TRY(comm_allgather_each(comm, &own, sizeof own, all));
     *asks_nccl = 0;
     for (int p = 0; p < comm->size; p++) {
         *asks_nccl |= all[p].asks_nccl;
@@ -194,7 +187,6 @@ static int compare_places(struct comm *comm, int *asks_nccl)
     }
 out:
     free(all);
-    free(bytes);
     return err;
 }
 

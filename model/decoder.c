@@ -115,30 +115,26 @@ out:
     return err;
 }
 
-int64_t decoder_inner(const struct model_config *config, const struct shape *shape)
+/* Floats a token's gate and up need on this rank: of the MLP, the shared expert or all of its routed experts. */
+static int64_t inner_width(const struct model_config *config, const struct shape *shape)
 {
     const int64_t ff = shape->ff.end - shape->ff.begin, shared = shape->shared.end - shape->shared.begin;
     return max_i64(max_i64(ff, shared), config->top_k * config->d_expert);
 }
 
-int decoder_create(struct decoder *dec, const struct model_config *config, struct comm *tp, int64_t group_size,
-                   int64_t max_tokens, int64_t max_rank)
+/* Places the activations side by side from base on; NULL only counts. Returns their bytes. */
+static size_t activations_place(struct decoder *dec, enum dtype act, char *base)
 {
-    int err = OK;
-    memset(dec, 0, sizeof *dec);
-    *dec = (struct decoder){.config = config, .tp = tp, .be = tp->be, .max_tokens = max_tokens, .max_rank = max_rank};
-    TRY(shape_of(config, group_size, tp->rank, tp->size, &dec->shape));
-    TRY(inv_freq_load(dec));
+    const struct model_config *config = dec->config;
     const struct shape *s = &dec->shape;
     const int64_t q_width = (s->heads.end - s->heads.begin) * config->head_dim;
     const int64_t kv_width = (s->kv_heads.end - s->kv_heads.begin) * config->head_dim;
     const int64_t vocab = s->vocab.end - s->vocab.begin;
     const int64_t n_parts = s->o_split.n_parts > s->down_split.n_parts ? s->o_split.n_parts : s->down_split.n_parts;
     const int64_t sums = config->d_shared > 0 ? 2 : 1; /* the shared expert's beside the others' */
-    const int64_t sum_parts = (n_parts > 1 ? n_parts + 1 : 1) * (sums * config->d_model + max_rank);
-    const int64_t t = max_tokens, choices = t * config->top_k; /* all of which may be for experts of this rank */
-    const int64_t inner = decoder_inner(config, s) * t;
-    const enum dtype act = dec->be->act;
+    const int64_t sum_parts = (n_parts > 1 ? n_parts + 1 : 1) * (sums * config->d_model + dec->max_rank);
+    const int64_t t = dec->max_tokens, choices = t * config->top_k; /* all of which may be for experts of this rank */
+    const int64_t inner = inner_width(config, s) * t;
     const struct {
         void **at;
         int64_t n;
@@ -150,7 +146,7 @@ int decoder_create(struct decoder *dec, const struct model_config *config, struc
         {(void **)&dec->k, t * kv_width, DT_F32},
         {(void **)&dec->v, t * kv_width, DT_F32},
         {&dec->mixed, t * q_width, act},
-        {(void **)&dec->r, t * max_rank, DT_F32},
+        {(void **)&dec->r, t * dec->max_rank, DT_F32},
         {(void **)&dec->gate, inner, DT_F32},
         {(void **)&dec->up, inner, DT_F32},
         {&dec->product, act == DT_F32 ? 0 : inner, act},
@@ -166,17 +162,35 @@ int decoder_create(struct decoder *dec, const struct model_config *config, struc
         {(void **)&dec->expert_y, choices * config->d_model, DT_F32},
         {(void **)&dec->shared_gate, config->d_shared > 0 ? t : 0, DT_F32},
     };
-    const size_t n_wants = sizeof wants / sizeof wants[0], line = 64;
-    size_t total = 0, at = 0;
-    for (size_t i = 0; i < n_wants; i++)
+    const size_t line = 64; /* every array starts on a cache line */
+    size_t total = 0;
+    for (size_t i = 0; i < sizeof wants / sizeof wants[0]; i++) {
+        if (base)
+            *wants[i].at = base + total;
         total += ((size_t)wants[i].n * dtype_bytes(wants[i].dtype) + line - 1) / line * line;
-    TRY(buf_alloc(dec->be, total, &dec->scratch));
-    for (size_t i = 0; i < n_wants; i++) {
-        *wants[i].at = (char *)dec->scratch.p + at;
-        at += ((size_t)wants[i].n * dtype_bytes(wants[i].dtype) + line - 1) / line * line;
     }
-    if (act == DT_F32)
+    if (base && act == DT_F32)
         dec->product = dec->gate;
+    return total;
+}
+
+size_t decoder_activation_bytes(const struct model_config *config, const struct shape *shape, enum dtype act,
+                                int64_t max_tokens, int64_t max_rank)
+{
+    struct decoder dec = {.config = config, .shape = *shape, .max_tokens = max_tokens, .max_rank = max_rank};
+    return activations_place(&dec, act, NULL);
+}
+
+int decoder_create(struct decoder *dec, const struct model_config *config, struct comm *tp, int64_t group_size,
+                   int64_t max_tokens, int64_t max_rank)
+{
+    int err = OK;
+    memset(dec, 0, sizeof *dec);
+    *dec = (struct decoder){.config = config, .tp = tp, .be = tp->be, .max_tokens = max_tokens, .max_rank = max_rank};
+    TRY(shape_of(config, group_size, tp->rank, tp->size, &dec->shape));
+    TRY(inv_freq_load(dec));
+    TRY(buf_alloc(dec->be, activations_place(dec, dec->be->act, NULL), &dec->scratch));
+    activations_place(dec, dec->be->act, dec->scratch.p);
 out:
     if (err)
         decoder_free(dec);
@@ -470,13 +484,10 @@ int decoder_argmax_get(struct decoder *dec, int64_t n, int32_t *ids)
         float value[LOGIT_ROWS];
         int32_t id[LOGIT_ROWS];
     } mine, all[TREE_LEAVES];
-    size_t bytes[TREE_LEAVES];
-    for (int p = 0; p < dec->tp->size; p++)
-        bytes[p] = sizeof mine;
     memset(&mine, 0, sizeof mine);
     TRY(be->ops->get(be, mine.value, dec->stats, (size_t)n * sizeof(float)));
     TRY(be->ops->get(be, mine.id, dec->stats + LOGIT_ROWS, (size_t)n * sizeof(int32_t)));
-    TRY(comm_allgather(dec->tp, &mine, bytes, all));
+    TRY(comm_allgather_each(dec->tp, &mine, sizeof mine, all));
     for (int64_t i = 0; i < n; i++) {
         for (int p = 0; p < dec->tp->size; p++)
             if (!(all[p].value[i] < INFINITY)) /* NaN too */
@@ -491,13 +502,32 @@ out:
     return err;
 }
 
-int decoder_argmax(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int32_t *ids)
+static int issue(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, int greedy,
+                 struct mat *hidden)
 {
     int err = OK;
-    for (int64_t row = 0; row < batch->n_out; row += LOGIT_ROWS) {
-        const int64_t n = min_i64(LOGIT_ROWS, batch->n_out - row);
-        TRY(decoder_argmax_queue(dec, batch, hidden, row, n));
-        TRY(decoder_argmax_get(dec, n, ids + row));
+    TRY(decoder_forward(dec, batch, kv, hidden));
+    if (greedy && batch->n_out > 0)
+        TRY(decoder_argmax_queue(dec, batch, hidden, 0, batch->n_out));
+out:
+    return err;
+}
+
+int decoder_queue(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, int greedy,
+                  struct step *step, struct mat *hidden)
+{
+    int err = OK, replayed = 0;
+    struct backend *be = dec->be;
+    if (!step || !comm_is_queued(dec->tp)) {
+        TRY(issue(dec, batch, kv, greedy, hidden));
+        goto out;
+    }
+    *hidden = mat_view(dec->hidden, DT_F32, batch->n_tokens, dec->config->d_model); /* for a replay too */
+    TRY(be->ops->step_begin(be, step, &replayed));
+    if (!replayed) {
+        err = issue(dec, batch, kv, greedy, hidden);
+        const int ended = be->ops->step_end(be, step); /* in any case: an open step would swallow what follows */
+        err = err ? err : ended;
     }
 out:
     return err;

@@ -73,12 +73,13 @@ int shape_of(const struct model_config *config, int64_t group_size, int rank, in
 /* Rows and columns of a module's weight that a rank of this shape holds. */
 void module_share(const struct model_config *config, const struct shape *shape, enum module module, struct range *rows,
                   struct range *columns);
-/* Floats a token's gate and up need on this rank: of the MLP, the shared expert or all of its routed experts. */
-int64_t decoder_inner(const struct model_config *config, const struct shape *shape);
 /* Everything but weights: shapes, RoPE frequencies, activations for batches of max_tokens rows and ranks up to max_rank. */
 int decoder_create(struct decoder *dec, const struct model_config *config, struct comm *tp, int64_t group_size,
                    int64_t max_tokens, int64_t max_rank);
 void decoder_free(struct decoder *dec);
+/* Bytes of those activations. */
+size_t decoder_activation_bytes(const struct model_config *config, const struct shape *shape, enum dtype act,
+                                int64_t max_tokens, int64_t max_rank);
 
 /* hidden: f32 [T, d_model] of the batch's rows. Collective over tp, as is all that follows. */
 int decoder_embed(struct decoder *dec, const struct batch *batch, struct mat *hidden);
@@ -89,13 +90,15 @@ int decoder_forward(struct decoder *dec, const struct batch *batch, const struct
 /* Negative log-likelihood of target[i] (host, ids) at output row i of the batch: host nll f64 [n_out], on every rank. */
 int decoder_nll(struct decoder *dec, const struct batch *batch, const struct mat *hidden, const int32_t *target,
                 double *nll);
-/* Most probable id of each output row, lowest on ties: host [n_out], on every rank. */
-int decoder_argmax(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int32_t *ids);
-/* Its two halves for output rows [row0, row0 + n), n <= LOGIT_ROWS: the first only queues ops and can stand in a step
- * (kernels.h), the second waits for what they found. */
+/* Most probable id of each of output rows [row0, row0 + n), n <= LOGIT_ROWS, the lowest on ties: the first only queues ops and can
+ * stand in a step (kernels.h), the second waits for what they found: host [n], on every rank. */
 int decoder_argmax_queue(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int64_t row0,
                          int64_t n);
 int decoder_argmax_get(struct decoder *dec, int64_t n, int32_t *ids);
+/* decoder_forward and, if greedy, decoder_argmax_queue of all output rows; waits for nothing. step: the backend may record it and
+ * replay it for the next batch of the same shape, where the ranks' sums can stand in one (comm_is_queued); NULL: never. */
+int decoder_queue(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, int greedy,
+                  struct step *step, struct mat *hidden);
 /* Full logits of the output rows on rank 0: host f32 [n_out, vocab_size]; elsewhere logits may be NULL. */
 int decoder_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, float *logits);
 

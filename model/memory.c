@@ -43,22 +43,6 @@ size_t memory_packed(int64_t d_out, int64_t d_in, int bits, enum dtype dtype, in
     return rows * groups * (codes + 3);
 }
 
-size_t memory_activations(const struct model_config *config, const struct shape *shape, enum dtype act,
-                          int64_t max_tokens, int64_t max_rank)
-{
-    const int64_t q = (shape->heads.end - shape->heads.begin) * config->head_dim;
-    const int64_t kv = (shape->kv_heads.end - shape->kv_heads.begin) * config->head_dim;
-    const int64_t inner = decoder_inner(config, shape), vocab = shape->vocab.end - shape->vocab.begin;
-    const int64_t n_parts = max_i64(shape->o_split.n_parts, shape->down_split.n_parts);
-    const int64_t sums = config->d_shared > 0 ? 2 : 1;
-    const int64_t parts = (n_parts > 1 ? n_parts + 1 : 1) * (sums * config->d_model + max_rank);
-    const int64_t routed = config->n_experts + config->top_k * (config->d_model + 4); /* logits, y, the way there */
-    const int64_t wide = config->d_model + q + 2 * kv + max_rank + 2 * inner + parts + routed; /* f32 */
-    const int64_t read = config->d_model + q + (act == DT_F32 ? 0 : inner);                    /* in act */
-    return (size_t)(max_tokens * wide + LOGIT_ROWS * vocab) * sizeof(float) +
-           (size_t)(max_tokens * read) * dtype_bytes(act);
-}
-
 size_t memory_kv(const struct model_config *config, const struct shape *shape, enum dtype act, int64_t layers,
                  int64_t tokens)
 {
@@ -123,7 +107,7 @@ void memory_of_model(const struct model_config *config, const struct shape *shap
     if (format->rank > 0)
         memory_add(needs, "correction", factors);
     memory_add(needs, "KV cache", memory_kv(config, shape, act, kv_layers, kv_tokens));
-    memory_add(needs, "activations", memory_activations(config, shape, act, max_tokens, format->rank));
+    memory_add(needs, "activations", decoder_activation_bytes(config, shape, act, max_tokens, format->rank));
     /* A panel on its way: as stored, in f32, as codes. */
     memory_add(needs, "loading", (size_t)PANEL_ROWS * widest * (format->bits > 0 ? 7 : dtype_bytes(format->dtype)));
 }
@@ -162,19 +146,17 @@ int memory_check(struct comm *comm, const struct memory_needs *needs, const char
 {
     int err = OK, local = OK, sharers = 0;
     struct backend *be = comm->be;
-    size_t total = 0, together = 0, least = 0, *bytes = calloc((size_t)comm->size, sizeof *bytes);
+    size_t total = 0, together = 0, least = 0;
     struct claim mine = {.needs = memory_total(needs)}, *all = calloc((size_t)comm->size, sizeof *all);
     char host[64] = "", what[512], where[64];
-    if (!bytes || !all)
+    if (!all)
         local = err_set(ERR_NOMEM, __FILE__, __LINE__, "the claims of %d ranks", comm->size);
     local = local ? local : be->ops->memory(be, &mine.free, &total);
     TRY(comm_agree(comm, local));
     gethostname(host, sizeof host - 1);
     snprintf(mine.device, sizeof mine.device, "%s %s %d", host, is_gpu(be) ? "GPU" : "memory",
              is_gpu(be) ? be->index : 0);
-    for (int p = 0; p < comm->size; p++)
-        bytes[p] = sizeof mine;
-    TRY(comm_allgather(comm, &mine, bytes, all));
+    TRY(comm_allgather_each(comm, &mine, sizeof mine, all));
     least = mine.free;
     for (int p = 0; p < comm->size; p++) {
         if (strcmp(all[p].device, mine.device) != 0)
@@ -201,7 +183,6 @@ int memory_check(struct comm *comm, const struct memory_needs *needs, const char
     }
     TRY(comm_agree(comm, local));
 out:
-    free(bytes);
     free(all);
     return err;
 }

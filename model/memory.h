@@ -27,9 +27,6 @@ size_t memory_total(const struct memory_needs *needs);
 
 /* A weight [d_out, d_in] in the backend's layout: dense (bits 0) or low-bit; a layout finer than this costs less. */
 size_t memory_packed(int64_t d_out, int64_t d_in, int bits, enum dtype dtype, int64_t group_size);
-/* Activations of decoder_create. */
-size_t memory_activations(const struct model_config *config, const struct shape *shape, enum dtype act,
-                          int64_t max_tokens, int64_t max_rank);
 /* K and V of so many layers, for as many tokens as a pool has slots. */
 size_t memory_kv(const struct model_config *config, const struct shape *shape, enum dtype act, int64_t layers,
                  int64_t tokens);

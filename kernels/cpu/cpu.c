@@ -203,25 +203,14 @@ static int host_end_cpu(struct backend *be, void *p, size_t bytes, void *host)
 
 /* ---- opening ----------------------------------------------------------------------------------------------------- */
 
-/* Is `name` among the comma-separated words of GLOWQ_DISABLE? */
-static int disabled(const char *name)
-{
-    const char *list = getenv("GLOWQ_DISABLE");
-    size_t n = strlen(name);
-    for (const char *at = list; at && *at; at += strcspn(at, ","), at += *at == ',')
-        if (strcspn(at, ",") == n && strncmp(at, name, n) == 0)
-            return 1;
-    return 0;
-}
-
 /* The fastest loops that this processor can run. */
 static const struct inner *choose_inner(void)
 {
 #ifdef __x86_64__
-    if (!disabled("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    if (kernels_are_enabled("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
         return &inner_avx512;
-    if (!disabled("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+    if (kernels_are_enabled("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
         __builtin_cpu_supports("f16c"))
         return &inner_avx2;
 #endif

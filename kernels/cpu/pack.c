@@ -41,19 +41,10 @@ size_t packed_tile_bytes(const struct packed *w)
     return (size_t)w->n_groups * packed_group_bytes(w);
 }
 
-static int layout_is_known(const struct packed *w)
-{
-    if (w->bits == 0)
-        return w->dtype == DT_F32 || w->dtype == DT_BF16 || w->dtype == DT_F16;
-    return (w->bits == 2 || w->bits == 3 || w->bits == 4 || w->bits == 8) && w->group_size > 0 &&
-           w->group_offset >= 0 && w->group_offset < w->group_size &&
-           w->n_groups == (w->d_in > 0 ? (w->d_in + w->group_offset + w->group_size - 1) / w->group_size : 0);
-}
-
 int weight_alloc_cpu(struct backend *be, struct packed *w)
 {
     int err = OK;
-    assert(layout_is_known(w));
+    assert(packed_is_valid(w));
     size_t bytes = (size_t)n_tiles(w) * packed_tile_bytes(w);
     TRY(buf_alloc(be, bytes, &w->data));
     if (bytes > 0)

@@ -144,7 +144,7 @@ static int decode_failed[MOST_DEVICES], mma_failed[MOST_DEVICES];
 /* GLOWQ_DISABLE=mma leaves out both fast tiers, attention_decode or attention_mma one of them. */
 static int may_use(const struct backend *be, const int *failed, const char *tier)
 {
-    return !failed[be->index % MOST_DEVICES] && cuda_is_enabled("mma") && cuda_is_enabled(tier);
+    return !failed[be->index % MOST_DEVICES] && kernels_are_enabled("mma") && kernels_are_enabled(tier);
 }
 
 int attention_cuda(struct backend *be, const struct mat *q, const struct mat *k_cache, const struct mat *v_cache,

@@ -262,7 +262,7 @@ int blas_syevd(struct backend *be, int64_t n, double *a, int64_t lda, double *w)
     struct blas *h = NULL;
     size_t device = 0, host = 0;
     TRY(blas_open(be, &h));
-    if (!cuda_is_enabled("syevd")) {
+    if (!kernels_are_enabled("syevd")) {
         err = eigenvectors_jacobi(be, h, n, a, lda, w);
         goto out;
     }
@@ -305,7 +305,7 @@ int blas_gesvd(struct backend *be, int64_t m, int64_t n, double *a, int64_t lda,
     struct blas *h = NULL;
     size_t device = 0, host = 0;
     TRY(blas_open(be, &h));
-    if (!cuda_is_enabled("gesvd")) {
+    if (!kernels_are_enabled("gesvd")) {
         err = singular_vectors_jacobi(be, h, m, n, a, lda, s, u, ldu, vt, ldvt);
         goto out;
     }

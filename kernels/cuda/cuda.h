@@ -31,10 +31,8 @@ int cuda_checked(int code, const char *call, const char *file, int line);
 /* Working memory of one op, 256-byte aligned, content undefined, valid until the op's kernels have run: one block that
  * grows to the largest request (outside recorded steps) and is handed out whole. */
 int cuda_scratch(struct backend *be, size_t bytes, void **p);
-int cuda_is_enabled(const char *tier); /* not among GLOWQ_DISABLE */
-/* Multiprocessors of the device and compute capability as 90; 4 and 80 in the simulator. */
+/* Multiprocessors of the device; 4 in the simulator. */
 int cuda_n_sm(const struct backend *be);
-int cuda_capability(const struct backend *be);
 
 /* ---- pack.cu: the layout of struct packed, see pack.h ---- */
 int weight_alloc_cuda(struct backend *be, struct packed *w);

@@ -6,6 +6,7 @@
  *   otherwise    linear_simt: any format, any alignment; f32 all through
  */
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/simt.h"
 
 #include "kernels/cuda/blas.h"
 
@@ -83,7 +84,7 @@ static int fast_tier_failed[MOST_DEVICES];
 
 static int fast_tier_works(const struct backend *be)
 {
-    return !fast_tier_failed[be->index % MOST_DEVICES] && cuda_is_enabled("mma");
+    return !fast_tier_failed[be->index % MOST_DEVICES] && kernels_are_enabled("mma");
 }
 
 /* ---- adding slices --------------------------------------------------------------------------------------------- */
@@ -111,67 +112,18 @@ int linear_finish(struct backend *be, const struct linear_call *call)
 
 /* ---- plain ----------------------------------------------------------------------------------------------------- */
 
-/* A block makes 64 outputs of 16 rows, a thread one output of 4 rows; pieces of at most 32 columns of one group wait in
- * shared memory as f32: x, and w or c - z. */
-static constexpr int SIMT_OUTPUTS = 64, SIMT_ROWS = 16, SIMT_COLUMNS = 32, SIMT_THREADS = 256;
-
-struct simt_tiles {
-    float w[SIMT_COLUMNS][SIMT_OUTPUTS + 1];
-    float x[SIMT_COLUMNS][SIMT_ROWS];
-};
-
-/* sum[i] += x[row0 + i] w[n] over columns [begin, end); x [rows, ..]. */
-template <class X>
-__device__ void simt_product(struct simt_tiles &tiles, const struct weight_view &w, const X *x, int64_t x_ld,
-                             int64_t rows, int64_t row0, int64_t n0, int64_t begin, int64_t end, float sum[4])
-{
-    const int thread = (int)threadIdx.x, output = thread % SIMT_OUTPUTS, first = thread / SIMT_OUTPUTS * 4;
-    for (int64_t k = begin, next; k < end; k = next) {
-        const int64_t group = w.bits ? (k + w.group_offset) / w.group_size : 0;
-        next = k + SIMT_COLUMNS < end ? k + SIMT_COLUMNS : end;
-        if (w.bits && (group + 1) * w.group_size - w.group_offset < next)
-            next = (group + 1) * w.group_size - w.group_offset;
-        const int columns = (int)(next - k);
-        __syncthreads();
-        for (int i = thread; i < SIMT_OUTPUTS * SIMT_COLUMNS; i += SIMT_THREADS) {
-            const int c = i % SIMT_COLUMNS, o = i / SIMT_COLUMNS;
-            float v = 0;
-            if (n0 + o < w.d_out && c < columns) {
-                if (w.bits)
-                    v = (float)(weight_code(&w, n0 + o, k + c) - (int)(weight_record(&w, n0 + o, group) >> 16));
-                else
-                    v = weight_dense(&w, n0 + o, k + c);
-            }
-            tiles.w[c][o] = v;
-        }
-        for (int i = thread; i < SIMT_ROWS * SIMT_COLUMNS; i += SIMT_THREADS) {
-            const int c = i % SIMT_COLUMNS, r = i / SIMT_COLUMNS;
-            tiles.x[c][r] = row0 + r < rows && c < columns ? load(x + (row0 + r) * x_ld + k + c) : 0;
-        }
-        __syncthreads();
-        float piece[4] = {0, 0, 0, 0};
-        for (int c = 0; c < columns; c++)
-            for (int i = 0; i < 4; i++)
-                piece[i] = fmaf(tiles.x[c][first + i], tiles.w[c][output], piece[i]);
-        float scale = 1;
-        if (w.bits)
-            scale = n0 + output < w.d_out ? f16_value((uint16_t)weight_record(&w, n0 + output, group)) : 0;
-        for (int i = 0; i < 4; i++)
-            sum[i] = fmaf(scale, piece[i], sum[i]);
-    }
-}
-
 template <class X> __global__ void __launch_bounds__(SIMT_THREADS) linear_simt_tile(struct linear_call call)
 {
     __shared__ struct simt_tiles tiles;
     const int64_t row0 = (int64_t)blockIdx.x * SIMT_ROWS, n0 = (int64_t)blockIdx.y * SIMT_OUTPUTS, part = blockIdx.z;
     const int64_t n = n0 + threadIdx.x % SIMT_OUTPUTS;
     float sum[4] = {0, 0, 0, 0};
-    simt_product(tiles, call.w, (const X *)call.x, call.x_ld, call.rows, row0, n0, call.begin[part], call.end[part],
-                 sum);
+    if (threadIdx.x < SIMT_ROWS)
+        tiles.at[threadIdx.x] = row0 + threadIdx.x < call.rows ? row0 + threadIdx.x : -1;
+    __syncthreads();
+    simt_product(tiles, call.w, (const X *)call.x, call.x_ld, n0, call.begin[part], call.end[part], sum);
     if (call.a.data)
-        simt_product(tiles, call.a, call.r + part * call.rows * call.r_ld, call.r_ld, call.rows, row0, n0, 0,
-                     call.a.d_in, sum);
+        simt_product(tiles, call.a, call.r + part * call.rows * call.r_ld, call.r_ld, n0, 0, call.a.d_in, sum);
     for (int i = 0; i < 4; i++) {
         const int64_t row = row0 + threadIdx.x / SIMT_OUTPUTS * 4 + i;
         if (row < call.rows && n < call.w.d_out) {

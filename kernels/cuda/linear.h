@@ -122,6 +122,19 @@ template <int KIND> __device__ inline void dense_fragments(uint32_t a[2][4], uin
             a[s][i] = dense_term<KIND>(words[s][i], term);
 }
 
+/* sum += scale * group for the rows g and g + 8 of a tile, whose records hold the scales; group starts again. */
+template <int NT> __device__ __forceinline__ void fold_group(float sum[NT][4], float group[NT][4], uint2 record)
+{
+    const float scale[2] = {f16_value((uint16_t)record.x), f16_value((uint16_t)record.y)};
+#pragma unroll
+    for (int j = 0; j < NT; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            sum[j][i] = fmaf(scale[i / 2], group[j][i], sum[j][i]);
+            group[j][i] = 0;
+        }
+}
+
 /* 8 columns of a row of R from r on, n of them inside, as three bf16 planes: R is f32, so its products with A are those of
  * f32. n <= 0: zeros. */
 __device__ __forceinline__ void r_eight(uint4 planes[3], const float *r, int n)

@@ -81,16 +81,8 @@ template <int MT, int NT>
 __device__ __forceinline__ void decode_fold(float sum[MT][NT][4], float group[MT][NT][4], const uint2 record[MT])
 {
 #pragma unroll
-    for (int m = 0; m < MT; m++) {
-        const float scale[2] = {f16_value((uint16_t)record[m].x), f16_value((uint16_t)record[m].y)};
-#pragma unroll
-        for (int j = 0; j < NT; j++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                sum[m][j][i] = fmaf(scale[i / 2], group[m][j][i], sum[m][j][i]);
-                group[m][j][i] = 0;
-            }
-    }
+    for (int m = 0; m < MT; m++)
+        fold_group<NT>(sum[m], group[m], record[m]);
 }
 
 /* Blocks of columns [begin, end) of this slice, and the columns of x that count. (linear_fits_mma: all are below 2^31.) */

@@ -265,14 +265,7 @@ __global__ void __launch_bounds__(32 * WM * WN, RESIDENT)
                         *(const uint2 *)(const void *)(stage + layout::RECORDS +
                                                        (h * layout::TILES + warp_tile + m) * layout::RECORD_BYTES +
                                                        8 * g);
-                    const float scale[2] = {f16_value((uint16_t)record.x), f16_value((uint16_t)record.y)};
-#pragma unroll
-                    for (int j = 0; j < NT; j++)
-#pragma unroll
-                        for (int i = 0; i < 4; i++) {
-                            sum[m][j][i] = fmaf(scale[i / 2], group[m][j][i], sum[m][j][i]);
-                            group[m][j][i] = 0;
-                        }
+                    fold_group<NT>(sum[m], group[m], record);
                 }
             }
         }

@@ -2,7 +2,7 @@
  * Mixture of experts: routing, sorting tokens by expert, every expert's product, the weighted sum. How many rows an expert has is
  * known on the device alone: nothing waits for it, and a step can be recorded. Products are the plain tier's: any format, f32 all
  * through. */
-#include "kernels/cuda/pack.h"
+#include "kernels/cuda/simt.h"
 #include "kernels/cuda/state.h"
 
 #include <math.h>
@@ -168,9 +168,8 @@ out:
 
 /* ---- products ------------------------------------------------------------------------------------------------------ */
 
-/* As linear_simt: 64 outputs of 16 rows, pieces of at most 32 columns of one group in shared memory. The rows of an expert are
- * taken in turn by ROW_BLOCKS blocks, since only the device knows how many there are. */
-static constexpr int OUTPUTS = 64, ROWS = 16, COLUMNS = 32, THREADS = 256, ROW_BLOCKS = 16;
+/* The rows of an expert are taken in turn by ROW_BLOCKS blocks, since only the device knows how many there are. */
+static constexpr int ROW_BLOCKS = 16;
 static constexpr int EXPERTS = 64; /* a launch: what kernel parameters hold */
 
 struct grouped_call {
@@ -181,52 +180,6 @@ struct grouped_call {
     int64_t x_ld, r_ld, y_ld;
     float *y;
 };
-
-struct grouped_tiles {
-    float w[COLUMNS][OUTPUTS + 1], x[COLUMNS][ROWS];
-    int64_t at[ROWS]; /* row of x, or -1 */
-};
-
-/* sum[i] += x[at[row]] w[n] over all columns. */
-template <class X>
-__device__ static void grouped_product(struct grouped_tiles &tiles, const struct weight_view &w, const X *x,
-                                       int64_t x_ld, int64_t n0, float sum[4])
-{
-    const int thread = (int)threadIdx.x, output = thread % OUTPUTS, first = thread / OUTPUTS * 4;
-    for (int64_t k = 0, next; k < w.d_in; k = next) {
-        const int64_t group = w.bits ? (k + w.group_offset) / w.group_size : 0;
-        next = k + COLUMNS < w.d_in ? k + COLUMNS : w.d_in;
-        if (w.bits && (group + 1) * w.group_size - w.group_offset < next)
-            next = (group + 1) * w.group_size - w.group_offset;
-        const int columns = (int)(next - k);
-        __syncthreads();
-        for (int i = thread; i < OUTPUTS * COLUMNS; i += THREADS) {
-            const int c = i % COLUMNS, o = i / COLUMNS;
-            float v = 0;
-            if (n0 + o < w.d_out && c < columns) {
-                if (w.bits)
-                    v = (float)(weight_code(&w, n0 + o, k + c) - (int)(weight_record(&w, n0 + o, group) >> 16));
-                else
-                    v = weight_dense(&w, n0 + o, k + c);
-            }
-            tiles.w[c][o] = v;
-        }
-        for (int i = thread; i < ROWS * COLUMNS; i += THREADS) {
-            const int c = i % COLUMNS, row = i / COLUMNS;
-            tiles.x[c][row] = tiles.at[row] >= 0 && c < columns ? load(x + tiles.at[row] * x_ld + k + c) : 0;
-        }
-        __syncthreads();
-        float piece[4] = {0, 0, 0, 0};
-        for (int c = 0; c < columns; c++)
-            for (int i = 0; i < 4; i++)
-                piece[i] = fmaf(tiles.x[c][first + i], tiles.w[c][output], piece[i]);
-        float scale = 1;
-        if (w.bits)
-            scale = n0 + output < w.d_out ? f16_value((uint16_t)weight_record(&w, n0 + output, group)) : 0;
-        for (int i = 0; i < 4; i++)
-            sum[i] = fmaf(scale, piece[i], sum[i]);
-    }
-}
 
 /* The records behind the codes move with them. */
 __device__ static inline struct weight_view weight_at(const struct weight_view &shape, const void *data)
@@ -240,26 +193,26 @@ __device__ static inline struct weight_view weight_at(const struct weight_view &
     return w;
 }
 
-template <class X> __global__ void __launch_bounds__(THREADS) grouped_kernel(struct grouped_call call, const X *x)
+template <class X> __global__ void __launch_bounds__(SIMT_THREADS) grouped_kernel(struct grouped_call call, const X *x)
 {
-    __shared__ struct grouped_tiles tiles;
+    __shared__ struct simt_tiles tiles;
     const int e = (int)blockIdx.z;
-    const int64_t begin = call.offset[e], rows = call.offset[e + 1] - begin, n0 = (int64_t)blockIdx.y * OUTPUTS;
-    const int64_t n = n0 + threadIdx.x % OUTPUTS;
+    const int64_t begin = call.offset[e], rows = call.offset[e + 1] - begin, n0 = (int64_t)blockIdx.y * SIMT_OUTPUTS;
+    const int64_t n = n0 + threadIdx.x % SIMT_OUTPUTS;
     const struct weight_view w = weight_at(call.w, call.w_data[e]);
-    for (int64_t row0 = (int64_t)blockIdx.x * ROWS; row0 < rows; row0 += (int64_t)gridDim.x * ROWS) {
+    for (int64_t row0 = (int64_t)blockIdx.x * SIMT_ROWS; row0 < rows; row0 += (int64_t)gridDim.x * SIMT_ROWS) {
         float sum[4] = {0, 0, 0, 0};
         __syncthreads();
-        if (threadIdx.x < ROWS) {
+        if (threadIdx.x < SIMT_ROWS) {
             const int64_t j = begin + row0 + threadIdx.x;
             tiles.at[threadIdx.x] = row0 + threadIdx.x >= rows ? -1 : call.token ? call.token[j] : j;
         }
         __syncthreads();
-        grouped_product(tiles, w, x, call.x_ld, n0, sum);
+        simt_product(tiles, w, x, call.x_ld, n0, 0, w.d_in, sum);
         if (call.a.d_in > 0)
-            grouped_product(tiles, weight_at(call.a, call.a_data[e]), call.r, call.r_ld, n0, sum);
+            simt_product(tiles, weight_at(call.a, call.a_data[e]), call.r, call.r_ld, n0, 0, call.a.d_in, sum);
         for (int i = 0; i < 4; i++) {
-            const int64_t row = row0 + threadIdx.x / OUTPUTS * 4 + i;
+            const int64_t row = row0 + threadIdx.x / SIMT_OUTPUTS * 4 + i;
             if (row < rows && n < w.d_out)
                 call.y[(begin + row) * call.y_ld + n] = sum[i];
         }
@@ -292,12 +245,12 @@ int grouped_linear_cuda(struct backend *be, const struct mat *x, const struct gr
             call.a_data[e] = args->a ? args->a[first + e].data.p : NULL;
         }
         call.offset = args->offset + first;
-        grid = dim3((unsigned)min_i64(ROW_BLOCKS, (y->rows + ROWS - 1) / ROWS),
-                    (unsigned)((y->cols + OUTPUTS - 1) / OUTPUTS), (unsigned)n);
+        grid = dim3((unsigned)min_i64(ROW_BLOCKS, (y->rows + SIMT_ROWS - 1) / SIMT_ROWS),
+                    (unsigned)((y->cols + SIMT_OUTPUTS - 1) / SIMT_OUTPUTS), (unsigned)n);
         if (x->dtype == DT_F32)
-            TRY(LAUNCH(be, grid, THREADS, 0, (grouped_kernel<float>), call, (const float *)x->data));
+            TRY(LAUNCH(be, grid, SIMT_THREADS, 0, (grouped_kernel<float>), call, (const float *)x->data));
         else
-            TRY(LAUNCH(be, grid, THREADS, 0, (grouped_kernel<uint16_t>), call, (const uint16_t *)x->data));
+            TRY(LAUNCH(be, grid, SIMT_THREADS, 0, (grouped_kernel<uint16_t>), call, (const uint16_t *)x->data));
     }
 out:
     return err;

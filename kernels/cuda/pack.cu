@@ -2,20 +2,11 @@
  * Weights in the layout of pack.h, made on the device panel by panel while loading. */
 #include "kernels/cuda/pack.h"
 
-static int layout_is_known(const struct packed *w)
-{
-    if (w->bits == 0)
-        return w->dtype == DT_F32 || w->dtype == DT_BF16 || w->dtype == DT_F16;
-    return (w->bits == 2 || w->bits == 3 || w->bits == 4 || w->bits == 8) && w->group_size > 0 &&
-           w->group_offset >= 0 && w->group_offset < w->group_size &&
-           w->n_groups == (w->d_in > 0 ? (w->d_in + w->group_offset + w->group_size - 1) / w->group_size : 0);
-}
-
 int weight_alloc_cuda(struct backend *be, struct packed *w)
 {
     int err = OK;
     size_t bytes;
-    assert(layout_is_known(w));
+    assert(packed_is_valid(w));
     const struct weight_view v = weight_view_of(w);
     if (w->bits == 0)
         bytes = (size_t)(w->d_out * v.ld) * dtype_bytes(w->dtype);

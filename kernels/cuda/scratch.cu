@@ -35,21 +35,6 @@ int cuda_n_sm(const struct backend *be)
     return state_of(be)->n_sm;
 }
 
-int cuda_capability(const struct backend *be)
-{
-    return state_of(be)->capability;
-}
-
-int cuda_is_enabled(const char *tier)
-{
-    const char *list = getenv("GLOWQ_DISABLE");
-    const size_t n = strlen(tier);
-    for (const char *at = list; at && *at; at += strcspn(at, ","), at += *at == ',')
-        if (strcspn(at, ",") == n && strncmp(at, tier, n) == 0)
-            return 0;
-    return 1;
-}
-
 /* "21.30 GiB", "1.00 MiB", "300 bytes" */
 static const char *size_text(size_t bytes, char *text, size_t n)
 {

@@ -8,12 +8,15 @@
 
 #include "kernels/cuda/blas.h"
 
+extern "C" {
+#include "base/log.h"
+}
+
 #include <cublas_v2.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* 4 MiB: 0.1 to 0.2 ms over PCIe, so that starting a copy costs nothing beside it; four, so that the host fills one while others
  * are on their way. */
@@ -88,13 +91,6 @@ void cuda_allow_shared(const void *kernel, size_t bytes)
 }
 
 /* ---- waiting ----------------------------------------------------------------------------------------------------- */
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int wait_for(struct backend *be, cudaEvent_t event)
 {
@@ -435,7 +431,6 @@ int open_cuda(struct backend *be)
     device->total = prop.totalGlobalMem;
     state->n_sm = prop.multiProcessorCount;
     be->leaf_tokens = 8192; /* moments.cu: at 2048 the integers would take longer than the tensor cores */
-    state->capability = prop.major * 10 + prop.minor;
     TRY_CUDA(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
     /* frees keep the memory in the pool: allocating costs microseconds and never waits */
     TRY_CUDA(cudaDeviceGetDefaultMemPool(&device->pool, be->index));
@@ -445,7 +440,8 @@ int open_cuda(struct backend *be)
     TRY(open_pieces(device->get, N_GET));
     snprintf(be->description, sizeof be->description, "%s:%d %.60s, %s", be->name, be->index, prop.name,
              dtype_name(be->act));
-    snprintf(be->numerics, sizeof be->numerics, "%s sm_%d %s", be->name, state->capability, dtype_name(be->act));
+    snprintf(be->numerics, sizeof be->numerics, "%s sm_%d %s", be->name, prop.major * 10 + prop.minor,
+             dtype_name(be->act));
 out:
     if (err && state && be->state)
         close_cuda(be);

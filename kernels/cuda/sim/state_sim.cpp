@@ -127,7 +127,6 @@ int open_cuda(struct backend *be)
     TRY(read_trouble(state->device));
     sim_launching = launching;
     state->n_sm = 4; /* few, so that small shapes fill more than one wave */
-    state->capability = 80;
     snprintf(be->description, sizeof be->description, "%s:%d simulated GPU, %s, %d thread%s", be->name, be->index,
              dtype_name(be->act), be->n_threads, be->n_threads == 1 ? "" : "s");
     snprintf(be->numerics, sizeof be->numerics, "cuda:sim %s", dtype_name(be->act));
