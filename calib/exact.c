@@ -135,7 +135,7 @@ int exact_rows(struct exact *x, double alpha, const struct mat *a, const struct 
     int64_t at = 0;
     assert(out->rows == a->rows && z->dtype == x->dtype && out->dtype == x->dtype);
     /* A module's rows on this rank are whole panels but for the last one, so their tiles are the panels. */
-    for (int module = 0; module < x->panels->n_modules; module++) {
+    for (int64_t module = 0; module < x->panels->n_modules; module++) {
         struct range own = panels_module_rows(x->panels, module, x->panels->rank);
         int64_t end = at + (own.end - own.begin), step = a->dtype == x->dtype ? end - at : wide_rows(a->cols);
         while (at < end) {

@@ -205,12 +205,12 @@ static int measure(struct refit *f, struct solution *out)
         TRY(f->be->ops->host_end(f->be, f->g.data, mat_bytes(&f->g), host_d));
         TRY(f->be->ops->host_end(f->be, f->a.data, mat_bytes(&f->a), host_a));
     }
-    err = exact_scalars(p->comm, p->panels, leaf, module, p->panels->n_modules, total);
+    err = exact_scalars(p->comm, p->panels, leaf, module, (int)p->panels->n_modules, total);
     if (err == ERR_NUMERIC && p->comm->rank == 0)
         FAIL(err, "captured energy isn't finite");
     TRY(err);
     out->captured = 0;
-    for (int i = 0; i < p->panels->n_modules; i++) {
+    for (int64_t i = 0; i < p->panels->n_modules; i++) {
         out->module_captured[i] = total[i] * p->metric.unit;
         out->captured += out->module_captured[i];
     }

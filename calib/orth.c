@@ -207,7 +207,7 @@ static int divide(struct orth *o, struct mat *w, const struct mat *l, const stru
     int err = OK;
     int64_t at = 0;
     TRY(o->be->ops->scale(o->be, w, NULL, scale));
-    for (int module = 0; module < o->panels->n_modules; module++) {
+    for (int64_t module = 0; module < o->panels->n_modules; module++) {
         struct range own = panels_module_rows(o->panels, module, o->panels->rank);
         struct mat rows = mat_rows(w, at, own.end - own.begin);
         TRY(o->be->ops->trsm_right(o->be, 1, l, &rows));

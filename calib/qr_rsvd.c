@@ -156,7 +156,7 @@ static int reduce(struct core *c)
     c->x_exp = p->e_exp;
     if (p->m <= p->d)
         goto out;
-    TRY(panels_create(&p->d, 1, p->comm->rank, p->comm->size, &c->panels));
+    TRY(panels_create(&p->d, 1, 0, p->comm->rank, p->comm->size, &c->panels));
     c->own_panels = 1;
     struct range own = panels_rows(&c->panels, p->comm->rank);
     TRY(take(c, DT_F64, own.end - own.begin, p->d, &c->x));

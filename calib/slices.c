@@ -18,7 +18,7 @@ int slices_create(struct comm *comm, const struct model_config *config, struct s
         group_modules((enum group)g, &first, &count);
         for (int i = 0; i < count; i++)
             module_shape(config, (enum module)(first + i), &rows[i], &slices->d_in[g]);
-        TRY(panels_create(rows, count, comm->rank, comm->size, &slices->panels[g]));
+        TRY(panels_create(rows, count, 0, comm->rank, comm->size, &slices->panels[g]));
         for (int i = 0; i < count; i++)
             slices->rows[first + i] = panels_module_rows(&slices->panels[g], i, comm->rank);
     }

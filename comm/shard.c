@@ -83,21 +83,22 @@ static int64_t panels_of(int64_t rows)
     return rows / PANEL_ROWS + (rows % PANEL_ROWS != 0);
 }
 
-int panels_create(const int64_t *module_rows, int n_modules, int rank, int n_ranks, struct panels *panels)
+/* Everything but who owns what. */
+static int panels_cut(const int64_t *module_rows, int64_t n_modules, int rank, int n_ranks, struct panels *panels)
 {
     int err = OK;
-    const int max_modules = (int)(sizeof panels->module_rows / sizeof panels->module_rows[0]);
+    int64_t n = 0, begin = 0;
     memset(panels, 0, sizeof *panels);
-    if (n_modules < 0 || n_modules > max_modules)
-        FAIL(ERR_ARG, "%d modules in a group, at most %d are supported", n_modules, max_modules);
-    if (n_ranks < 1 || rank < 0 || rank >= n_ranks)
-        FAIL(ERR_ARG, "rank %d of %d", rank, n_ranks);
+    if (n_modules < 0 || n_ranks < 1 || rank < 0 || rank >= n_ranks)
+        FAIL(ERR_ARG, "%lld modules on rank %d of %d", (long long)n_modules, rank, n_ranks);
     panels->n_modules = n_modules;
     panels->rank = rank;
     panels->n_ranks = n_ranks;
-    for (int i = 0; i < n_modules; i++) {
+    if (!(panels->module_rows = malloc(((size_t)n_modules + 1) * sizeof *panels->module_rows)))
+        FAIL(ERR_NOMEM, "table of %lld modules", (long long)n_modules);
+    for (int64_t i = 0; i < n_modules; i++) {
         if (module_rows[i] < 0)
-            FAIL(ERR_ARG, "module %d has %lld rows", i, (long long)module_rows[i]);
+            FAIL(ERR_ARG, "module %lld has %lld rows", (long long)i, (long long)module_rows[i]);
         panels->module_rows[i] = module_rows[i];
         panels->n_rows += module_rows[i];
         panels->n_panels += panels_of(module_rows[i]);
@@ -106,16 +107,12 @@ int panels_create(const int64_t *module_rows, int n_modules, int rank, int n_ran
     panels->first = malloc(((size_t)n_ranks + 1) * sizeof *panels->first);
     if (!panels->row0 || !panels->first)
         FAIL(ERR_NOMEM, "table of %lld row panels", (long long)panels->n_panels);
-
-    int64_t n = 0, module_begin = 0;
-    for (int i = 0; i < n_modules; i++) {
+    for (int64_t i = 0; i < n_modules; i++) {
         for (int64_t r = 0; r < module_rows[i]; r += PANEL_ROWS)
-            panels->row0[n++] = module_begin + r;
-        module_begin += module_rows[i];
+            panels->row0[n++] = begin + r;
+        begin += module_rows[i];
     }
     panels->row0[n] = panels->n_rows;
-    for (int p = 0; p < n_ranks; p++)
-        panels->first[p] = shard_even(panels->n_panels, p, n_ranks).begin;
     panels->first[n_ranks] = panels->n_panels;
 out:
     if (err)
@@ -123,11 +120,45 @@ out:
     return err;
 }
 
+/* Panels before module i. */
+static int64_t panels_before(const struct panels *panels, int64_t module)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < module; i++)
+        n += panels_of(panels->module_rows[i]);
+    return n;
+}
+
+int panels_create(const int64_t *module_rows, int64_t n_modules, int64_t whole, int rank, int n_ranks,
+                  struct panels *panels)
+{
+    int err = OK;
+    TRY(panels_cut(module_rows, n_modules, rank, n_ranks, panels));
+    assert(whole >= 0 && (whole == 0 || n_modules % whole == 0));
+    for (int p = 0; p < n_ranks; p++)
+        panels->first[p] = whole > 0 ? panels_before(panels, whole * shard_even(n_modules / whole, p, n_ranks).begin)
+                                     : shard_even(panels->n_panels, p, n_ranks).begin;
+out:
+    return err;
+}
+
+int panels_create_on(const int64_t *module_rows, int64_t n_modules, int owner, int rank, int n_ranks,
+                     struct panels *panels)
+{
+    int err = OK;
+    TRY(panels_cut(module_rows, n_modules, rank, n_ranks, panels));
+    for (int p = 0; p < n_ranks; p++)
+        panels->first[p] = p <= owner ? 0 : panels->n_panels;
+out:
+    return err;
+}
+
 void panels_free(struct panels *panels)
 {
+    free(panels->module_rows);
     free(panels->row0);
     free(panels->first);
-    panels->row0 = panels->first = NULL;
+    panels->module_rows = panels->row0 = panels->first = NULL;
 }
 
 struct range panels_rows(const struct panels *panels, int rank)
@@ -135,11 +166,11 @@ struct range panels_rows(const struct panels *panels, int rank)
     return (struct range){panels->row0[panels->first[rank]], panels->row0[panels->first[rank + 1]]};
 }
 
-struct range panels_module_rows(const struct panels *panels, int module, int rank)
+struct range panels_module_rows(const struct panels *panels, int64_t module, int rank)
 {
     struct range own = panels_rows(panels, rank);
     int64_t begin = 0, rows = panels->module_rows[module];
-    for (int i = 0; i < module; i++)
+    for (int64_t i = 0; i < module; i++)
         begin += panels->module_rows[i];
     return (struct range){clamp(own.begin - begin, 0, rows), clamp(own.end - begin, 0, rows)};
 }

@@ -32,19 +32,25 @@ int shard_parts(int rank, int n_ranks, struct range parts[TREE_LEAVES]);
  * panels never straddle modules. Rank p owns the contiguous panels [first[p], first[p + 1]) and so contiguous rows of
  * E. */
 struct panels {
-    int n_modules;
-    int64_t module_rows[64]; /* d_out of each module */
+    int64_t n_modules;
+    int64_t *module_rows; /* [n_modules] d_out of each module */
     int64_t n_panels;
     int64_t n_rows; /* m */
     int64_t *row0;  /* [n_panels + 1] first stacked row of each panel */
     int64_t *first; /* [n_ranks + 1] */
     int rank, n_ranks;
 };
-int panels_create(const int64_t *module_rows, int n_modules, int rank, int n_ranks, struct panels *panels);
+/* whole: modules that one rank owns together (an expert's gate and up: unit u is modules [whole u, whole (u + 1))), units then being
+ * dealt out as evenly as they go; 0: single panels are. */
+int panels_create(const int64_t *module_rows, int64_t n_modules, int64_t whole, int rank, int n_ranks,
+                  struct panels *panels);
+/* All of it on one rank. */
+int panels_create_on(const int64_t *module_rows, int64_t n_modules, int owner, int rank, int n_ranks,
+                     struct panels *panels);
 void panels_free(struct panels *panels);
 /* Stacked rows [begin, end) of rank p. */
 struct range panels_rows(const struct panels *panels, int rank);
 /* The part of module i that rank p owns, as rows of the module; begin = end where it owns none. */
-struct range panels_module_rows(const struct panels *panels, int module, int rank);
+struct range panels_module_rows(const struct panels *panels, int64_t module, int rank);
 
 #endif

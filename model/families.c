@@ -87,6 +87,51 @@ void module_shape(const struct model_config *config, enum module module, int64_t
     }
 }
 
+int64_t layer_groups(const struct model_config *config, int64_t l)
+{
+    if (!config_is_moe(config, l))
+        return N_GROUPS;
+    return GROUP_DOWN + (config->d_shared > 0) + config->n_experts;
+}
+
+struct group_id layer_group(const struct model_config *config, int64_t l, int64_t i)
+{
+    if (i < GROUP_DOWN || !config_is_moe(config, l))
+        return (struct group_id){(enum group)i, EXPERT_NONE};
+    if (config->d_shared > 0 && i == GROUP_DOWN)
+        return (struct group_id){GROUP_DOWN, EXPERT_SHARED};
+    return (struct group_id){GROUP_DOWN, i - GROUP_DOWN - (config->d_shared > 0)};
+}
+
+int64_t group_matrices(const struct model_config *config, int64_t l, struct group_id id)
+{
+    enum module first;
+    int count;
+    group_modules(id.group, &first, &count);
+    if (id.group == GROUP_GATE_UP && config_is_moe(config, l))
+        return count * (config->n_experts + (config->d_shared > 0));
+    return count;
+}
+
+struct matrix group_matrix(const struct model_config *config, int64_t l, struct group_id id, int64_t i)
+{
+    enum module first;
+    int count;
+    group_modules(id.group, &first, &count);
+    struct matrix matrix = {(enum module)(first + i % count), id.expert};
+    if (id.group == GROUP_GATE_UP && config_is_moe(config, l))
+        matrix.expert = i / count < config->n_experts ? i / count : EXPERT_SHARED;
+    return matrix;
+}
+
+void matrix_shape(const struct model_config *config, struct matrix matrix, int64_t *d_out, int64_t *d_in)
+{
+    if (matrix.expert == EXPERT_NONE)
+        module_shape(config, matrix.module, d_out, d_in);
+    else
+        expert_shape(config, matrix.expert, matrix.module, d_out, d_in);
+}
+
 int module_has_bias(const struct model_config *config, enum module module)
 {
     if (module_group(module) == GROUP_QKV)

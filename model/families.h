@@ -30,8 +30,29 @@ int module_has_bias(const struct model_config *config, enum module module);
 /* Length of a layer's vector; 0 if the family has none. */
 int64_t vector_length(const struct model_config *config, enum vector vector);
 
-/* Experts of a layer are 0 .. n_experts - 1; the one that every token visits (Qwen2-MoE) has a number of its own. */
-enum { EXPERT_SHARED = -1 };
+/* Experts of a layer are 0 .. n_experts - 1; the one that every token visits (Qwen2-MoE) has a number of its own, and so has what
+ * belongs to no expert: attention, and all of a dense layer. */
+enum { EXPERT_SHARED = -1, EXPERT_NONE = -2 };
+
+/* A matrix of a layer. */
+struct matrix {
+    enum module module;
+    int64_t expert;
+};
+/* A group of a layer: the matrices that read one input and share one B. In a layer with experts all gates and ups, the routed
+ * experts' and the shared one's, are one group (expert EXPERT_NONE), and every down is a group of its own. */
+struct group_id {
+    enum group group;
+    int64_t expert;
+};
+/* Groups of layer l, and the i-th of them: qkv, o, gate_up; then down, or the shared expert's down, if there is one, and those of
+ * experts 0, 1, .. */
+int64_t layer_groups(const struct model_config *config, int64_t l);
+struct group_id layer_group(const struct model_config *config, int64_t l, int64_t i);
+/* Matrices of a group, and the i-th of them. Those of experts: gate and up of expert 0, of expert 1, .., of the shared one. */
+int64_t group_matrices(const struct model_config *config, int64_t l, struct group_id id);
+struct matrix group_matrix(const struct model_config *config, int64_t l, struct group_id id, int64_t i);
+void matrix_shape(const struct model_config *config, struct matrix matrix, int64_t *d_out, int64_t *d_in);
 /* What a layer with experts has beside them; kept as stored. The shared gate's one output is the logit of the shared expert's
  * weight. */
 enum router { ROUTER_GATE, ROUTER_SHARED_GATE, N_ROUTERS };

@@ -329,7 +329,7 @@ static int bench_open(struct bench *b, int threads, const char *device)
     b->host = strcmp(device, "cpu") == 0; /* not cpu:check, whose memory LAPACK may not touch */
     TRY(comm_open_self(&b->comm, &b->be));
     int64_t modules[] = {b->m / 2, b->m - b->m / 2};
-    TRY(panels_create(modules, 2, 0, 1, &b->panels));
+    TRY(panels_create(modules, 2, 0, 0, 1, &b->panels));
     TRY(make_error(b));
     TRY(make_moment(b));
     exact = defaults(b, SOLVER_KRYLOV);

@@ -157,11 +157,11 @@ static void splits_agree_with_ranges(void **state)
     }
 }
 
-static void check_panels(const int64_t *rows, int n_modules, int ranks)
+static void check_panels(const int64_t *rows, int n_modules, int whole, int ranks)
 {
     struct panels s[20];
     for (int p = 0; p < ranks; p++)
-        assert_int_equal(panels_create(rows, n_modules, p, ranks, &s[p]), OK);
+        assert_int_equal(panels_create(rows, n_modules, whole, p, ranks, &s[p]), OK);
     /* The panels: each inside one module, starting at a multiple of 256 of the module, 256 rows but for the module's
      * last. */
     int64_t module_begin = 0, panel = 0;
@@ -176,13 +176,14 @@ static void check_panels(const int64_t *rows, int n_modules, int ranks)
     }
     assert_int_equal(s[0].n_panels, panel);
     assert_int_equal(s[0].n_rows, module_begin);
-    /* The shares: contiguous whole panels, tiling, at most one panel apart, known equally to every rank. */
+    /* The shares: contiguous whole panels, tiling, at most one panel apart (or with whole units), known equally to every rank. */
     int64_t at = 0;
     for (int p = 0; p < ranks; p++) {
         assert_memory_equal(s[p].row0, s[0].row0, (size_t)(panel + 1) * 8);
         assert_memory_equal(s[p].first, s[0].first, (size_t)(ranks + 1) * 8);
         int64_t n = s[0].first[p + 1] - s[0].first[p];
-        assert_true(n == panel / ranks || n == panel / ranks + 1);
+        if (whole == 0)
+            assert_true(n == panel / ranks || n == panel / ranks + 1);
         struct range own = panels_rows(&s[0], p);
         assert_int_equal(own.begin, at);
         at = own.end;
@@ -212,20 +213,65 @@ static void panels_never_straddle_modules(void **state)
     for (size_t g = 0; g < sizeof groups / sizeof groups[0]; g++)
         for (int n_modules = 1; n_modules <= 4; n_modules++)
             for (int ranks = 1; ranks <= 20; ranks++)
-                check_panels(groups[g], n_modules, ranks);
-    check_panels(groups[0], 0, 3);
+                check_panels(groups[g], n_modules, 0, ranks);
+    check_panels(groups[0], 0, 0, 3);
+}
+
+/* Experts: gate and up of one are never on two ranks, and ranks differ by at most one expert. */
+static void units_stay_whole(void **state)
+{
+    (void)state;
+    int64_t rows[14];
+    for (int ranks = 1; ranks <= 9; ranks++) {
+        int n_units[9] = {0};
+        for (int i = 0; i < 14; i++)
+            rows[i] = i / 2 == 6 ? 700 : 300; /* the last is larger: a shared expert */
+        check_panels(rows, 14, 2, ranks);
+        struct panels s;
+        assert_int_equal(panels_create(rows, 14, 2, 0, ranks, &s), OK);
+        for (int unit = 0; unit < 7; unit++) {
+            int owners = 0;
+            for (int p = 0; p < ranks; p++) {
+                const struct range gate = panels_module_rows(&s, 2 * unit, p);
+                const struct range up = panels_module_rows(&s, 2 * unit + 1, p);
+                assert_int_equal(gate.end - gate.begin, up.end - up.begin);
+                assert_true(gate.end == gate.begin || gate.end - gate.begin == rows[2 * unit]);
+                owners += gate.end > gate.begin;
+                n_units[p] += gate.end > gate.begin;
+            }
+            assert_int_equal(owners, 1);
+        }
+        for (int p = 0; p < ranks; p++)
+            assert_true(n_units[p] == 7 / ranks || n_units[p] == 7 / ranks + 1);
+        panels_free(&s);
+    }
+}
+
+static void one_owner_has_all(void **state)
+{
+    (void)state;
+    static const int64_t rows[] = {300, 20};
+    for (int owner = 0; owner < 4; owner++) {
+        struct panels s;
+        assert_int_equal(panels_create_on(rows, 2, owner, 0, 4, &s), OK);
+        for (int p = 0; p < 4; p++) {
+            const struct range own = panels_rows(&s, p);
+            assert_int_equal(own.end - own.begin, p == owner ? 320 : 0);
+            assert_int_equal(panels_module_rows(&s, 1, p).end, p == owner ? 20 : panels_module_rows(&s, 1, p).begin);
+        }
+        panels_free(&s);
+    }
 }
 
 static void bad_panels_are_refused(void **state)
 {
     (void)state;
     struct panels s;
-    int64_t rows[65] = {1, -1};
+    int64_t rows[2] = {1, -1};
     err_quiet(1);
-    assert_int_equal(panels_create(rows, 65, 0, 1, &s), ERR_ARG);
-    assert_int_equal(panels_create(rows, 2, 0, 1, &s), ERR_ARG);
-    assert_int_equal(panels_create(rows, 1, 1, 1, &s), ERR_ARG);
-    assert_int_equal(panels_create(rows, 1, 0, 0, &s), ERR_ARG);
+    assert_int_equal(panels_create(rows, 2, 0, 0, 1, &s), ERR_ARG);
+    assert_int_equal(panels_create(rows, 1, 0, 1, 1, &s), ERR_ARG);
+    assert_int_equal(panels_create(rows, 1, 0, 0, 0, &s), ERR_ARG);
     err_quiet(0);
 }
 
@@ -239,6 +285,8 @@ int main(void)
         cmocka_unit_test(parts_are_maximal_aligned_subtrees),
         cmocka_unit_test(splits_agree_with_ranges),
         cmocka_unit_test(panels_never_straddle_modules),
+        cmocka_unit_test(units_stay_whole),
+        cmocka_unit_test(one_owner_has_all),
         cmocka_unit_test(bad_panels_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -246,7 +246,7 @@ static void solve_on(struct comm *comm, const struct made *made, const struct so
     struct moment moment = made->moment;
     struct buf e_buf;
     struct mat e;
-    assert_int_equal(panels_create(made->scene->modules, made->scene->n_modules, comm->rank, comm->size, &panels), OK);
+    assert_int_equal(panels_create(made->scene->modules, made->scene->n_modules, 0, comm->rank, comm->size, &panels), OK);
     struct range own = panels_rows(&panels, comm->rank);
     assert_int_equal(mat_alloc(be, DT_F32, own.end - own.begin, made->scene->d, &e_buf, &e), OK);
     assert_int_equal(mat_alloc(be, DT_I64, 1, moment.acc.cols, &moment.acc_buf, &moment.acc), OK);
@@ -280,7 +280,7 @@ static void collect(const struct made *made, const struct result *part, struct r
     assert_non_null(bytes);
     assert_non_null(whole->a);
     assert_non_null(whole->b);
-    assert_int_equal(panels_create(made->scene->modules, made->scene->n_modules, world.rank, world.size, &panels), OK);
+    assert_int_equal(panels_create(made->scene->modules, made->scene->n_modules, 0, world.rank, world.size, &panels), OK);
     for (int rank = 0; rank < world.size; rank++) {
         struct range rows = panels_rows(&panels, rank);
         bytes[rank] = (size_t)(rows.end - rows.begin) * row_bytes;
@@ -334,7 +334,7 @@ static void solve_both(const struct made *made, const struct solve_params *param
     assert_int_equal(comm_bcast(&world, a, a_bytes, 0), OK);
     assert_int_equal(comm_bcast(&world, b, b_bytes, 0), OK);
     assert_int_equal(comm_bcast(&world, &same, sizeof same, 0), OK);
-    assert_int_equal(panels_create(made->scene->modules, made->scene->n_modules, world.rank, world.size, &panels), OK);
+    assert_int_equal(panels_create(made->scene->modules, made->scene->n_modules, 0, world.rank, world.size, &panels), OK);
     struct range own = panels_rows(&panels, world.rank);
     assert_int_equal(part.s.rank, same.rank);
     assert_memory_equal(part.a, a + (size_t)own.begin * row_bytes, (size_t)(own.end - own.begin) * row_bytes);
