@@ -94,7 +94,7 @@ void forward_free(struct forward *f)
 int forward_layer(struct forward *f, const struct layer *layer, int64_t l, struct covariance *cov)
 {
     int err = OK;
-    const struct observer observer = {covariance_observe, cov};
+    const struct observer observer = {.on_group_input = covariance_observe, .ctx = cov};
     for (int64_t b = f->blocks.begin; b < f->blocks.end; b++) {
         struct mat rows = block_rows(f, b);
         TRY(batch_of_block(f, b));

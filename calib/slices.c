@@ -68,10 +68,11 @@ void slices_drop_group(struct slices *slices, enum group group)
             buf_free(&slices->buf[i]);
 }
 
-static int broadcast_panel(void *ctx, enum module module, int64_t row0, struct mat *panel)
+static int broadcast_panel(void *ctx, struct matrix matrix, int64_t row0, struct mat *panel)
 {
     int err = OK;
     struct slices *s = ctx;
+    const enum module module = matrix.module;
     const enum group group = module_group(module);
     enum module first;
     int count, owner = -1;

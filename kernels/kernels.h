@@ -138,6 +138,7 @@ struct grouped_args {
     const struct packed *w; /* [n] of [d_out, d_in] */
     const struct packed *a; /* [n] dense [d_out, r], or NULL */
     const struct mat *r;    /* f32, with the rows of x */
+    int64_t r_step;         /* expert e's A reads r columns of r from e * r_step on; 0: all of them the same */
     int64_t n;
     const int32_t *offset; /* device, moe_sort's */
     const int32_t *token;  /* device: row j reads x and r at token[j]; NULL: at j */

@@ -333,7 +333,7 @@ static int mlp_block(struct decoder *dec, const struct layer *layer, int64_t l, 
     TRY(observe(observer, l, GROUP_GATE_UP, &x));
     TRY(project(dec, layer, GROUP_GATE_UP, &x, &r));
     if (config_is_moe(c, l)) {
-        TRY(experts_apply(dec, layer, &x, &r, hidden));
+        TRY(experts_apply(dec, layer, l, &x, &r, hidden, observer));
         goto out;
     }
     TRY(linear_apply(be, &layer->module[MOD_GATE], &x, &r, &gate));

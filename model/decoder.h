@@ -34,17 +34,21 @@ struct shape {
 struct layer {
     struct linear module[N_MODULES]; /* of a layer with experts gate, up and down are the shared expert's, or empty */
     struct experts experts;          /* empty in a dense layer */
-    struct packed b[N_GROUPS];       /* empty where rank[g] = 0 */
-    int64_t rank[N_GROUPS];
+    struct packed b[N_GROUPS]; /* empty where rank[g] = 0; down's is the shared expert's where there are experts */
+    int64_t rank[N_GROUPS];    /* columns of R; the sum of its matrices' ranks where each has a B of its own */
     struct buf vector_buf[N_VECTORS];
     struct mat vector[N_VECTORS]; /* f32 [1, n]; data NULL: the family has none */
 };
 void layer_free(struct layer *layer);
 size_t layer_bytes(const struct layer *layer);
 
-/* Called with the input of each group before it is multiplied: x f32 [T, d_in of this rank]. Non-OK stops the pass. */
+/* Called with the input of each group before it is multiplied: x act [T, d_in of this rank]. Of a layer with experts these are
+ * qkv, o, gate_up and the shared expert's down, if there is one; the routed experts' downs have on_experts (NULL: not asked for),
+ * once, before the shared one's: product act [T top_k, d_expert], sorted as routes says, rows from offset[n] on undefined.
+ * Non-OK stops the pass. */
 struct observer {
     int (*on_group_input)(void *ctx, int64_t layer, enum group group, const struct mat *x);
+    int (*on_experts)(void *ctx, int64_t layer, const struct routes *routes, const struct mat *product);
     void *ctx;
 };
 

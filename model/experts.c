@@ -22,13 +22,42 @@ out:
     return err;
 }
 
+int experts_add_factors(struct experts *experts, enum module module, int64_t rank)
+{
+    int err = OK;
+    const size_t n = (size_t)max_i64(experts->n, 1);
+    experts->rank[module] = rank;
+    if (rank == 0)
+        goto out;
+    if (!(experts->a[module] = calloc(n, sizeof *experts->a[module])) ||
+        (module == MOD_DOWN && !(experts->b = calloc(n, sizeof *experts->b))))
+        FAIL(ERR_NOMEM, "factors of %lld experts", (long long)experts->n);
+out:
+    return err;
+}
+
+static void free_each(struct packed *w, int64_t n)
+{
+    for (int64_t e = 0; w && e < n; e++)
+        buf_free(&w[e].data);
+    free(w);
+}
+
+static size_t bytes_of_each(const struct packed *w, int64_t n)
+{
+    size_t bytes = 0;
+    for (int64_t e = 0; w && e < n; e++)
+        bytes += w[e].data.bytes;
+    return bytes;
+}
+
 void experts_free(struct experts *experts)
 {
     for (int m = 0; m < N_MODULES; m++) {
-        for (int64_t e = 0; experts->w[m] && e < experts->n; e++)
-            buf_free(&experts->w[m][e].data);
-        free(experts->w[m]);
+        free_each(experts->w[m], experts->n);
+        free_each(experts->a[m], experts->n);
     }
+    free_each(experts->b, experts->n);
     for (int i = 0; i < N_ROUTERS; i++)
         buf_free(&experts->router[i].data);
     memset(experts, 0, sizeof *experts);
@@ -36,10 +65,9 @@ void experts_free(struct experts *experts)
 
 size_t experts_routed_bytes(const struct experts *experts)
 {
-    size_t n = 0;
+    size_t n = bytes_of_each(experts->b, experts->n);
     for (int m = 0; m < N_MODULES; m++)
-        for (int64_t e = 0; experts->w[m] && e < experts->n; e++)
-            n += experts->w[m][e].data.bytes;
+        n += bytes_of_each(experts->w[m], experts->n) + bytes_of_each(experts->a[m], experts->n);
     return n;
 }
 
@@ -64,12 +92,6 @@ void expert_share(const struct model_config *config, const struct shape *shape, 
 
 /* ---- forward ------------------------------------------------------------------------------------------------------ */
 
-/* A batch's way through the routed experts: views of the decoder's buffers. */
-struct routes {
-    struct mat weight, id; /* [T, top_k] */
-    int32_t *offset, *token, *slot;
-};
-
 static int route(struct decoder *dec, const struct experts *experts, const struct mat *x, struct routes *routes)
 {
     int err = OK;
@@ -80,51 +102,89 @@ static int route(struct decoder *dec, const struct experts *experts, const struc
     const struct linear_args args = {.w = &experts->router[ROUTER_GATE]};
     *routes = (struct routes){.weight = mat_view(dec->route_weight, DT_F32, t, k),
                               .id = mat_view(dec->route_id, DT_I32, t, k),
+                              .first = dec->shape.experts.begin,
+                              .n = experts->n,
                               .offset = dec->route_offset,
                               .token = dec->route_token,
                               .slot = dec->route_slot};
     TRY(be->ops->linear(be, x, &args, &logits));
     TRY(be->ops->moe_route(be, &logits, c->normalize_top_k, &routes->weight, &routes->id));
-    TRY(be->ops->moe_sort(be, &routes->id, dec->shape.experts.begin, experts->n, routes->offset, routes->token,
-                          routes->slot));
+    TRY(be->ops->moe_sort(be, &routes->id, routes->first, routes->n, routes->offset, routes->token, routes->slot));
+out:
+    return err;
+}
+
+/* gate or up of every routed expert of this rank, of the tokens that chose it: y f32 [T top_k, d_expert], sorted. The token's row
+ * of R serves them all. */
+static int apply_column(struct backend *be, const struct experts *experts, enum module module,
+                        const struct routes *routes, const struct mat *x, const struct mat *r, struct mat *y)
+{
+    const int64_t rank = experts->rank[module], step = experts->step[module];
+    struct grouped_args args = {
+        .w = experts->w[module], .n = routes->n, .offset = routes->offset, .token = routes->token};
+    struct mat own;
+    if (rank > 0 && routes->n > 0) {
+        own = mat_cols(r, experts->first[module] + routes->first * step, (routes->n - 1) * step + rank);
+        args.a = experts->a[module];
+        args.r = &own;
+        args.r_step = step;
+    }
+    return be->ops->grouped_linear(be, x, &args, y);
+}
+
+/* down of the same: y f32 [T top_k, d_model]. An expert's R = B product is its own: f32 [T top_k, rank] at `room`. */
+static int apply_down(struct backend *be, const struct experts *experts, const struct routes *routes,
+                      const struct mat *product, float *room, struct mat *y)
+{
+    int err = OK;
+    const int64_t rank = experts->rank[MOD_DOWN];
+    struct mat r = mat_view(room, DT_F32, product->rows, rank);
+    struct grouped_args args = {.n = routes->n, .offset = routes->offset};
+    if (rank > 0) {
+        args.w = experts->b;
+        TRY(be->ops->grouped_linear(be, product, &args, &r));
+        args.a = experts->a[MOD_DOWN];
+        args.r = &r;
+    }
+    args.w = experts->w[MOD_DOWN];
+    TRY(be->ops->grouped_linear(be, product, &args, y));
 out:
     return err;
 }
 
 /* The routed experts of this rank: parts f32 [n_parts T, d_model]. Rows beyond those that came here hold whatever they held;
  * nothing reads them. */
-static int apply_routed(struct decoder *dec, const struct experts *experts, const struct mat *x,
-                        const struct routes *routes, struct mat *parts)
+static int apply_routed(struct decoder *dec, const struct layer *layer, int64_t l, const struct routes *routes,
+                        const struct mat *x, const struct mat *r, struct mat *parts, const struct observer *observer)
 {
     int err = OK;
     struct backend *be = dec->be;
+    const struct experts *experts = &layer->experts;
     const struct model_config *c = dec->config;
     const int64_t rows = x->rows * c->top_k;
     struct mat gate = mat_view(dec->gate, DT_F32, rows, c->d_expert), up = mat_view(dec->up, DT_F32, rows, c->d_expert);
     struct mat product = mat_view(dec->product, be->act, rows, c->d_expert);
     struct mat y = mat_view(dec->expert_y, DT_F32, rows, c->d_model);
-    struct grouped_args args = {.n = experts->n, .offset = routes->offset, .token = routes->token};
-    const struct combine_args sum = {.first = dec->shape.experts.begin,
-                                     .n = experts->n,
+    const struct combine_args sum = {.first = routes->first,
+                                     .n = routes->n,
                                      .offset = routes->offset,
                                      .slot = routes->slot,
                                      .split = &dec->shape.expert_split};
-    args.w = experts->w[MOD_GATE];
-    TRY(be->ops->grouped_linear(be, x, &args, &gate));
-    args.w = experts->w[MOD_UP];
-    TRY(be->ops->grouped_linear(be, x, &args, &up));
+    TRY(apply_column(be, experts, MOD_GATE, routes, x, r, &gate));
+    TRY(apply_column(be, experts, MOD_UP, routes, x, r, &up));
     TRY(be->ops->silu_mul(be, &gate, &up, &product));
-    args.w = experts->w[MOD_DOWN];
-    args.token = NULL; /* product is sorted already */
-    TRY(be->ops->grouped_linear(be, &product, &args, &y));
+    if (observer && observer->on_experts)
+        TRY(observer->on_experts(observer->ctx, l, routes, &product));
+    /* R of the downs takes up's room, which has been read: a rank is at most its d_in, d_expert. */
+    TRY(apply_down(be, experts, routes, &product, dec->up, &y));
     TRY(be->ops->moe_combine(be, &y, &routes->weight, &routes->id, &sum, parts));
 out:
     return err;
 }
 
 /* The shared expert, this rank's part of its width: parts f32 [n_parts T, d_model + r]. */
-static int apply_shared(struct decoder *dec, const struct layer *layer, const struct mat *x, const struct mat *r,
-                        struct mat *parts)
+static int apply_shared(struct decoder *dec, const struct layer *layer, int64_t l, const struct mat *x,
+                        const struct mat *r, struct mat *parts, const struct observer *observer)
 {
     int err = OK;
     struct backend *be = dec->be;
@@ -134,6 +194,8 @@ static int apply_shared(struct decoder *dec, const struct layer *layer, const st
     TRY(linear_apply(be, &layer->module[MOD_GATE], x, r, &gate));
     TRY(linear_apply(be, &layer->module[MOD_UP], x, r, &up));
     TRY(be->ops->silu_mul(be, &gate, &up, &product));
+    if (observer)
+        TRY(observer->on_group_input(observer->ctx, l, GROUP_DOWN, &product));
     TRY(linear_partial(be, &layer->module[MOD_DOWN], &layer->b[GROUP_DOWN], &dec->shape.shared_split, &product, parts));
 out:
     return err;
@@ -141,8 +203,8 @@ out:
 
 /* Routed and shared partial sums stand side by side in one buffer: adding them before the reduction would make the bits depend
  * on where one rank's part ends. */
-int experts_apply(struct decoder *dec, const struct layer *layer, const struct mat *x, const struct mat *r,
-                  struct mat *hidden)
+int experts_apply(struct decoder *dec, const struct layer *layer, int64_t l, const struct mat *x, const struct mat *r,
+                  struct mat *hidden, const struct observer *observer)
 {
     int err = OK;
     struct backend *be = dec->be;
@@ -154,10 +216,10 @@ int experts_apply(struct decoder *dec, const struct layer *layer, const struct m
         sum = mat_view(dec->parts + n_parts * t * width, DT_F32, t, width);
     struct mat routed = mat_cols(&parts, 0, d), y = mat_cols(&sum, 0, d);
     TRY(route(dec, &layer->experts, x, &routes));
-    TRY(apply_routed(dec, &layer->experts, x, &routes, &routed));
+    TRY(apply_routed(dec, layer, l, &routes, x, r, &routed, observer));
     if (shared_cols > 0) {
         struct mat shared = mat_cols(&parts, d, shared_cols);
-        TRY(apply_shared(dec, layer, x, r, &shared));
+        TRY(apply_shared(dec, layer, l, x, r, &shared, observer));
     }
     TRY(comm_tree_sum(dec->tp, &parts, &sum));
     if (shared_cols > 0) {

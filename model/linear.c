@@ -97,10 +97,13 @@ size_t linear_bytes(const struct linear *linear)
 int linear_apply(struct backend *be, const struct linear *linear, const struct mat *x, const struct mat *r,
                  struct mat *y)
 {
-    const struct linear_args args = {.w = &linear->w,
-                                     .bias = linear->bias.data ? &linear->bias : NULL,
-                                     .a = linear->rank > 0 ? &linear->a : NULL,
-                                     .r = linear->rank > 0 ? r : NULL};
+    struct linear_args args = {.w = &linear->w, .bias = linear->bias.data ? &linear->bias : NULL};
+    struct mat own;
+    if (linear->rank > 0) {
+        own = mat_cols(r, linear->first, linear->rank);
+        args.a = &linear->a;
+        args.r = &own;
+    }
     return be->ops->linear(be, x, &args, y);
 }
 

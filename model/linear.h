@@ -20,6 +20,7 @@ struct linear {
     struct packed w;
     struct packed a; /* d_in = r; empty when r = 0 */
     int64_t rank;
+    int64_t first; /* its columns of the group's R: [first, first + rank); 0: they share one B. 0 if row-parallel */
     struct buf bias_buf;
     struct mat bias; /* f32 [1, d_out]; data NULL: none */
 };
@@ -41,7 +42,7 @@ int vector_load(struct backend *be, const float *host, int64_t n, struct buf *bu
 void linear_free(struct linear *linear);
 size_t linear_bytes(const struct linear *linear);
 
-/* y = x W^T (+ bias) (+ A r); r: this group's R or NULL. */
+/* y = x W^T (+ bias) (+ A r); r: all of this group's R; read where linear->rank > 0. */
 int linear_apply(struct backend *be, const struct linear *linear, const struct mat *x, const struct mat *r,
                  struct mat *y);
 /* Row-parallel, in two halves about the reduction over ranks. This rank's partial sums of W x and, beside them, of R = B x:

@@ -13,7 +13,7 @@ struct store; /* model/store.h */
 
 /* Where a layer's matrices come from when not straight from the source: calibration hands out slices gathered from the ranks. */
 struct module_source {
-    int (*panel)(void *ctx, enum module module, int64_t row0, struct mat *panel); /* as stored, into device memory */
+    int (*panel)(void *ctx, struct matrix matrix, int64_t row0, struct mat *panel); /* as stored, into device memory */
     void *ctx;
 };
 

@@ -17,7 +17,9 @@ struct rows {
 static int fetch(void *ctx, int64_t row0, struct mat *panel)
 {
     const struct rows *r = ctx;
-    return r->source ? r->source->panel(r->source->ctx, (enum module)r->id.index, row0, panel)
+    const struct matrix matrix = {(enum module)r->id.index,
+                                  r->id.part == PART_EXPERT ? r->id.expert : (int64_t)EXPERT_NONE};
+    return r->source ? r->source->panel(r->source->ctx, matrix, row0, panel)
                      : weights_panel(r->weights, &r->id, row0, panel);
 }
 
@@ -138,14 +140,15 @@ out:
 }
 
 /* The group's products run over all experts at once, so these must be stored alike. */
-static int load_expert(struct weights *weights, const struct shape *shape, struct tensor_id id,
-                       const struct load_format *format, const struct packed *first, struct packed *w)
+static int load_expert(struct rows source, const struct shape *shape, const struct load_format *format,
+                       const struct packed *first, struct packed *w)
 {
     int err = OK;
+    const struct tensor_id id = source.id;
     struct range rows, columns;
     char name[160];
-    expert_share(weights->config, shape, id.expert, (enum module)id.index, &rows, &columns);
-    TRY(load_matrix((struct rows){weights, id, NULL}, format, rows, columns, w));
+    expert_share(source.weights->config, shape, id.expert, (enum module)id.index, &rows, &columns);
+    TRY(load_matrix(source, format, rows, columns, w));
     if (w->bits == 0 && w->dtype != first->dtype) {
         tensor_name(&id, name, sizeof name);
         FAIL(ERR_UNSUPPORTED, "%s: stored as %s, another expert as %s: experts of a layer must be stored alike", name,
@@ -156,31 +159,33 @@ out:
 }
 
 /* Router, routed experts of this rank, its part of the shared one. */
-static int load_experts(struct weights *weights, const struct shape *shape, int64_t l, const struct load_format *format,
-                        struct layer *layer)
+static int load_experts(struct weights *weights, const struct shape *shape, int64_t l,
+                        const struct module_source *source, const struct load_format *format, struct layer *layer)
 {
     int err = OK;
     const struct model_config *config = weights->config;
-    struct tensor_id id = {.part = PART_ROUTER, .layer = l};
+    struct rows rows = {weights, {.part = PART_ROUTER, .layer = l}, NULL};
     TRY(experts_create(&layer->experts, shape->experts.end - shape->experts.begin));
-    for (id.index = 0; id.index < N_ROUTERS; id.index++) {
+    for (int i = 0; i < N_ROUTERS; i++) {
         int64_t d_out, d_in;
-        router_shape(config, (enum router)id.index, &d_out, &d_in);
+        router_shape(config, (enum router)i, &d_out, &d_in);
+        rows.id.index = i;
         if (d_out > 0)
-            TRY(load_dense((struct rows){weights, id, NULL}, (struct range){0, d_out}, (struct range){0, d_in},
-                           &layer->experts.router[id.index]));
+            TRY(load_dense(rows, (struct range){0, d_out}, (struct range){0, d_in}, &layer->experts.router[i]));
     }
-    id.part = PART_EXPERT;
-    for (id.index = MOD_GATE; id.index <= MOD_DOWN; id.index++) {
-        struct packed *w = layer->experts.w[id.index];
-        struct linear *shared = &layer->module[id.index];
+    rows.id.part = PART_EXPERT;
+    rows.source = source;
+    for (int m = MOD_GATE; m <= MOD_DOWN; m++) {
+        struct packed *w = layer->experts.w[m];
+        struct linear *shared = &layer->module[m];
+        rows.id.index = m;
         for (int64_t e = 0; e < layer->experts.n; e++) {
-            id.expert = shape->experts.begin + e;
-            TRY(load_expert(weights, shape, id, format, &w[0], &w[e]));
+            rows.id.expert = shape->experts.begin + e;
+            TRY(load_expert(rows, shape, format, &w[0], &w[e]));
         }
-        id.expert = EXPERT_SHARED;
+        rows.id.expert = EXPERT_SHARED;
         if (config->d_shared > 0)
-            TRY(load_expert(weights, shape, id, format, &shared->w, &shared->w));
+            TRY(load_expert(rows, shape, format, &shared->w, &shared->w));
         shared->d_out = shared->w.d_out;
         shared->d_in = shared->w.d_in;
     }
@@ -195,7 +200,7 @@ int load_layer_weights(struct weights *weights, const struct shape *shape, int64
     memset(layer, 0, sizeof *layer);
     const int moe = config_is_moe(weights->config, l);
     if (moe)
-        TRY(load_experts(weights, shape, l, format, layer));
+        TRY(load_experts(weights, shape, l, source, format, layer));
     for (int i = 0; i < (moe ? MOD_GATE : N_MODULES); i++)
         TRY(load_module(weights, shape, l, (enum module)i, source, format, &layer->module[i]));
     for (int i = 0; i < N_GROUPS && weights->rank > 0; i++) {

@@ -121,7 +121,7 @@ static void test_moments_equal_f64_sums(void **state)
         for (int64_t l = 0; l < ours.config.n_layers; l++) {
             struct covariance cov;
             struct layer layer;
-            const struct observer observer = {oracle_observe, &oracle};
+            const struct observer observer = {.on_group_input = oracle_observe, .ctx = &oracle};
             run_layer(&ours, &world, l, &cov);
             assert_int_equal(
                 load_layer_weights(&reference.weights, &reference.forward.dec.shape, l, NULL, NULL, &layer), OK);

@@ -288,7 +288,7 @@ static void test_a_deep_model_stays_alive(void **state)
     struct kv_cache kv;
     int32_t ids[TOKENS], blocks[TOKENS / KV_BLOCK];
     static struct seen seen;
-    const struct observer observer = {see, &seen};
+    const struct observer observer = {.on_group_input = see, .ctx = &seen};
     assert_int_equal(model_open(&self, NULL, &options, &model), OK);
     assert_int_equal(batch_create(&backend, TOKENS, 1, TOKENS / KV_BLOCK, &batch), OK);
     assert_int_equal(kv_create(&backend, 1, TOKENS / KV_BLOCK, KV_HEADS * 32, &kv), OK);

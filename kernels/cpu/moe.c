@@ -195,12 +195,13 @@ static int run_unit(const struct grouped *g, struct backend *mine, const struct 
 {
     const struct packed w = outputs_of(&g->args->w[u->expert], u->col0, u->cols);
     const struct mat x = rows_at(g, g->x, u, gathered);
-    struct mat y = mat_rows(g->y, u->row0, u->rows), r, *r_used = NULL;
+    struct mat y = mat_rows(g->y, u->row0, u->rows), r, own, *r_used = NULL;
     struct packed a, *a_used = NULL;
     y = mat_cols(&y, u->col0, u->cols);
     if (g->args->a) {
         a = outputs_of(&g->args->a[u->expert], u->col0, u->cols);
-        r = rows_at(g, g->args->r, u, gathered + g->unit_rows * g->d_in);
+        own = mat_cols(g->args->r, u->expert * g->args->r_step, g->rank);
+        r = rows_at(g, &own, u, gathered + g->unit_rows * g->d_in);
         a_used = &a;
         r_used = &r;
     }
@@ -223,9 +224,9 @@ static void check_grouped(const struct mat *x, const struct grouped_args *args, 
     assert(args->offset[args->n] <= y->rows && (args->token || args->offset[args->n] <= x->rows));
     for (int64_t e = 0; e < args->n; e++) {
         assert(args->w[e].d_out == y->cols && args->w[e].d_in == x->cols && args->w[e].bits == args->w->bits);
-        assert(!args->a || (args->a[e].bits == 0 && args->a[e].d_out == y->cols && args->a[e].d_in == args->r->cols));
+        assert(!args->a || (args->a[e].bits == 0 && args->a[e].d_out == y->cols && args->a[e].d_in == args->a->d_in));
     }
-    assert(!args->a || args->r->rows == x->rows);
+    assert(!args->a || (args->r->rows == x->rows && args->r->cols >= (args->n - 1) * args->r_step + args->a->d_in));
     (void)x, (void)args, (void)y;
 }
 
@@ -237,7 +238,7 @@ int grouped_linear_cpu(struct backend *be, const struct mat *x, const struct gro
     if (args->n == 0 || args->offset[args->n] == 0 || y->cols == 0)
         goto out;
     check_grouped(x, args, y);
-    g.rank = args->a ? args->r->cols : 0;
+    g.rank = args->a ? args->a->d_in : 0;
     size_units(&g, be->n_threads);
     const int64_t n_units = cut_units(&g);
     const size_t unit_bytes = line((size_t)n_units * sizeof *g.units);

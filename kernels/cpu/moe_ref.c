@@ -78,8 +78,10 @@ int grouped_linear_ref(struct backend *be, const struct mat *x, const struct gro
         for (int64_t j = args->offset[e]; j < args->offset[e + 1]; j++) {
             const int64_t at = args->token ? args->token[j] : j;
             const struct mat one = mat_rows(x, at, 1);
-            const struct mat r = args->a ? mat_rows(args->r, at, 1) : one;
+            struct mat r = args->a ? mat_rows(args->r, at, 1) : one;
             struct mat to = mat_rows(y, j, 1);
+            if (args->a)
+                r = mat_cols(&r, e * args->r_step, args->a[e].d_in);
             linear_ref(be, &one, &(struct linear_args){.w = &args->w[e], .a = args->a ? &args->a[e] : NULL, .r = &r},
                        &to);
         }

@@ -176,8 +176,8 @@ struct grouped_call {
     struct weight_view w, a; /* but for their data; a.d_in = 0: no correction */
     const void *w_data[EXPERTS], *a_data[EXPERTS];
     const int32_t *offset, *token; /* of the launch's first expert */
-    const float *r;
-    int64_t x_ld, r_ld, y_ld;
+    const float *r;                /* where that expert's columns begin; the next one's r_step further on */
+    int64_t x_ld, r_ld, r_step, y_ld;
     float *y;
 };
 
@@ -210,7 +210,8 @@ template <class X> __global__ void __launch_bounds__(SIMT_THREADS) grouped_kerne
         __syncthreads();
         simt_product(tiles, w, x, call.x_ld, n0, 0, w.d_in, sum);
         if (call.a.d_in > 0)
-            simt_product(tiles, weight_at(call.a, call.a_data[e]), call.r, call.r_ld, n0, 0, call.a.d_in, sum);
+            simt_product(tiles, weight_at(call.a, call.a_data[e]), call.r + e * call.r_step, call.r_ld, n0, 0,
+                         call.a.d_in, sum);
         for (int i = 0; i < 4; i++) {
             const int64_t row = row0 + threadIdx.x / SIMT_OUTPUTS * 4 + i;
             if (row < rows && n < w.d_out)
@@ -230,9 +231,10 @@ int grouped_linear_cuda(struct backend *be, const struct mat *x, const struct gr
     assert(x->cols == args->w->d_in && y->cols == args->w->d_out);
     call.w = weight_view_of(args->w);
     if (args->a) {
+        assert(args->r->rows == x->rows && args->r->cols >= (args->n - 1) * args->r_step + args->a->d_in);
         call.a = weight_view_of(args->a);
-        call.r = (const float *)args->r->data;
         call.r_ld = args->r->ld;
+        call.r_step = args->r_step;
     }
     call.x_ld = x->ld;
     call.y = (float *)y->data;
@@ -245,6 +247,8 @@ int grouped_linear_cuda(struct backend *be, const struct mat *x, const struct gr
             call.a_data[e] = args->a ? args->a[first + e].data.p : NULL;
         }
         call.offset = args->offset + first;
+        if (args->a)
+            call.r = (const float *)args->r->data + first * args->r_step;
         grid = dim3((unsigned)min_i64(ROW_BLOCKS, (y->rows + SIMT_ROWS - 1) / SIMT_ROWS),
                     (unsigned)((y->cols + SIMT_OUTPUTS - 1) / SIMT_OUTPUTS), (unsigned)n);
         if (x->dtype == DT_F32)
