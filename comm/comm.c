@@ -131,6 +131,12 @@ int comm_sum_exact(struct comm *comm, struct mat *acc)
     return is_empty(acc) ? OK : comm->ops->sum_exact(comm, acc);
 }
 
+int comm_reduce_exact(struct comm *comm, struct mat *acc, int root)
+{
+    assert(acc->dtype == DT_I64 && root >= 0 && root < comm->size);
+    return is_empty(acc) ? OK : comm->ops->reduce_exact(comm, acc, root);
+}
+
 int comm_allgather_rows(struct comm *comm, struct mat *m, const int64_t *row0)
 {
     assert(row0[0] == 0 && row0[comm->size] == m->rows);

@@ -9,7 +9,7 @@
  * host in pieces of stage_bytes ("staged": comm_stage.c), which waits for the device; or NCCL carries them from GPU to GPU, in
  * the backend's own queue and waited for by nobody (comm_use_nccl).
  *
- * Reproducibility: sums are comm_sum_exact (64-bit integers: any order, any algorithm, same bits) or comm_tree_sum (f32
+ * Reproducibility: sums are comm_sum_exact and comm_reduce_exact (64-bit integers: any order, any algorithm, same bits) or comm_tree_sum (f32
  * in one fixed binary tree over TREE_LEAVES leaves, however many ranks own them). NCCL's comm_tree_sum is the exception: it adds
  * in an order of its own, which no rank count shares; the GPUs' promise is a bound, not bits.
  */
@@ -79,6 +79,8 @@ int comm_max_i64(struct comm *comm, int64_t *host, int64_t n);
 /* Exact integer sum over ranks, in place, every rank ends with it. i64, dense; moved in pieces of at most 4 MB. */
 int comm_sum_i64(struct comm *comm, int64_t *host, int64_t n);
 int comm_sum_exact(struct comm *comm, struct mat *acc);
+/* The same sum on root alone; what acc holds elsewhere is undefined. */
+int comm_reduce_exact(struct comm *comm, struct mat *acc, int root);
 /* Rank p contributes bytes[p] bytes; all[] holds every rank's, in rank order. bytes is known to every rank. */
 int comm_allgather(struct comm *comm, const void *mine, const size_t *bytes, void *all);
 /* The same number of bytes from every rank. */
@@ -109,6 +111,7 @@ struct comm_ops {
     int (*max_i64)(struct comm *, int64_t *host, int64_t n);
     int (*end)(struct comm *, int64_t *worst); /* maximum, met by no other call */
     int (*sum_i64)(struct comm *, int64_t *host, int64_t n);
+    int (*reduce_i64)(struct comm *, int64_t *host, int64_t n, int root); /* the sum, on root alone */
     int (*allgather)(struct comm *, const void *mine, const size_t *bytes, void *all);
     int (*gather)(struct comm *, const void *mine, const size_t *bytes, void *all, int root);
     int (*scatter)(struct comm *, const void *all, const size_t *bytes, void *mine, int root);
@@ -118,6 +121,7 @@ struct comm_ops {
     int (*exchange)(struct comm *, const void *mine, void *theirs, size_t bytes, int peer);
     /* Of the mats, none of them empty: comm_stage.c or comm_nccl.c. */
     int (*sum_exact)(struct comm *, struct mat *acc);
+    int (*reduce_exact)(struct comm *, struct mat *acc, int root);
     int (*tree_sum)(struct comm *, const struct mat *parts, struct mat *sum);
     int (*allgather_rows)(struct comm *, struct mat *m, const int64_t *row0);
     int (*bcast_mat)(struct comm *, struct mat *m, int root);

@@ -136,6 +136,21 @@ static int sum_i64_mpi(struct comm *comm, int64_t *host, int64_t n)
     return reduce(comm, host, n, MPI_INT64_T, MPI_SUM);
 }
 
+static int reduce_i64_mpi(struct comm *comm, int64_t *host, int64_t n, int root)
+{
+    int err = OK;
+    const struct mpi_state *s = state_of(comm);
+    const int is_root = comm->rank == root;
+    const int64_t most = (int64_t)(s->reduce_bytes / sizeof *host);
+    for (int64_t at = 0; at < n; at += most) {
+        const int k = (int)min_i64(most, n - at);
+        TRY_MPI(MPI_Reduce(is_root ? MPI_IN_PLACE : (void *)(host + at), is_root ? host + at : NULL, k, MPI_INT64_T,
+                           MPI_SUM, root, s->world));
+    }
+out:
+    return err;
+}
+
 /* Everybody's bytes by one MPI_Allgatherv while its int counts and offsets can name them; past that, one broadcast a
  * rank. */
 static int allgather_mpi(struct comm *comm, const void *mine, const size_t *bytes, void *all)
@@ -257,6 +272,7 @@ static const struct comm_ops mpi_ops = {
     .max_i64 = max_i64_mpi,
     .end = end_mpi,
     .sum_i64 = sum_i64_mpi,
+    .reduce_i64 = reduce_i64_mpi,
     .allgather = allgather_mpi,
     .gather = gather_mpi,
     .scatter = scatter_mpi,
@@ -264,6 +280,7 @@ static const struct comm_ops mpi_ops = {
     .recv = recv_pieces,
     .exchange = exchange_mpi,
     .sum_exact = sum_exact_staged,
+    .reduce_exact = reduce_exact_staged,
     .tree_sum = tree_sum_staged,
     .allgather_rows = allgather_rows_staged,
     .bcast_mat = bcast_mat_staged,

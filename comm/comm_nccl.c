@@ -123,6 +123,21 @@ static int sum_exact_nccl(struct comm *comm, struct mat *acc)
     return all_reduce(comm->nccl, acc->data, acc->data, acc->rows * acc->cols, NCCL_INT64, sizeof(int64_t));
 }
 
+static int reduce_exact_nccl(struct comm *comm, struct mat *acc, int root)
+{
+    int err = OK;
+    struct nccl_state *s = comm->nccl;
+    const int64_t n = acc->rows * acc->cols;
+    for (int64_t at = 0; at < n; at += s->piece) {
+        int64_t *p = (int64_t *)acc->data + at;
+        TRY_NCCL(s, "ncclReduce",
+                 reduce(p, p, (size_t)min_i64(s->piece, n - at), NCCL_INT64, NCCL_SUM, root, s->handle,
+                        comm->be->ops->stream(comm->be)));
+    }
+out:
+    return err;
+}
+
 /* This rank's parts in their order, then the ranks in NCCL's. */
 static int tree_sum_nccl(struct comm *comm, const struct mat *parts, struct mat *sum)
 {
@@ -314,6 +329,7 @@ int comm_use_nccl(struct comm *comm, char *how, size_t n_how)
     TRY(connect_nccl(comm, s));
     s->ops.name = "nccl";
     s->ops.sum_exact = sum_exact_nccl;
+    s->ops.reduce_exact = reduce_exact_nccl;
     s->ops.tree_sum = tree_sum_nccl;
     s->ops.allgather_rows = allgather_rows_nccl;
     s->ops.bcast_mat = bcast_mat_nccl;

@@ -44,12 +44,18 @@ static int max_f64_self(struct comm *comm, double *host, int64_t n)
 }
 
 /* Maximum and sum of one contribution: the contribution. */
-static int reduce_i64_self(struct comm *comm, int64_t *host, int64_t n)
+static int keep_i64_self(struct comm *comm, int64_t *host, int64_t n)
 {
     (void)comm;
     (void)host;
     (void)n;
     return OK;
+}
+
+static int reduce_i64_self(struct comm *comm, int64_t *host, int64_t n, int root)
+{
+    (void)root;
+    return keep_i64_self(comm, host, n);
 }
 
 static int end_self(struct comm *comm, int64_t *worst)
@@ -127,9 +133,10 @@ static const struct comm_ops self_ops = {
     .barrier = barrier_self,
     .bcast = bcast_self,
     .max_f64 = max_f64_self,
-    .max_i64 = reduce_i64_self,
+    .max_i64 = keep_i64_self,
     .end = end_self,
-    .sum_i64 = reduce_i64_self,
+    .sum_i64 = keep_i64_self,
+    .reduce_i64 = reduce_i64_self,
     .allgather = allgather_self,
     .gather = gather_self,
     .scatter = scatter_self,
@@ -137,6 +144,7 @@ static const struct comm_ops self_ops = {
     .recv = recv_self,
     .exchange = exchange_self,
     .sum_exact = sum_exact_staged,
+    .reduce_exact = reduce_exact_staged,
     .tree_sum = tree_sum_staged,
     .allgather_rows = allgather_rows_staged,
     .bcast_mat = bcast_mat_staged,

@@ -22,7 +22,16 @@ static int end_view(struct backend *be, struct mat *m, void *host, int err)
     return err ? err : ended;
 }
 
-int sum_exact_staged(struct comm *comm, struct mat *acc)
+enum { EVERYBODY = -1 };
+
+static int sum_host(struct comm *comm, void *host, size_t bytes, int root)
+{
+    const int64_t n = (int64_t)(bytes / sizeof(int64_t));
+    return root == EVERYBODY ? comm->ops->sum_i64(comm, host, n) : comm->ops->reduce_i64(comm, host, n, root);
+}
+
+/* The sum on root, or on everybody. */
+static int sum_staged(struct comm *comm, struct mat *acc, int root)
 {
     int err = OK;
     struct backend *be = comm->be;
@@ -34,18 +43,29 @@ int sum_exact_staged(struct comm *comm, struct mat *acc)
         goto out;
     if (be->host_memory) {
         TRY(be->ops->host_begin(be, device, bytes, &host));
-        err = end_view(be, acc, host, comm->ops->sum_i64(comm, host, acc->rows * acc->cols));
+        err = end_view(be, acc, host, sum_host(comm, host, bytes, root));
         goto out;
     }
     TRY(comm_scratch(comm, piece, &host));
     for (size_t at = 0; at < bytes; at += piece) {
         const size_t n = smaller(piece, bytes - at);
         TRY(be->ops->get(be, host, device + at, n));
-        TRY(comm->ops->sum_i64(comm, host, (int64_t)(n / element)));
-        TRY(be->ops->put(be, device + at, host, n));
+        TRY(sum_host(comm, host, n, root));
+        if (root == EVERYBODY || root == comm->rank)
+            TRY(be->ops->put(be, device + at, host, n));
     }
 out:
     return err;
+}
+
+int sum_exact_staged(struct comm *comm, struct mat *acc)
+{
+    return sum_staged(comm, acc, EVERYBODY);
+}
+
+int reduce_exact_staged(struct comm *comm, struct mat *acc, int root)
+{
+    return sum_staged(comm, acc, root);
 }
 
 int bcast_mat_staged(struct comm *comm, struct mat *m, int root)

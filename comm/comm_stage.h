@@ -11,6 +11,7 @@
 enum { STAGE_BYTES = 4 << 20 };
 
 int sum_exact_staged(struct comm *comm, struct mat *acc);
+int reduce_exact_staged(struct comm *comm, struct mat *acc, int root);
 int allgather_rows_staged(struct comm *comm, struct mat *m, const int64_t *row0);
 int bcast_mat_staged(struct comm *comm, struct mat *m, int root);
 int tree_sum_staged(struct comm *comm, const struct mat *parts, struct mat *sum); /* tree_sum.c */

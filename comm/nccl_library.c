@@ -35,6 +35,7 @@ static int resolve(void *handle, struct nccl_library *library, char *why, size_t
         {"ncclCommGetAsyncError", (void **)&library->comm_get_async_error},
         {"ncclBroadcast", (void **)&library->broadcast},
         {"ncclAllReduce", (void **)&library->all_reduce},
+        {"ncclReduce", (void **)&library->reduce},
         {"ncclAllGather", (void **)&library->all_gather},
         {"ncclGroupStart", (void **)&library->group_start},
         {"ncclGroupEnd", (void **)&library->group_end},

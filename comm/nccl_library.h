@@ -50,6 +50,7 @@ struct nccl_library {
     int (*comm_get_async_error)(void *comm, int *code);
     int (*broadcast)(const void *from, void *to, size_t count, int type, int root, void *comm, void *stream);
     int (*all_reduce)(const void *from, void *to, size_t count, int type, int op, void *comm, void *stream);
+    int (*reduce)(const void *from, void *to, size_t count, int type, int op, int root, void *comm, void *stream);
     int (*all_gather)(const void *from, void *to, size_t count, int type, void *comm, void *stream);
     int (*group_start)(void);
     int (*group_end)(void);

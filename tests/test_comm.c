@@ -331,6 +331,31 @@ static void test_sum_exact(struct comm *c)
     }
 }
 
+/* The same numbers to each root; elsewhere they are anything. */
+static void test_reduce_exact(struct comm *c)
+{
+    static const int64_t shapes[][2] = {{1, 1}, {0, 5}, {37, 41}, {170, 500}};
+    for (size_t k = 0; k < 4; k++) {
+        const int64_t n = shapes[k][0] * shapes[k][1];
+        int64_t *host = must(malloc((size_t)n * 8 + 8));
+        for (int root = 0; root < c->size; root++) {
+            for (int64_t i = 0; i < n; i++)
+                host[i] = (int64_t)mix((uint64_t)c->rank + 7, (uint64_t)(i + root)) >> 4;
+            void *device = device_copy(host, (size_t)n * 8);
+            struct mat m = mat_view(device, DT_I64, shapes[k][0], shapes[k][1]);
+            CHECK(comm_reduce_exact(c, &m, root) == OK);
+            for (int64_t i = 0; i < n; i++) {
+                host[i] = 0;
+                for (int p = 0; p < c->size; p++)
+                    host[i] += (int64_t)mix((uint64_t)p + 7, (uint64_t)(i + root)) >> 4;
+            }
+            CHECK(c->rank != root || device_equals(device, host, (size_t)n * 8));
+            free(device);
+        }
+        free(host);
+    }
+}
+
 static void test_mats_move(struct comm *c)
 {
     static const enum dtype dtypes[] = {DT_F32, DT_F64, DT_BF16, DT_U8};
@@ -459,6 +484,7 @@ static void test_mats(struct comm *c)
     static const size_t stage_bytes[] = {4 << 20, 1000, 8};
     staged.host_memory = 1;
     test_sum_exact(c);
+    test_reduce_exact(c);
     test_mats_move(c);
     test_tree_sum(c);
     CHECK(n_gets == 0);
@@ -471,6 +497,7 @@ static void test_mats(struct comm *c)
         test_sum_exact(c);
         CHECK(c->size == 1 || most_bytes == min_i64((int64_t)stage_bytes[k], 700 * 500 * 8));
         if (stage_bytes[k] > 8) { /* eight bytes at a time, three thousand floats are enough */
+            test_reduce_exact(c);
             test_mats_move(c);
             test_tree_sum(c);
         }

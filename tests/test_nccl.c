@@ -142,6 +142,20 @@ static void test_sum_exact(struct comm *c, struct comm *mpi)
     }
 }
 
+static void test_reduce_exact(struct comm *c, struct comm *mpi)
+{
+    static const int64_t shapes[][2] = {{1, 1}, {0, 5}, {37, 41}, {300, 200}};
+    for (size_t k = 0; k < 4; k++)
+        for (int root = 0; root < c->size; root++) {
+            void *mine = content_of(c->rank + root, (size_t)(shapes[k][0] * shapes[k][1]) * 8);
+            struct pair p = pair_make(c->be, DT_I64, shapes[k][0], shapes[k][1], mine);
+            CHECK(comm_reduce_exact(c, &p.m[0], root) == OK && comm_reduce_exact(mpi, &p.m[1], root) == OK);
+            CHECK(c->rank != root || pair_is_equal(c->be, &p));
+            pair_free(&p);
+            free(mine);
+        }
+}
+
 /* spread 0: the same number of rows for each; 1: uneven; 2: uneven, some none. */
 static void test_rows(struct comm *c, struct comm *mpi, int spread)
 {
@@ -234,6 +248,7 @@ static void test_carry(struct comm *c)
         return;
     for (int small = 0; small < 2; small++) { /* the second time in calls of 50 elements */
         test_sum_exact(c, &mpi);
+        test_reduce_exact(c, &mpi);
         for (int spread = 0; spread < 3; spread++)
             test_rows(c, &mpi, spread);
         test_tree_sum(c);
