@@ -66,7 +66,7 @@ int trace_estimate(struct problem *p, struct solution *out)
     TRY(mat_alloc(p->be, DT_F64, p->d, N_PROBES, &z_buf, &z));
     TRY(mat_alloc(p->be, DT_F64, p->d, N_PROBES, &sz_buf, &sz));
     TRY(seen_after_correction(p, out, &z));
-    TRY(metric_apply(&p->metric, 0, &z, &sz));
+    TRY(metric_apply(p->metric, 0, &z, &sz));
     if (p->comm->rank == 0) {
         if (!(host = malloc(2 * n * sizeof *host))) {
             failed = err_set(ERR_NOMEM, __FILE__, __LINE__, "%zu values of the probes", 2 * n);
@@ -79,8 +79,8 @@ int trace_estimate(struct problem *p, struct solution *out)
     }
     TRY(comm_agree(p->comm, failed));
     TRY(comm_bcast(p->comm, result, sizeof result, 0));
-    out->trace = out->captured + fmax(result[0], 0) * p->metric.unit;
-    out->trace_error = result[1] * p->metric.unit;
+    out->trace = out->captured + fmax(result[0], 0) * p->metric->unit;
+    out->trace_error = result[1] * p->metric->unit;
 out:
     buf_free(&z_buf);
     buf_free(&sz_buf);
@@ -120,10 +120,9 @@ int trace_exact(struct problem *p, struct solution *out)
     struct exact x = {0};
     struct buf s_buf = {0}, st_buf = {0}, product_buf = {0}, e_buf = {0};
     struct mat s, st, product, e;
-    const struct moment *moment = p->metric.moment;
     int64_t n = local_panels(p->panels);
     double *leaf = calloc((size_t)n + 1, sizeof *leaf), sum = 0;
-    int *slot = calloc((size_t)n + 1, sizeof *slot);
+    int64_t *slot = calloc((size_t)n + 1, sizeof *slot);
     if (!leaf || !slot)
         FAIL(ERR_NOMEM, "%lld panels", (long long)n);
     TRY(exact_open(&x, p->comm, p->panels, DT_F64, 1, p->d));
@@ -136,7 +135,7 @@ int trace_exact(struct problem *p, struct solution *out)
         struct mat part = mat_rows(&s, 0, rows), columns = mat_view(st.data, DT_F64, p->d, rows);
         struct mat made = mat_view(product.data, DT_F64, p->e->rows, rows);
         struct mat e_cols = mat_view(e.data, DT_F32, p->e->rows, rows);
-        TRY(p->be->ops->moment_get(p->be, &moment->acc, &moment->exp, moment->shift, p->metric.factor, row, &part));
+        TRY(metric_rows(p->metric, row, 1, &part));
         TRY(p->be->ops->transpose(p->be, &part, &columns));
         TRY(add_products(&x, p->e, &columns, row, &made, &e_cols, leaf));
     }
@@ -144,7 +143,7 @@ int trace_exact(struct problem *p, struct solution *out)
     if (err == ERR_NUMERIC && p->comm->rank == 0)
         FAIL(err, "tr(E S E^T) isn't finite");
     TRY(err);
-    out->trace = sum * p->metric.unit;
+    out->trace = sum * p->metric->unit;
     out->trace_error = 0;
 out:
     exact_close(&x);

@@ -21,16 +21,14 @@ struct range local_panel(const struct panels *panels, int64_t i)
     return (struct range){panels->row0[first + i] - base, panels->row0[first + i + 1] - base};
 }
 
-int local_module(const struct panels *panels, int64_t i)
+void local_modules(const struct panels *panels, int64_t *module)
 {
-    int64_t row = panels->row0[panels->first[panels->rank] + i], end = 0;
-    int module = 0;
-    for (; module < panels->n_modules - 1; module++) {
-        end += panels->module_rows[module];
-        if (row < end)
-            break;
+    int64_t at = 0, end = panels->n_modules > 0 ? panels->module_rows[0] : 0;
+    for (int64_t i = 0; i < local_panels(panels); i++) {
+        while (panels->row0[panels->first[panels->rank] + i] >= end)
+            end += panels->module_rows[++at];
+        module[i] = at;
     }
-    return module;
 }
 
 /* Rows converted at once: whole panels, because gemm's bits are a panel's own only if the panel starts a 256-row tile. */
@@ -51,9 +49,14 @@ int exact_open(struct exact *x, struct comm *comm, const struct panels *panels, 
     int64_t n = local_panels(panels);
     if (!(x->row0 = malloc((size_t)(n + 1) * sizeof *x->row0)))
         FAIL(ERR_NOMEM, "%lld panels", (long long)n);
-    x->row0[0] = 0;
-    for (int64_t i = 0; i < n; i++)
+    if (!(x->run = malloc((size_t)(n + 1) * sizeof *x->run)))
+        FAIL(ERR_NOMEM, "%lld panels", (long long)n);
+    x->row0[0] = x->run[0] = 0;
+    for (int64_t i = 0; i < n; i++) {
         x->row0[i + 1] = local_panel(panels, i).end;
+        if (i + 1 == n || x->row0[i + 1] - x->row0[i] < PANEL_ROWS)
+            x->run[++x->n_runs] = x->row0[i + 1];
+    }
     TRY(buf_alloc(x->be, (size_t)capacity * sizeof(int64_t), &x->acc));
     TRY(buf_alloc(x->be, sizeof(int32_t), &x->overflow));
     if (wide_cols > 0) {
@@ -69,7 +72,8 @@ out:
 void exact_close(struct exact *x)
 {
     free(x->row0);
-    x->row0 = NULL;
+    free(x->run);
+    x->row0 = x->run = NULL;
     buf_free(&x->acc);
     buf_free(&x->overflow);
     buf_free(&x->wide[0]);
@@ -129,35 +133,43 @@ out:
     return err;
 }
 
-int exact_rows(struct exact *x, double alpha, const struct mat *a, const struct mat *z, double beta, struct mat *out)
+int exact_some_rows(struct exact *x, double alpha, const struct mat *a, const struct mat *z, double beta,
+                    struct mat *out)
 {
     int err = OK;
-    int64_t at = 0;
+    int64_t step = a->dtype == x->dtype ? a->rows : wide_rows(a->cols);
     assert(out->rows == a->rows && z->dtype == x->dtype && out->dtype == x->dtype);
-    /* A module's rows on this rank are whole panels but for the last one, so their tiles are the panels. */
-    for (int64_t module = 0; module < x->panels->n_modules; module++) {
-        struct range own = panels_module_rows(x->panels, module, x->panels->rank);
-        int64_t end = at + (own.end - own.begin), step = a->dtype == x->dtype ? end - at : wide_rows(a->cols);
-        while (at < end) {
-            struct range chunk = {at, at + step < end ? at + step : end};
-            struct mat pa, po = mat_rows(out, chunk.begin, chunk.end - chunk.begin);
-            TRY(rows_as(x, 0, a, chunk, &pa));
-            TRY(x->be->ops->gemm(x->be, 0, 0, alpha, &pa, z, beta, &po));
-            at = chunk.end;
-        }
+    for (int64_t at = 0, end; at < a->rows; at = end) {
+        end = min_i64(at + step, a->rows);
+        struct mat pa, po = mat_rows(out, at, end - at);
+        TRY(rows_as(x, 0, a, (struct range){at, end}, &pa));
+        TRY(x->be->ops->gemm(x->be, 0, 0, alpha, &pa, z, beta, &po));
     }
-    assert(at == a->rows);
 out:
     return err;
 }
 
-int exact_scalars(struct comm *comm, const struct panels *panels, const double *leaf, const int *slot, int n_slots,
-                  double *sums)
+int exact_rows(struct exact *x, double alpha, const struct mat *a, const struct mat *z, double beta, struct mat *out)
+{
+    int err = OK;
+    assert(x->run[x->n_runs] == a->rows && out->rows == a->rows);
+    for (int64_t i = 0; i < x->n_runs; i++) { /* the tiles of a run's product are its panels */
+        int64_t n = x->run[i + 1] - x->run[i];
+        struct mat rows = mat_rows(a, x->run[i], n), made = mat_rows(out, x->run[i], n);
+        TRY(exact_some_rows(x, alpha, &rows, z, beta, &made));
+    }
+out:
+    return err;
+}
+
+int exact_scalars(struct comm *comm, const struct panels *panels, const double *leaf, const int64_t *slot,
+                  int64_t n_slots, double *sums)
 {
     int err = OK, shift = 62;
-    int64_t fixed[64] = {0};
+    int64_t *fixed = calloc((size_t)n_slots + 1, sizeof *fixed);
     double max = 0;
-    assert(n_slots <= 64);
+    if (!fixed)
+        FAIL(ERR_NOMEM, "%lld sums", (long long)n_slots);
     for (int64_t i = 0; i < local_panels(panels); i++)
         max = isfinite(leaf[i]) ? fmax(max, fabs(leaf[i])) : INFINITY;
     TRY(comm_max_f64(comm, &max, 1));
@@ -171,9 +183,10 @@ int exact_scalars(struct comm *comm, const struct panels *panels, const double *
     for (int64_t i = 0; i < local_panels(panels); i++)
         fixed[slot[i]] += llrint(ldexp(leaf[i], shift));
     TRY(comm_sum_i64(comm, fixed, n_slots));
-    for (int s = 0; s < n_slots; s++)
+    for (int64_t s = 0; s < n_slots; s++)
         sums[s] = ldexp((double)fixed[s], -shift);
 out:
+    free(fixed);
     return err;
 }
 

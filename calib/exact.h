@@ -21,6 +21,8 @@ struct exact {
     int shift;        /* 62 - ceil(log2(number of panels)): the sum of that many leaves fits 63 bits */
     int64_t capacity; /* elements of a sum */
     int64_t *row0;    /* [local panels + 1] rows of this rank's panels */
+    int64_t n_runs;   /* stretches of panels that one product takes at once: only the last of a stretch is short */
+    int64_t *run;     /* [n_runs + 1] their rows */
     struct buf acc, overflow, wide[2];
 };
 
@@ -40,11 +42,15 @@ int exact_product(struct exact *x, const struct operand *a, const struct operand
 
 /* out (local, x->dtype) = alpha A Z + beta out: a panel's rows have the same bits on whichever rank they lie. Not collective. */
 int exact_rows(struct exact *x, double alpha, const struct mat *a, const struct mat *z, double beta, struct mat *out);
+/* The same for local rows that begin with a panel and of which only the last panel is short (a module's, say); a, out: they alone.
+ * Products have the bits of exact_rows. Not collective. */
+int exact_some_rows(struct exact *x, double alpha, const struct mat *a, const struct mat *z, double beta,
+                    struct mat *out);
 
 /* sums[s] = sum of leaf[i] over all ranks' i with slot[i] = s, one leaf a panel, exactly. Collective. ERR_NUMERIC, silently, on
  * all ranks, when a leaf isn't finite. */
-int exact_scalars(struct comm *comm, const struct panels *panels, const double *leaf, const int *slot, int n_slots,
-                  double *sums);
+int exact_scalars(struct comm *comm, const struct panels *panels, const double *leaf, const int64_t *slot,
+                  int64_t n_slots, double *sums);
 
 /* Smallest e with bound <= 2^e; 0 for a bound of 0. */
 int exponent_of(double bound);
@@ -54,9 +60,10 @@ int exponents_put(struct backend *be, const double *bounds, struct mat *exp);
  * ERR_NUMERIC, silently, on all ranks, when it isn't finite. */
 int exponents_of(struct exact *x, const struct mat *m, struct mat *max, double *host_max, struct mat *exp);
 
-/* Number of this rank's panels; panel i of them as rows of a local matrix, and the number of its module. */
+/* Number of this rank's panels; panel i of them as rows of a local matrix. */
 int64_t local_panels(const struct panels *panels);
 struct range local_panel(const struct panels *panels, int64_t i);
-int local_module(const struct panels *panels, int64_t i);
+/* module[i]: number of the module that local panel i belongs to. */
+void local_modules(const struct panels *panels, int64_t *module);
 
 #endif

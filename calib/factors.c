@@ -13,10 +13,48 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const double largest_entry = 3e4; /* half of f16's range */
 static const double f16_smallest =
     0x1p-4; /* a factor whose largest entry is below loses bits to f16's subnormals, under 2^-14 */
 enum { MAX_REFITS = 3, N_BUFS = 12 };
+
+int gram_inverse(struct backend *be, enum dtype dtype, const struct mat *gram, struct mat *inverse, struct mat *w,
+                 double *host)
+{
+    int err = OK;
+    int64_t r = gram->rows;
+    const struct backend_ops *ops = be->ops;
+    double *n = host, *v = host + r * r, *unit = v + r * r;
+    double rounding = dtype == DT_F64 ? 1e-12 : 1e-7;
+    TRY(ops->get(be, n, gram->data, mat_bytes(gram)));
+    for (int64_t i = 0; i < r; i++)
+        unit[i] = n[i * r + i] > 0 ? 1 / sqrt(n[i * r + i]) : 0;
+    for (int64_t i = 0; i < r; i++)
+        for (int64_t j = 0; j < r; j++)
+            v[i * r + j] = (n[i * r + j] + n[j * r + i]) / 2 * unit[i] * unit[j];
+    TRY(ops->put(be, inverse->data, v, mat_bytes(inverse)));
+    TRY(ops->eigh(be, inverse, w));
+    TRY(ops->get(be, v, inverse->data, mat_bytes(inverse)));
+    TRY(ops->get(be, n, w->data, mat_bytes(w)));
+    for (int64_t i = 0; i < r; i++)
+        for (int64_t j = 0; j < r; j++) /* D^-1 V lambda^-1/2; its Gram matrix is the inverse */
+            v[i * r + j] *= n[j] > rounding * n[r - 1] && n[j] > 0 ? unit[i] / sqrt(n[j]) : 0;
+    for (int64_t i = 0; i < r; i++)
+        for (int64_t j = 0; j < r; j++) {
+            double sum = 0;
+            for (int64_t k = 0; k < r; k++)
+                sum += v[i * r + k] * v[j * r + k];
+            n[i * r + j] = sum;
+        }
+    TRY(ops->put(be, inverse->data, n, mat_bytes(inverse)));
+out:
+    return err;
+}
+
+int factor_shift(double a, double b, enum dtype dtype)
+{
+    int fits = fmax(a, b) <= FACTOR_LIMIT && (dtype != DT_F16 || fmin(a, b) >= f16_smallest);
+    return fits || a == 0 || b == 0 || !isfinite(b) ? 0 : (int)rint(log2(a / b) / 2);
+}
 
 struct refit {
     struct problem *p;
@@ -29,7 +67,7 @@ struct refit {
     struct mat n, inverse, w;             /* B S B^T, its pseudo-inverse [r, r], eigenvalues [1, r] */
     struct mat g, a;                      /* local f64 [m_p, r]: E S B^T, A */
     struct mat max, exp;                  /* [1, r] f64, i32 */
-    double *a_max, *b_max, *scale, *host; /* host [r] three times, [2 r r] */
+    double *a_max, *b_max, *scale, *host; /* host [r] three times, [2 r r + r] for gram_inverse */
 };
 
 static int take(struct refit *f, enum dtype dtype, int64_t rows, int64_t cols, struct mat *m)
@@ -41,7 +79,7 @@ static int refit_open(struct refit *f, struct problem *p, int64_t r)
 {
     int err = OK;
     *f = (struct refit){.p = p, .be = p->be};
-    enum dtype dtype = p->metric.dtype;
+    enum dtype dtype = p->metric->dtype;
     TRY(exact_open(&f->x, p->comm, p->panels, DT_F64, 1, 0));
     TRY(exact_open(&f->x_error, p->comm, p->panels, dtype, 1, dtype == DT_F64 ? p->d : 0));
     TRY(take(f, dtype, p->d, r, &f->sbt_short));
@@ -56,10 +94,10 @@ static int refit_open(struct refit *f, struct problem *p, int64_t r)
     TRY(take(f, DT_F64, p->e->rows, r, &f->a));
     TRY(take(f, DT_F64, 1, r, &f->max));
     TRY(take(f, DT_I32, 1, r, &f->exp));
-    f->host = calloc((size_t)(3 * r + 2 * r * r), sizeof *f->host);
+    f->host = calloc((size_t)(4 * r + 2 * r * r), sizeof *f->host);
     if (!f->host)
         FAIL(ERR_NOMEM, "%lld x %lld values", (long long)r, (long long)r);
-    f->a_max = f->host + 2 * r * r;
+    f->a_max = f->host + 2 * r * r + r;
     f->b_max = f->a_max + r;
     f->scale = f->b_max + r;
 out:
@@ -95,40 +133,6 @@ static int balance(struct refit *f, struct right_factor *right)
     return scale_rows(f, right);
 }
 
-/* Rank 0: N^+ by eigenvectors of N scaled to a unit diagonal (Jacobi), so that channels of very different size count alike.
- * What lies below the rounding of S is no direction at all. */
-static int pseudo_inverse(struct refit *f)
-{
-    int err = OK;
-    int64_t r = f->n.rows;
-    const struct backend_ops *ops = f->be->ops;
-    double *n = f->host, *v = f->host + r * r, *unit = f->scale;
-    double rounding = f->p->metric.dtype == DT_F64 ? 1e-12 : 1e-7;
-    TRY(ops->get(f->be, n, f->n.data, mat_bytes(&f->n)));
-    for (int64_t i = 0; i < r; i++)
-        unit[i] = n[i * r + i] > 0 ? 1 / sqrt(n[i * r + i]) : 0;
-    for (int64_t i = 0; i < r; i++)
-        for (int64_t j = 0; j < r; j++)
-            v[i * r + j] = (n[i * r + j] + n[j * r + i]) / 2 * unit[i] * unit[j];
-    TRY(ops->put(f->be, f->inverse.data, v, mat_bytes(&f->inverse)));
-    TRY(ops->eigh(f->be, &f->inverse, &f->w));
-    TRY(ops->get(f->be, v, f->inverse.data, mat_bytes(&f->inverse)));
-    TRY(ops->get(f->be, n, f->w.data, mat_bytes(&f->w)));
-    for (int64_t i = 0; i < r; i++)
-        for (int64_t j = 0; j < r; j++) /* D^-1 V lambda^-1/2; its Gram matrix is the inverse */
-            v[i * r + j] *= n[j] > rounding * n[r - 1] && n[j] > 0 ? unit[i] / sqrt(n[j]) : 0;
-    for (int64_t i = 0; i < r; i++)
-        for (int64_t j = 0; j < r; j++) {
-            double sum = 0;
-            for (int64_t k = 0; k < r; k++)
-                sum += v[i * r + k] * v[j * r + k];
-            n[i * r + j] = sum;
-        }
-    TRY(ops->put(f->be, f->inverse.data, n, mat_bytes(&f->inverse)));
-out:
-    return err;
-}
-
 /* out->b = B rounded; A = E S B^T (B S B^T)^+ against it, not yet rounded; a_max and b_max: largest entries. */
 static int refit_once(struct refit *f, const struct right_factor *right, struct solution *out)
 {
@@ -139,10 +143,10 @@ static int refit_once(struct refit *f, const struct right_factor *right, struct 
     TRY(ops->convert(f->be, &right->b, &out->b));
     TRY(ops->convert(f->be, &out->b, &f->b));
     TRY(ops->transpose(f->be, &f->b, &f->bt));
-    TRY(metric_apply(&p->metric, 0, &f->bt, &f->sbt));
+    TRY(metric_apply(p->metric, 0, &f->bt, &f->sbt));
     if (p->comm->rank == 0) {
         failed = ops->gemm(f->be, 0, 0, 1, &f->b, &f->sbt, 0, &f->n);
-        failed = failed ? failed : pseudo_inverse(f);
+        failed = failed ? failed : gram_inverse(f->be, p->metric->dtype, &f->n, &f->inverse, &f->w, f->host);
     }
     TRY(comm_agree(p->comm, failed));
     TRY(comm_bcast_mat(p->comm, &f->n, 0));
@@ -161,18 +165,14 @@ out:
     return err;
 }
 
-/* A power of two for each row of B that brings both factors into range; all 1: nothing to do. The pair is then split evenly. */
+/* A power of two for each row of B that brings both factors into range; all 1: nothing to do. */
 static int find_shift(struct refit *f, enum dtype dtype)
 {
     int moved = 0;
     for (int64_t j = 0; j < f->b.rows; j++) {
-        double a = f->a_max[j], b = f->b_max[j];
-        int fits = fmax(a, b) <= largest_entry && (dtype != DT_F16 || fmin(a, b) >= f16_smallest);
-        f->scale[j] = 1;
-        if (fits || a == 0 || b == 0 || !isfinite(b))
-            continue;
-        f->scale[j] = ldexp(1, (int)rint(log2(a / b) / 2));
-        moved |= f->scale[j] != 1;
+        int shift = factor_shift(f->a_max[j], f->b_max[j], dtype);
+        f->scale[j] = ldexp(1, shift);
+        moved |= shift != 0;
     }
     return moved;
 }
@@ -183,13 +183,14 @@ static int measure(struct refit *f, struct solution *out)
     int err = OK;
     struct problem *p = f->p;
     int64_t r = f->b.rows, n = local_panels(p->panels);
-    double *leaf = NULL, total[64] = {0}, *ga = NULL, *gb = NULL;
-    int *module = NULL;
+    double *leaf = NULL, *ga = NULL, *gb = NULL;
+    int64_t *module = NULL;
     void *host_a = NULL, *host_d = NULL;
     leaf = calloc((size_t)n + 1, sizeof *leaf);
     module = calloc((size_t)n + 1, sizeof *module);
     if (!leaf || !module)
         FAIL(ERR_NOMEM, "%lld panels", (long long)n);
+    local_modules(p->panels, module);
     TRY(exact_rows(&f->x, -1, &f->a, &f->n, 2, &f->g));
     if (n > 0) {
         TRY(f->be->ops->host_begin(f->be, f->a.data, mat_bytes(&f->a), &host_a));
@@ -198,20 +199,19 @@ static int measure(struct refit *f, struct solution *out)
         gb = host_d;
         for (int64_t i = 0; i < n; i++) {
             struct range rows = local_panel(p->panels, i);
-            module[i] = local_module(p->panels, i);
             for (int64_t k = rows.begin * r; k < rows.end * r; k++)
                 leaf[i] += ga[k] * gb[k];
         }
         TRY(f->be->ops->host_end(f->be, f->g.data, mat_bytes(&f->g), host_d));
         TRY(f->be->ops->host_end(f->be, f->a.data, mat_bytes(&f->a), host_a));
     }
-    err = exact_scalars(p->comm, p->panels, leaf, module, (int)p->panels->n_modules, total);
+    err = exact_scalars(p->comm, p->panels, leaf, module, p->panels->n_modules, out->module_captured);
     if (err == ERR_NUMERIC && p->comm->rank == 0)
         FAIL(err, "captured energy isn't finite");
     TRY(err);
     out->captured = 0;
     for (int64_t i = 0; i < p->panels->n_modules; i++) {
-        out->module_captured[i] = total[i] * p->metric.unit;
+        out->module_captured[i] *= p->metric->unit;
         out->captured += out->module_captured[i];
     }
 out:

@@ -81,7 +81,7 @@ static int krylov_open(struct krylov *s, struct problem *p)
 {
     int err = OK;
     int64_t d = p->d, b = p->width, wide = max_i64(b, N_PROBES), m_p = p->e->rows;
-    *s = (struct krylov){.p = p, .be = p->be, .dtype = p->metric.dtype};
+    *s = (struct krylov){.p = p, .be = p->be, .dtype = p->metric->dtype};
     s->max_cols = min_i64((p->params->max_steps + 1) * b, min_i64(p->m, d));
     TRY(exact_open(&s->x, p->comm, p->panels, s->dtype, max_i64(d, s->max_cols) * wide, s->dtype == DT_F64 ? d : 0));
     TRY(orth_open(&s->o, p->comm, p->panels, b, QR_GRAM));
@@ -210,7 +210,7 @@ static int add_block(struct krylov *s, int64_t n, int64_t last)
     }
     TRY(exact_product(&s->x, &(struct operand){p->e, &p->e_exp}, &u, &z64));
     TRY(ops->convert(s->be, &z64, &z));
-    TRY(metric_apply(&p->metric, 1, &z, &sz));
+    TRY(metric_apply(p->metric, 1, &z, &sz));
     if (root)
         failed = grow(s, n);
     TRY(comm_agree(p->comm, failed));
@@ -227,7 +227,7 @@ static int measure_probes(struct krylov *s)
     int64_t d = s->p->d;
     struct mat z = part(&s->z, d, N_PROBES), sz = part(&s->sz, d, N_PROBES), sz64 = part(&s->sz64, d, N_PROBES);
     TRY(ops->convert(s->be, &s->p->seen, &z));
-    TRY(metric_apply(&s->p->metric, 1, &z, &sz));
+    TRY(metric_apply(s->p->metric, 1, &z, &sz));
     if (s->p->comm->rank != 0)
         goto out;
     double *a = s->scratch, *b = s->scratch + d * N_PROBES;
@@ -323,7 +323,7 @@ int krylov_solve(struct problem *p, struct right_factor *right)
     omega = part(&s.z, p->d, width);
     s_omega = part(&s.sz, p->d, width);
     TRY(s.be->ops->randn(s.be, p->params->seed, STREAM_SKETCH, p->params->sub, 0, &omega));
-    TRY(metric_apply(&p->metric, 1, &omega, &s_omega));
+    TRY(metric_apply(p->metric, 1, &omega, &s_omega));
     for (int step = 0; !stop; step++) {
         struct mat sz = part(&s.sz, p->d, width);    /* S E^T U of the last block; at first S Omega */
         width = min_i64(width, s.max_cols - s.cols); /* K about to span everything: no more than what is missing */

@@ -65,13 +65,13 @@ static int read_diagonal(struct metric *s)
     int err = OK;
     int32_t *exp = malloc((size_t)s->d * sizeof *exp);
     int64_t *sum = malloc((size_t)s->d * sizeof *sum);
-    double max = 0;
+    double max = 0, weight = (double)s->moment->n_tokens + s->moment->prior_tokens;
     if (!exp || !sum)
         FAIL(ERR_NOMEM, "%lld exponents", (long long)s->d);
     TRY(s->be->ops->get(s->be, exp, s->moment->exp.data, (size_t)s->d * sizeof *exp));
     TRY(gather_diagonal(s, sum));
     for (int64_t i = 0; i < s->d; i++) {
-        s->diag[i] = ldexp((double)sum[i], 2 * exp[i] - s->moment->shift) / (double)s->moment->n_tokens;
+        s->diag[i] = ldexp((double)sum[i], 2 * exp[i] - s->moment->shift) / weight + s->ridge;
         if (!isfinite(s->diag[i]) || s->diag[i] < 0)
             FAIL(ERR_NUMERIC, "second moment of channel %lld is %g", (long long)i, s->diag[i]);
         max = fmax(max, s->diag[i]);
@@ -79,7 +79,8 @@ static int read_diagonal(struct metric *s)
     int e = 0;
     frexp(max, &e);
     s->unit = ldexp(1, e);
-    s->factor = 1 / (double)s->moment->n_tokens / s->unit;
+    s->factor = 1 / weight / s->unit;
+    s->ridge /= s->unit;
     for (int64_t i = 0; i < s->d; i++) {
         s->diag[i] /= s->unit;
         s->trace += s->diag[i];
@@ -109,8 +110,12 @@ int metric_open(struct metric *s, struct comm *comm, const struct moment *moment
     int64_t d = moment->d, n_panels = (d + PANEL_ROWS - 1) / PANEL_ROWS;
     double median = 0, max = 0;
     *s = (struct metric){.comm = comm, .be = comm->be, .moment = moment, .d = d};
-    if (moment->n_tokens <= 0)
-        FAIL(ERR_ARG, "a second moment over %lld tokens", (long long)moment->n_tokens);
+    if (moment->n_tokens < 0 || !(moment->prior_tokens >= 0 && moment->prior >= 0) ||
+        (moment->n_tokens == 0 && moment->prior_tokens == 0))
+        FAIL(ERR_ARG, "a second moment over %lld tokens and %g guessed ones", (long long)moment->n_tokens,
+             moment->prior_tokens);
+    if (moment->prior_tokens > 0)
+        s->ridge = moment->prior * (moment->prior_tokens / ((double)moment->n_tokens + moment->prior_tokens));
     s->diag = malloc((size_t)d * sizeof *s->diag);
     s->add = malloc((size_t)d * sizeof *s->add);
     s->row0 = malloc(((size_t)comm->size + 1) * sizeof *s->row0);
@@ -130,7 +135,7 @@ int metric_open(struct metric *s, struct comm *comm, const struct moment *moment
     TRY(mat_alloc(s->be, s->dtype, n, d, &s->rows_buf, &s->rows));
     TRY(mat_alloc(s->be, DT_F64, 1, n, &s->add_buf, &s->own_add));
     TRY(s->be->ops->put(s->be, s->own_add.data, s->add + begin, (size_t)n * sizeof *s->add));
-    TRY(s->be->ops->moment_get(s->be, &moment->acc, &moment->exp, moment->shift, s->factor, begin, &s->rows));
+    TRY(metric_rows(s, begin, 1, &s->rows));
     if (s->dtype == DT_F32)
         TRY(buf_alloc(s->be, (size_t)((n < WIDE_ROWS ? n : WIDE_ROWS) * d) * sizeof(double), &s->wide_buf));
 out:
@@ -149,6 +154,32 @@ void metric_close(struct metric *s)
     buf_free(&s->rows_buf);
     buf_free(&s->add_buf);
     buf_free(&s->wide_buf);
+}
+
+/* The prior stands on the diagonal alone, whose elements are a column with rows ld + 1 apart. */
+int metric_rows(const struct metric *s, int64_t row0, double scale, struct mat *rows)
+{
+    int err = OK;
+    struct buf buf = {0};
+    struct mat column;
+    double *host = NULL;
+    TRY(s->be->ops->moment_get(s->be, &s->moment->acc, &s->moment->exp, s->moment->shift, s->factor * scale, row0,
+                               rows));
+    if (s->ridge == 0 || rows->rows == 0)
+        goto out;
+    struct mat first = mat_cols(rows, row0, 1);
+    struct mat diagonal = {first.data, rows->dtype, rows->rows, 1, rows->ld + 1};
+    if (!(host = malloc((size_t)rows->rows * sizeof *host)))
+        FAIL(ERR_NOMEM, "%lld variances", (long long)rows->rows);
+    for (int64_t i = 0; i < rows->rows; i++)
+        host[i] = s->diag[row0 + i] * scale;
+    TRY(mat_alloc(s->be, DT_F64, rows->rows, 1, &buf, &column));
+    TRY(s->be->ops->put(s->be, column.data, host, mat_bytes(&column)));
+    TRY(s->be->ops->convert(s->be, &column, &diagonal));
+out:
+    buf_free(&buf);
+    free(host);
+    return err;
 }
 
 int metric_apply(struct metric *s, int damped, const struct mat *z, struct mat *out)

@@ -14,6 +14,7 @@ struct metric {
     enum dtype dtype;   /* F32, or F64 where S needs it */
     double factor;      /* stored S = acc * 2^(..) * factor */
     double unit;        /* true S = stored S * unit, a power of two */
+    double ridge;       /* of the stored S: what the moment's prior adds to its diagonal */
     double keep;        /* damped S = keep * S + diag(add) */
     double *diag, *add; /* host [d], of the stored S */
     double trace;       /* of the stored S */
@@ -22,11 +23,13 @@ struct metric {
     struct mat rows, own_add; /* this rank's rows of S; add of those rows, f64 [1, n] */
 };
 
-/* Collective (in that all ranks get the same). ERR_ARG without tokens, ERR_NUMERIC if S isn't finite. dead_floor: channels that
- * never fired are damped by this share of tr S / d. */
+/* Collective (in that all ranks get the same). ERR_ARG without tokens or prior, ERR_NUMERIC if S isn't finite. dead_floor:
+ * channels that never fired are damped by this share of tr S / d. */
 int metric_open(struct metric *s, struct comm *comm, const struct moment *moment, const struct solve_params *params,
                 double dead_floor);
 void metric_close(struct metric *s);
+/* rows [n, d] f32 or f64 = scale * (rows row0 .. row0 + n - 1 of the stored, undamped S). Not collective. */
+int metric_rows(const struct metric *s, int64_t row0, double scale, struct mat *rows);
 /* out = S Z, Z and out [d, n] on every rank, both f64 or both s->dtype; damped or not. Collective. */
 int metric_apply(struct metric *s, int damped, const struct mat *z, struct mat *out);
 

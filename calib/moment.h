@@ -17,7 +17,11 @@ struct moment {
     struct mat acc; /* i64 [1, d (d + 1) / 2] */
     struct mat exp; /* i32 [1, d] */
     int shift;
-    int64_t n_tokens; /* over all ranks: S = acc * 2^(e_i + e_j - shift) / n_tokens */
+    int64_t n_tokens; /* over all ranks: S_n = acc * 2^(e_i + e_j - shift) / n_tokens */
+    /* Statistics of few tokens (an expert's) lean on a guess, worth so many tokens, of equal and uncorrelated channels:
+     * S = (n_tokens S_n + prior_tokens prior I) / (n_tokens + prior_tokens). Both 0: S_n; n_tokens may be 0 where prior_tokens
+     * isn't. */
+    double prior, prior_tokens;
 };
 
 #endif

@@ -201,17 +201,15 @@ out:
     return err;
 }
 
-/* W := W D L^-T, whole modules at a time: tiles of rows are then the same wherever they lie. */
+/* W := W D L^-T, a run of whole panels at a time: tiles of rows are then the same wherever they lie. */
 static int divide(struct orth *o, struct mat *w, const struct mat *l, const struct mat *scale)
 {
     int err = OK;
-    int64_t at = 0;
+    const int64_t *run = o->sums.run;
     TRY(o->be->ops->scale(o->be, w, NULL, scale));
-    for (int64_t module = 0; module < o->panels->n_modules; module++) {
-        struct range own = panels_module_rows(o->panels, module, o->panels->rank);
-        struct mat rows = mat_rows(w, at, own.end - own.begin);
+    for (int64_t i = 0; i < o->sums.n_runs; i++) {
+        struct mat rows = mat_rows(w, run[i], run[i + 1] - run[i]);
         TRY(o->be->ops->trsm_right(o->be, 1, l, &rows));
-        at += rows.rows;
     }
 out:
     return err;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What both solvers are given and what they give back. Only calib/solve.c, krylov.c, qr_rsvd.c and factors.c include this. */
+ * What both solvers are given and what they give back. Only calib/ includes this: the files of the solvers and refit.c. */
 #ifndef GLOWQ_CALIB_PROBLEM_H
 #define GLOWQ_CALIB_PROBLEM_H
 
@@ -20,7 +20,7 @@ struct problem {
     int64_t r;          /* rank, clamped to min(m, d) */
     int64_t width;      /* r + oversampling, clamped likewise: columns of a block */
     double error_norm2; /* ||E||_F^2 */
-    struct metric metric;
+    struct metric *metric;
     struct buf e_exp_buf, probe_buf, probe_exp_buf, seen_buf;
     struct mat e_exp;     /* i32 [1, d]: norms of E's columns within a panel */
     struct mat probes;    /* +-1, local [m_p, N_PROBES], in the metric's dtype */
@@ -35,6 +35,10 @@ struct right_factor {
     double *energy; /* host [r]: sigma_j^2, descending, of the stored (normalized) S */
     int steps;
 };
+
+/* Sets e_exp and error_norm2; ERR_NUMERIC, on all ranks, where E isn't finite. Collective. problem_close frees. */
+int measure_error(struct problem *p);
+void problem_close(struct problem *p);
 
 /* Solvers: collective; `right` arrives empty, its memory is the caller's to free. */
 int krylov_solve(struct problem *p, struct right_factor *right);

@@ -67,15 +67,14 @@ static void core_close(struct core *c)
 static int damped_metric(struct problem *p, struct mat *s)
 {
     int err = OK;
-    struct metric *metric = &p->metric;
+    struct metric *metric = p->metric;
     struct buf buf = {0};
     struct mat diagonal = {s->data, DT_F64, p->d, 1, s->ld + 1}, column;
     double *host = malloc((size_t)p->d * sizeof *host);
     if (!host)
         FAIL(ERR_NOMEM, "a row of %lld values", (long long)p->d);
     TRY(mat_alloc(p->be, DT_F64, p->d, 1, &buf, &column));
-    TRY(p->be->ops->moment_get(p->be, &metric->moment->acc, &metric->moment->exp, metric->moment->shift,
-                               metric->factor * metric->keep, 0, s));
+    TRY(metric_rows(metric, 0, metric->keep, s));
     for (int64_t i = 0; i < p->d; i++)
         host[i] = metric->diag[i] * metric->keep + metric->add[i];
     TRY(p->be->ops->put(p->be, column.data, host, mat_bytes(&column)));
@@ -183,7 +182,7 @@ static int norm_of(struct core *c)
     int err = OK;
     int64_t n = local_panels(&c->panels), d = c->p->d;
     double *leaf = calloc((size_t)n + 1, sizeof *leaf), *host = malloc((size_t)d * sizeof *host);
-    int *slot = calloc((size_t)n + 1, sizeof *slot);
+    int64_t *slot = calloc((size_t)n + 1, sizeof *slot);
     struct buf buf = {0};
     struct mat sums;
     if (!leaf || !host || !slot)

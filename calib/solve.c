@@ -93,12 +93,12 @@ out:
 
 /* Norms of E's columns within panels (one pass over E): exponents for every sum over E, and ||E||_F^2. A NaN or infinity is
  * agreed on by way of the maximum. */
-static int measure_error(struct problem *p)
+int measure_error(struct problem *p)
 {
     int err = OK;
     int64_t n = local_panels(p->panels);
     double *max = calloc((size_t)p->d + 1, sizeof *max), *leaf = calloc((size_t)n + 1, sizeof *leaf);
-    int *slot = calloc((size_t)n + 1, sizeof *slot);
+    int64_t *slot = calloc((size_t)n + 1, sizeof *slot);
     if (!max || !leaf || !slot)
         FAIL(ERR_NOMEM, "%lld column norms", (long long)p->d);
     TRY(column_norms(p, leaf, max));
@@ -131,37 +131,155 @@ static int probe(struct problem *p)
     double bounds[N_PROBES];
     for (int j = 0; j < N_PROBES; j++)
         bounds[j] = 16; /* sqrt(PANEL_ROWS) */
-    TRY(mat_alloc(p->be, p->metric.dtype, p->e->rows, N_PROBES, &p->probe_buf, &p->probes));
+    TRY(mat_alloc(p->be, p->metric->dtype, p->e->rows, N_PROBES, &p->probe_buf, &p->probes));
     TRY(mat_alloc(p->be, DT_I32, 1, N_PROBES, &p->probe_exp_buf, &p->probe_exp));
     TRY(mat_alloc(p->be, DT_F64, p->d, N_PROBES, &p->seen_buf, &p->seen));
     TRY(exponents_put(p->be, bounds, &p->probe_exp));
     TRY(p->be->ops->rand_sign(p->be, p->params->seed, STREAM_PROBES, p->params->sub,
                               panels_rows(p->panels, p->panels->rank).begin, &p->probes));
-    TRY(exact_open(&x, p->comm, p->panels, p->metric.dtype, p->d * N_PROBES, p->metric.dtype == DT_F64 ? p->d : 0));
+    TRY(exact_open(&x, p->comm, p->panels, p->metric->dtype, p->d * N_PROBES, p->metric->dtype == DT_F64 ? p->d : 0));
     TRY(exact_product(&x, &e, &probes, &p->seen));
 out:
     exact_close(&x);
     return err;
 }
 
-static void problem_close(struct problem *p)
+void problem_close(struct problem *p)
 {
-    metric_close(&p->metric);
     buf_free(&p->e_exp_buf);
     buf_free(&p->probe_buf);
     buf_free(&p->probe_exp_buf);
     buf_free(&p->seen_buf);
 }
 
-static int solution_alloc(struct problem *p, struct solution *out)
+/* Room for the measures of n modules and factors of [rows, r] and [rank, d], all 0. */
+static int solution_alloc(struct problem *p, int64_t n, int64_t r, int64_t rank, struct solution *out)
 {
     int err = OK;
     enum dtype dtype = p->params->factor_dtype;
-    TRY(mat_alloc(p->be, dtype, p->e->rows, p->r, &out->a_buf, &out->a));
-    TRY(mat_alloc(p->be, dtype, p->r, p->d, &out->b_buf, &out->b));
+    out->rank = rank;
+    out->module_first = calloc((size_t)n + 1, sizeof *out->module_first);
+    out->module_rank = calloc((size_t)n + 1, sizeof *out->module_rank);
+    out->module_captured = calloc((size_t)n + 1, sizeof *out->module_captured);
+    if (!out->module_first || !out->module_rank || !out->module_captured)
+        FAIL(ERR_NOMEM, "measures of %lld modules", (long long)n);
+    TRY(mat_alloc(p->be, dtype, p->e->rows, r, &out->a_buf, &out->a));
+    TRY(mat_alloc(p->be, dtype, rank, p->d, &out->b_buf, &out->b));
     TRY(p->be->ops->zero(p->be, out->a.data, mat_bytes(&out->a)));
     TRY(p->be->ops->zero(p->be, out->b.data, mat_bytes(&out->b)));
-    out->rank = p->r;
+out:
+    return err;
+}
+
+/* All rows of p->panels under one B. */
+static int solve_shared(struct problem *p, struct solution *out)
+{
+    int err = OK;
+    struct right_factor right = {0};
+    p->m = p->panels->n_rows;
+    p->r = min_i64(p->params->rank, min_i64(p->m, p->d));
+    p->width = min_i64(p->r + p->params->oversample, min_i64(p->m, p->d));
+    TRY(measure_error(p));
+    TRY(solution_alloc(p, p->panels->n_modules, p->r, p->r, out));
+    for (int64_t i = 0; i < p->panels->n_modules; i++)
+        out->module_rank[i] = p->r;
+    out->error_norm2 = p->error_norm2;
+    out->energy = 1;
+    if (p->error_norm2 == 0 || p->metric->trace == 0)
+        goto out; /* nothing to correct: A = B = 0 */
+    TRY(probe(p));
+    if (p->r > 0) {
+        TRY(p->params->solver == SOLVER_KRYLOV ? krylov_solve(p, &right) : qr_rsvd_solve(p, &right));
+        out->steps = right.steps;
+        TRY(factors_finish(p, &right, out));
+    }
+    TRY(p->params->exact_energy ? trace_exact(p, out) : trace_estimate(p, out));
+    out->energy = out->trace > 0 ? out->captured / out->trace : 1;
+out:
+    right_factor_free(&right);
+    problem_close(p);
+    return err;
+}
+
+/* ---- a B for every module --------------------------------------------------------------------------------------------- */
+
+uint32_t solve_module_sub(uint32_t sub, int64_t module)
+{
+    return sub + ((uint32_t)module << 20);
+}
+
+/* The panels [from, to) that module i, alone, has among those of its group; its rows stay on their ranks. */
+static int module_panels(const struct panels *group, int64_t module, int64_t from, int64_t to, struct panels *panels)
+{
+    int err = panels_create(&group->module_rows[module], 1, 0, group->rank, group->n_ranks, panels);
+    for (int rank = 0; !err && rank <= group->n_ranks; rank++)
+        panels->first[rank] = max_i64(from, min_i64(group->first[rank], to)) - from;
+    return err;
+}
+
+/* Module i's answer takes its place among the group's, whose sums grow by it. row: its first local row. */
+static int place(struct problem *p, const struct solution *one, int64_t module, int64_t row, struct solution *out)
+{
+    int err = OK;
+    struct mat rows = mat_rows(&out->a, row, one->a.rows), a = mat_cols(&rows, 0, one->rank);
+    struct mat b = mat_rows(&out->b, out->module_first[module], one->rank);
+    TRY(p->be->ops->copy(p->be, &one->a, &a));
+    TRY(p->be->ops->copy(p->be, &one->b, &b));
+    out->steps = out->steps > one->steps ? out->steps : one->steps;
+    out->trace += one->trace;
+    out->trace_error = hypot(out->trace_error, one->trace_error);
+    out->captured += one->captured;
+    out->error_norm2 += one->error_norm2;
+    out->module_captured[module] = one->captured;
+out:
+    return err;
+}
+
+static int solve_module(const struct problem *group, int64_t module, struct range panels, int64_t *row,
+                        struct solution *out)
+{
+    int err = OK;
+    struct problem p = *group;
+    struct solve_params params = *group->params;
+    struct panels own = {0};
+    struct solution one = {0};
+    params.sub = solve_module_sub(params.sub, module);
+    TRY(module_panels(group->panels, module, panels.begin, panels.end, &own));
+    struct range rows = panels_rows(&own, own.rank);
+    struct mat e = mat_rows(group->e, *row, rows.end - rows.begin);
+    p.params = &params;
+    p.panels = &own;
+    p.e = &e;
+    TRY(solve_shared(&p, &one));
+    TRY(place(&p, &one, module, *row, out));
+    *row += e.rows;
+out:
+    solution_free(&one);
+    panels_free(&own);
+    return err;
+}
+
+static int solve_apart(struct problem *p, struct solution *out)
+{
+    int err = OK;
+    const struct panels *panels = p->panels;
+    int64_t r = 0, rank = 0, row = 0, begin = 0;
+    for (int64_t i = 0; i < panels->n_modules; i++) {
+        int64_t own = min_i64(p->params->rank, min_i64(panels->module_rows[i], p->d));
+        r = max_i64(r, own);
+        rank += own;
+    }
+    TRY(solution_alloc(p, panels->n_modules, r, rank, out));
+    rank = 0;
+    for (int64_t i = 0, end; i < panels->n_modules; i++, begin = end) {
+        for (end = begin; end < panels->n_panels && panels->row0[end] - panels->row0[begin] < panels->module_rows[i];)
+            end++;
+        out->module_first[i] = rank;
+        out->module_rank[i] = min_i64(p->params->rank, min_i64(panels->module_rows[i], p->d));
+        rank += out->module_rank[i];
+        TRY(solve_module(p, i, (struct range){begin, end}, &row, out));
+    }
+    out->energy = out->trace > 0 ? out->captured / out->trace : 1;
 out:
     return err;
 }
@@ -170,36 +288,19 @@ int solve_group(struct comm *comm, const struct solve_params *params, const stru
                 const struct moment *moment, struct solution *out)
 {
     int err = OK;
-    struct problem p = {.comm = comm, .be = comm->be, .params = params, .panels = panels, .e = e};
-    struct right_factor right = {0};
+    struct metric metric = {0};
+    struct problem p = {
+        .comm = comm, .be = comm->be, .params = params, .panels = panels, .e = e, .d = moment->d, .metric = &metric};
     struct range own = panels_rows(panels, panels->rank);
     *out = (struct solution){0};
-    p.m = panels->n_rows;
-    p.d = moment->d;
-    p.r = min_i64(params->rank, min_i64(p.m, p.d));
-    p.width = min_i64(p.r + params->oversample, min_i64(p.m, p.d));
     if (params->rank < 0 || e->dtype != DT_F32 || e->cols != p.d || e->rows != own.end - own.begin)
         FAIL(ERR_ARG, "rank %lld correction of a %s error [%lld, %lld] where [%lld, %lld] is expected",
              (long long)params->rank, dtype_name(e->dtype), (long long)e->rows, (long long)e->cols,
              (long long)(own.end - own.begin), (long long)p.d);
-    TRY(measure_error(&p));
-    TRY(metric_open(&p.metric, comm, moment, params, params->solver == SOLVER_QR_RSVD ? dead_floor : 0));
-    TRY(solution_alloc(&p, out));
-    out->error_norm2 = p.error_norm2;
-    out->energy = 1;
-    if (p.error_norm2 == 0 || p.metric.trace == 0)
-        goto out; /* nothing to correct: A = B = 0 */
-    TRY(probe(&p));
-    if (p.r > 0) {
-        TRY(params->solver == SOLVER_KRYLOV ? krylov_solve(&p, &right) : qr_rsvd_solve(&p, &right));
-        out->steps = right.steps;
-        TRY(factors_finish(&p, &right, out));
-    }
-    TRY(params->exact_energy ? trace_exact(&p, out) : trace_estimate(&p, out));
-    out->energy = out->trace > 0 ? out->captured / out->trace : 1;
+    TRY(metric_open(&metric, comm, moment, params, params->solver == SOLVER_QR_RSVD ? dead_floor : 0));
+    TRY(params->sharing == SHARE_GROUP ? solve_shared(&p, out) : solve_apart(&p, out));
 out:
-    right_factor_free(&right);
-    problem_close(&p);
+    metric_close(&metric);
     if (err)
         solution_free(out);
     return err;
@@ -209,4 +310,10 @@ void solution_free(struct solution *solution)
 {
     buf_free(&solution->a_buf);
     buf_free(&solution->b_buf);
+    free(solution->module_first);
+    free(solution->module_rank);
+    free(solution->module_captured);
+    free(solution->module_trace);
+    solution->module_first = solution->module_rank = NULL;
+    solution->module_captured = solution->module_trace = NULL;
 }
