@@ -146,7 +146,7 @@ static json_t *group_json(struct facts *facts, const struct store_layer_facts *l
             continue; /* it was there when the layer was made */
         weight += m->d_out * m->d_in * (int64_t)dtype_bytes(dtype);
         quantized += m->d_out * (m->row_bytes + 3 * m->n_groups);
-        factors += m->d_out * g->rank * (int64_t)dtype_bytes(g->factor_dtype);
+        factors += m->d_out * m->rank * (int64_t)dtype_bytes(g->factor_dtype);
         json_array_append_new(modules,
                               json_pack("{s:s, s:I, s:I, s:f}", "name", module_name((enum module)(first + i)), "d_out",
                                         (json_int_t)m->d_out, "d_in", (json_int_t)m->d_in, "captured", m->captured));

@@ -14,7 +14,9 @@ int layer_facts(struct weights *weights, int64_t l, const char *fingerprint, int
                 enum dtype factor_dtype, struct store_layer_facts *facts)
 {
     int err = OK;
-    store_layer_plan(weights->config, l, fingerprint, bits, group_size, rank, factor_dtype, DT_F32, facts);
+    const struct store_settings settings = {
+        .bits = bits, .group_size = group_size, .rank = rank, .factor_dtype = factor_dtype, .vector_dtype = DT_F32};
+    store_layer_plan(weights->config, l, fingerprint, &settings, facts);
     for (int i = 0; i < N_MODULES; i++)
         if (facts->module[i].has_bias)
             TRY(weights_dtype(weights, &(struct tensor_id){PART_BIAS, l, i, 0}, &facts->module[i].bias_dtype));
@@ -38,7 +40,7 @@ static struct piece piece_of(const struct store_layer_facts *facts, int module, 
     p.scales = (size_t)(rows * m->row_bytes);
     p.zeros = p.scales + (size_t)(rows * m->n_groups) * sizeof(uint16_t);
     p.a = p.zeros + (size_t)(rows * m->n_groups + 15) / 16 * 16;
-    p.total = p.a + (size_t)(rows * g->rank) * dtype_bytes(g->factor_dtype);
+    p.total = p.a + (size_t)(rows * m->rank) * dtype_bytes(g->factor_dtype);
     return p;
 }
 
@@ -91,10 +93,11 @@ static int put(struct layer_file *file, int module, int64_t row, int64_t n)
 {
     int err = OK;
     const struct piece p = piece_of(&file->facts, module, n);
-    TRY(store_put_codes(file->writer, (enum module)module, row, n, (uint8_t *)file->message + p.codes,
+    const struct matrix matrix = {(enum module)module, EXPERT_NONE};
+    TRY(store_put_codes(file->writer, matrix, row, n, (uint8_t *)file->message + p.codes,
                         (uint16_t *)(void *)(file->message + p.scales), (uint8_t *)file->message + p.zeros));
     if (p.total > p.a)
-        TRY(store_put_a(file->writer, (enum module)module, row, n, file->message + p.a));
+        TRY(store_put_a(file->writer, matrix, row, n, file->message + p.a));
 out:
     return err;
 }
@@ -117,7 +120,7 @@ static int put_group(struct layer_file *file, enum group group, const struct sol
             FAIL(ERR_NOMEM, "B of %lld x %lld", (long long)s->b.rows, (long long)s->b.cols);
         TRY(be->ops->get(be, b, s->b.data, mat_bytes(&s->b)));
     }
-    TRY(store_put_group(file->writer, group, b, &facts, s->module_captured));
+    TRY(store_put_group(file->writer, (struct group_id){group, EXPERT_NONE}, b, &facts, s->module_captured));
 out:
     free(b);
     return err;

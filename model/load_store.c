@@ -43,7 +43,7 @@ static int fetch_store_codes(void *ctx, int64_t row0, struct mat *codes, struct 
     TRY(passage_reserve(f->passage, n_scales + n_codes + n_zeros));
     uint16_t *s = f->passage->p; /* first: the only one that needs alignment */
     uint8_t *c = (uint8_t *)f->passage->p + n_scales, *z = c + n_codes;
-    TRY(store_read_codes(f->store, f->module, row0, codes->rows, c, s, z));
+    TRY(store_read_codes(f->store, (struct matrix){f->module, EXPERT_NONE}, row0, codes->rows, c, s, z));
     TRY(f->be->ops->put(f->be, codes->data, c, n_codes));
     TRY(f->be->ops->put(f->be, scales->data, s, n_scales));
     TRY(f->be->ops->put(f->be, zeros->data, z, n_zeros));
@@ -64,7 +64,7 @@ static int fetch_a(void *ctx, int64_t row0, struct mat *panel)
     int err = OK;
     const struct factor_rows *f = ctx;
     TRY(passage_reserve(f->passage, mat_bytes(panel)));
-    TRY(store_read_a(f->store, f->module, row0, panel->rows, f->passage->p));
+    TRY(store_read_a(f->store, (struct matrix){f->module, EXPERT_NONE}, row0, panel->rows, f->passage->p));
     TRY(f->be->ops->put(f->be, panel->data, f->passage->p, mat_bytes(panel)));
 out:
     return err;
@@ -75,7 +75,7 @@ static int fetch_b(void *ctx, int64_t row0, struct mat *panel)
     int err = OK;
     const struct factor_rows *f = ctx;
     TRY(passage_reserve(f->passage, mat_bytes(panel)));
-    TRY(store_read_b(f->store, f->group, row0, panel->rows, f->passage->p));
+    TRY(store_read_b(f->store, (struct group_id){f->group, EXPERT_NONE}, row0, panel->rows, f->passage->p));
     TRY(f->be->ops->put(f->be, panel->data, f->passage->p, mat_bytes(panel)));
 out:
     return err;
@@ -115,10 +115,10 @@ static int module_load(struct backend *be, const struct model_config *config, co
     TRY(packed_load_codes(be, fetch_store_codes, &codes, m->bits, m->group_size, m->d_in, rows, columns, &linear->w));
     if (m->has_bias)
         TRY(bias_load(be, store, module, m, rows, linear));
-    if (correction && g->rank > 0) {
+    if (correction && m->rank > 0) {
         struct factor_rows source = {be, store, module, module_group(module), passage};
-        linear->rank = g->rank;
-        TRY(packed_load_dense(be, fetch_a, &source, g->factor_dtype, g->rank, rows, (struct range){0, g->rank},
+        linear->rank = m->rank;
+        TRY(packed_load_dense(be, fetch_a, &source, g->factor_dtype, m->rank, rows, (struct range){0, m->rank},
                               &linear->a));
     }
 out:

@@ -217,8 +217,7 @@ static int get(hid_t file, const char *path, const char *name, const char *key, 
     size_t bytes = H5Tget_size(type);
     if (H5Tget_class(type) != class || (size && bytes != size) || bytes > max ||
         H5Sget_simple_extent_npoints(space) != 1 || (class == H5T_STRING && H5Tis_variable_str(type) != 0))
-        FAIL(ERR_FORMAT, "%s: attribute %s of %s has another type or size than version 1 of the store gives it", path,
-             key, name);
+        FAIL(ERR_FORMAT, "%s: attribute %s of %s has another type or size than the store gives it", path, key, name);
     TRY_H5(ERR_FORMAT, H5Aread(attribute, type, value), "%s: cannot read attribute %s of %s", path, key, name);
 out:
     h5_drop(space);

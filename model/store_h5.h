@@ -43,41 +43,46 @@ int h5_get_string(hid_t file, const char *path, const char *name, const char *ke
 /* Groups with every setting that keeps bytes deterministic and attributes and links inside checksummed headers. */
 int h5_group_properties(hid_t *properties);
 
-/* A dataset [rows, cols] (cols 0: a vector [rows]) and its checksums. */
+/* What a dataset is to be: a matrix [rows, cols], a vector [rows] (cols 0), or a stack of matrices [slabs, rows, cols], one an
+ * expert (slabs 0: no such axis). rows 0: the file has none. */
+struct table_spec {
+    char name[48]; /* "/modules/q_proj/codes" */
+    enum dtype dtype;
+    int64_t slabs, rows, cols;
+};
+
+/* Such a dataset and its checksums. Blocks of rows begin anew with every slab. */
 struct table {
-    char name[48];    /* "/modules/q_proj/codes" */
+    struct table_spec spec;
     const char *path; /* of the file; borrowed */
     hid_t data, sums, type;
     int disk;       /* writing: where the data goes, */
     int64_t offset; /* and from where on */
-    enum dtype dtype;
-    int64_t rows, cols;
+    int64_t bytes;
     size_t row_bytes;
-    int64_t block_rows, n_blocks;
-    uint8_t *sum;     /* [n_blocks, 16] */
-    uint8_t *done;    /* [n_blocks] writing: the block has been put */
-    uint8_t *scratch; /* one block; reading */
+    int64_t block_rows, n_blocks; /* n_blocks: of a slab */
+    uint8_t *sum;                 /* [slabs, n_blocks, 16] */
+    uint8_t *done;                /* [slabs, n_blocks] writing: the block has been put */
+    uint8_t *scratch;             /* one block; reading */
 };
 /* Creates dataset and checksums, allocated in the file's layout, the groups above them too; data will go to disk. */
-int table_create(hid_t file, const char *path, const char *name, enum dtype dtype, int64_t rows, int64_t cols, int disk,
-                 struct table *table);
+int table_create(hid_t file, const char *path, const struct table_spec *spec, int disk, struct table *table);
 /* ERR_FORMAT naming file, dataset, expected and found when it is missing or of another shape or type. */
-int table_open(hid_t file, const char *path, const char *name, enum dtype dtype, int64_t rows, int64_t cols,
-               struct table *table);
-/* Whole blocks (the last may be short), each once. */
-int table_put(struct table *table, int64_t row0, int64_t rows, const void *data);
+int table_open(hid_t file, const char *path, const struct table_spec *spec, struct table *table);
+/* Whole blocks (the last of a slab may be short), each once. slab is 0 where there is no such axis. */
+int table_put(struct table *table, int64_t slab, int64_t row0, int64_t rows, const void *data);
 /* Writes the checksums; ERR_ARG naming the first row that was never put. */
 int table_finish(struct table *table);
-/* Any rows, checked. */
-int table_read(struct table *table, int64_t row0, int64_t rows, void *dst);
+/* Any rows of a slab, checked. */
+int table_read(struct table *table, int64_t slab, int64_t row0, int64_t rows, void *dst);
 /* Reads and checks all blocks; counts the bad ones, which it names. */
 int table_verify(struct table *table, int64_t *n_bad);
 void table_close(struct table *table); /* accepts one that is all zeros */
 
 /* Whether a dataset of this name exists. */
 int h5_has(hid_t file, const char *name);
-/* First dimension of a dataset, at most 2^31. */
-int h5_get_length(hid_t file, const char *path, const char *name, int64_t *n);
+/* First dimension of a dataset, and the second (0: it has none), each at most 2^31. */
+int h5_get_length(hid_t file, const char *path, const char *name, int64_t *n, int64_t *cols);
 /* dtype attribute of a dataset. */
 int h5_get_dtype(hid_t file, const char *path, const char *name, enum dtype *dtype);
 int dtype_of_name(const char *name, enum dtype *dtype);

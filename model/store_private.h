@@ -16,32 +16,59 @@ enum {
     TABLE_BIAS = TABLE_A + N_MODULES,
     TABLE_B = TABLE_BIAS + N_MODULES,
     TABLE_VECTOR = TABLE_B + N_GROUPS,
-    N_TABLES = TABLE_VECTOR + N_VECTORS
+    /* of routed experts; MOD_GATE .. MOD_DOWN only */
+    TABLE_EXPERT_CODES = TABLE_VECTOR + N_VECTORS,
+    TABLE_EXPERT_SCALES = TABLE_EXPERT_CODES + N_MODULES,
+    TABLE_EXPERT_ZEROS = TABLE_EXPERT_SCALES + N_MODULES,
+    TABLE_EXPERT_A = TABLE_EXPERT_ZEROS + N_MODULES,
+    TABLE_EXPERT_B = TABLE_EXPERT_A + N_MODULES, /* of down */
+    TABLE_TOKENS,
+    TABLE_WEIGHT,
+    TABLE_CAPTURED,
+    TABLE_TRACE,
+    TABLE_ROUTER,
+    N_TABLES = TABLE_ROUTER + N_ROUTERS
 };
 
-struct table_spec {
-    char name[48];
-    enum dtype dtype;
-    int64_t rows, cols; /* rows 0: absent */
+/* MOD_GATE .. MOD_DOWN: columns of the experts' captured and trace. */
+enum { N_EXPERT_MODULES = N_MODULES - MOD_GATE };
+
+/* Where a matrix stands: its tables and the slab of them. */
+struct matrix_place {
+    const struct store_module *facts;
+    int codes, scales, zeros, a;
+    int64_t slab;
+};
+/* Where B of a group stands. */
+struct group_place {
+    const struct store_group *facts;
+    int b;
+    int64_t slab;
 };
 
-/* "DIR/layers/0003.h5" */
-int store_layer_path(const char *dir, int64_t l, char *out, size_t size);
-int store_head_path(const char *dir, char *out, size_t size);
+/* ---- store_plan.c ---- */
 
 /* What follows from the other members: n_groups, row_bytes. */
 void layer_derive(struct store_layer_facts *facts);
 /* ERR_ARG or ERR_FORMAT (code) naming path and what can't be. */
 int layer_check(int code, const char *path, const struct store_layer_facts *facts);
-void layer_specs(const struct store_layer_facts *facts, struct table_spec specs[N_TABLES]);
-int layer_facts_write(hid_t file, const char *path, const struct store_layer_facts *facts);
-/* The measured part alone, once it is known. */
-int group_facts_write(hid_t file, const char *path, const struct store_layer_facts *facts, enum group group);
-int layer_facts_read(hid_t file, const char *path, struct store_layer_facts *facts);
+/* The same of one expert's numbers: finite, and tokens not negative. */
+int expert_check(int code, const char *path, int64_t e, const struct store_expert *expert);
+/* ERR_FORMAT naming path and what differs. */
+int layer_check_config(const char *path, const struct model_config *config, const struct store_layer_facts *facts);
 
-/* format, version and fingerprint of a file. */
-int header_write(hid_t file, const char *path, const char *format, const char *fingerprint);
-int header_read(hid_t file, const char *path, const char *format, char fingerprint[65]);
+/* ---- store_tree.c ---- */
+
+/* "DIR/layers/0003.h5" */
+int store_layer_path(const char *dir, int64_t l, char *out, size_t size);
+int store_head_path(const char *dir, char *out, size_t size);
+/* ERR_ARG naming path where the layer has no such matrix or group. */
+int matrix_find(const char *path, const struct store_layer_facts *facts, struct matrix matrix,
+                struct matrix_place *place);
+int group_find(const char *path, const struct store_layer_facts *facts, struct group_id id, struct group_place *place);
+void layer_specs(const struct store_layer_facts *facts, struct table_spec specs[N_TABLES]);
+const char *store_vector_name(enum vector vector);
+const char *store_router_name(enum router router);
 
 void head_specs(const struct model_config *config, const enum dtype dtype[N_STORE_ENDS], int has_head,
                 struct table_spec specs[N_TABLES]);
@@ -56,6 +83,19 @@ int tables_open(hid_t file, const char *path, const struct table_spec specs[N_TA
 int tables_finish(struct table tables[N_TABLES]);
 int tables_verify(struct table tables[N_TABLES], int64_t *n_bad);
 void tables_close(struct table tables[N_TABLES]);
+
+/* ---- store_facts.c ---- */
+
+int layer_facts_write(hid_t file, const char *path, const struct store_layer_facts *facts);
+/* The measured part alone, once it is known. */
+int group_facts_write(hid_t file, const char *path, const struct store_layer_facts *facts, enum group group);
+int layer_facts_read(hid_t file, const char *path, struct store_layer_facts *facts);
+
+/* format, version and fingerprint of a file. */
+int header_write(hid_t file, const char *path, const char *format, const char *fingerprint);
+int header_read(hid_t file, const char *path, const char *format, int64_t *version, char fingerprint[65]);
+
+/* ---- store_read.c ---- */
 
 /* Attributes of DIR/model.h5. */
 int model_facts_read(const char *dir, struct store_facts *facts);

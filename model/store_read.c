@@ -41,11 +41,11 @@ int model_facts_read(const char *dir, struct store_facts *facts)
     int err = OK;
     hid_t file = -1;
     char path[PATH_MAX], text[16];
-    int64_t bits = 0;
+    int64_t bits = 0, version = 0;
     memset(facts, 0, sizeof *facts);
     TRY(file_join(path, sizeof path, dir, "model.h5"));
     TRY(h5_open(path, &file));
-    TRY(header_read(file, path, "glowq", facts->fingerprint));
+    TRY(header_read(file, path, "glowq", &version, facts->fingerprint));
     TRY(h5_get_i64(file, path, "/", "n_layers", &facts->n_layers));
     TRY(h5_get_i64(file, path, "/", "bits", &bits));
     TRY(h5_get_i64(file, path, "/", "group_size", &facts->group_size));
@@ -154,29 +154,17 @@ void store_layer_close(struct store_layer *layer)
     free(layer);
 }
 
-static int check_against_config(const struct store_layer *layer, const struct store *store)
+/* The largest rank of any group, which model.h5 says too: readers make room by it. */
+static int check_ranks(const char *path, const struct store_layer_facts *f, int64_t max_rank)
 {
     int err = OK;
-    const struct store_layer_facts *f = &layer->facts;
-    for (int m = 0; m < N_MODULES; m++) {
-        int64_t d_out, d_in;
-        module_shape(&store->config, (enum module)m, &d_out, &d_in);
-        if (f->module[m].d_out != d_out || f->module[m].d_in != d_in)
-            FAIL(ERR_FORMAT, "%s: %s has shape [%lld, %lld], the configuration's is [%lld, %lld]", layer->path,
-                 module_name((enum module)m), (long long)f->module[m].d_out, (long long)f->module[m].d_in,
-                 (long long)d_out, (long long)d_in);
-        if (!f->module[m].has_bias != !module_has_bias(&store->config, (enum module)m))
-            FAIL(ERR_FORMAT, "%s: %s %s a bias, the configuration says otherwise", layer->path,
-                 module_name((enum module)m), f->module[m].has_bias ? "has" : "lacks");
-    }
     for (int g = 0; g < N_GROUPS; g++)
-        if (f->group[g].rank > store->facts.max_rank)
-            FAIL(ERR_FORMAT, "%s: group %s has rank %lld, model.h5 says at most %lld", layer->path,
-                 group_name((enum group)g), (long long)f->group[g].rank, (long long)store->facts.max_rank);
-    for (int v = 0; v < N_VECTORS; v++)
-        if (f->vector[v].n != vector_length(&store->config, (enum vector)v))
-            FAIL(ERR_FORMAT, "%s: a norm has %lld elements, the configuration's has %lld", layer->path,
-                 (long long)f->vector[v].n, (long long)vector_length(&store->config, (enum vector)v));
+        if (f->group[g].rank > max_rank)
+            FAIL(ERR_FORMAT, "%s: group %s has rank %lld, model.h5 says at most %lld", path, group_name((enum group)g),
+                 (long long)f->group[g].rank, (long long)max_rank);
+    if (f->expert_down.rank > max_rank)
+        FAIL(ERR_FORMAT, "%s: down of every expert has rank %lld, model.h5 says at most %lld", path,
+             (long long)f->expert_down.rank, (long long)max_rank);
 out:
     return err;
 }
@@ -210,10 +198,10 @@ int store_layer_open(const struct store *store, int64_t l, struct store_layer **
              layer->facts.fingerprint, store->facts.fingerprint);
     if (layer->facts.layer != l)
         FAIL(ERR_FORMAT, "%s: holds layer %lld", path, (long long)layer->facts.layer);
-    TRY(check_against_config(layer, store));
+    TRY(layer_check_config(path, &store->config, &layer->facts));
+    TRY(check_ranks(path, &layer->facts, store->facts.max_rank));
     for (int m = 0; m < N_MODULES; m++)
-        if (layer->facts.module[m].row_bytes > widest)
-            widest = layer->facts.module[m].row_bytes;
+        widest = max_i64(widest, max_i64(layer->facts.module[m].row_bytes, layer->facts.expert[m].row_bytes));
     if (!(layer->packed = malloc((size_t)widest * STORE_BLOCK_ROWS)))
         FAIL(ERR_NOMEM, "a block of packed rows");
     *out = layer;
@@ -228,53 +216,112 @@ const struct store_layer_facts *store_layer_facts(const struct store_layer *laye
     return &layer->facts;
 }
 
-static int read_rows(const char *path, struct table *table, int64_t row0, int64_t rows, void *dst)
+static int read_rows(const char *path, struct table *table, int64_t slab, int64_t row0, int64_t rows, void *dst)
 {
     int err = OK;
-    if (table->rows == 0)
+    if (table->spec.rows == 0)
         FAIL(ERR_ARG, "%s: data of a dataset that this file doesn't have", path);
-    TRY(table_read(table, row0, rows, dst));
+    TRY(table_read(table, slab, row0, rows, dst));
 out:
     return err;
 }
 
-int store_read_codes(struct store_layer *layer, enum module module, int64_t row0, int64_t rows, uint8_t *codes,
+int store_read_codes(struct store_layer *layer, struct matrix matrix, int64_t row0, int64_t rows, uint8_t *codes,
                      uint16_t *scales, uint8_t *zeros)
 {
     int err = OK;
-    const struct store_module *f = &layer->facts.module[module];
-    TRY(read_rows(layer->path, &layer->tables[TABLE_SCALES + module], row0, rows, scales));
-    TRY(read_rows(layer->path, &layer->tables[TABLE_ZEROS + module], row0, rows, zeros));
+    struct matrix_place m;
+    TRY(matrix_find(layer->path, &layer->facts, matrix, &m));
+    TRY(read_rows(layer->path, &layer->tables[m.scales], m.slab, row0, rows, scales));
+    TRY(read_rows(layer->path, &layer->tables[m.zeros], m.slab, row0, rows, zeros));
     for (int64_t at = row0; at < row0 + rows;) {
         /* Up to the next block's first row, so that no block is read twice. */
         int64_t next = (at / STORE_BLOCK_ROWS + 1) * STORE_BLOCK_ROWS;
         int64_t upto = next < row0 + rows ? next : row0 + rows;
-        TRY(read_rows(layer->path, &layer->tables[TABLE_CODES + module], at, upto - at, layer->packed));
-        unpack_rows(layer->packed, upto - at, f->d_in, f->bits, codes + (at - row0) * f->d_in);
+        TRY(read_rows(layer->path, &layer->tables[m.codes], m.slab, at, upto - at, layer->packed));
+        unpack_rows(layer->packed, upto - at, m.facts->d_in, m.facts->bits, codes + (at - row0) * m.facts->d_in);
         at = upto;
     }
 out:
     return err;
 }
 
-int store_read_a(struct store_layer *layer, enum module module, int64_t row0, int64_t rows, void *a)
+int store_read_a(struct store_layer *layer, struct matrix matrix, int64_t row0, int64_t rows, void *a)
 {
-    return read_rows(layer->path, &layer->tables[TABLE_A + module], row0, rows, a);
+    int err = OK;
+    struct matrix_place m;
+    TRY(matrix_find(layer->path, &layer->facts, matrix, &m));
+    TRY(read_rows(layer->path, &layer->tables[m.a], m.slab, row0, rows, a));
+out:
+    return err;
 }
 
-int store_read_b(struct store_layer *layer, enum group group, int64_t row0, int64_t rows, void *b)
+int store_read_b(struct store_layer *layer, struct group_id id, int64_t row0, int64_t rows, void *b)
 {
-    return read_rows(layer->path, &layer->tables[TABLE_B + group], row0, rows, b);
+    int err = OK;
+    struct group_place g;
+    TRY(group_find(layer->path, &layer->facts, id, &g));
+    TRY(read_rows(layer->path, &layer->tables[g.b], g.slab, row0, rows, b));
+out:
+    return err;
 }
 
 int store_read_bias(struct store_layer *layer, enum module module, int64_t row0, int64_t rows, void *bias)
 {
-    return read_rows(layer->path, &layer->tables[TABLE_BIAS + module], row0, rows, bias);
+    return read_rows(layer->path, &layer->tables[TABLE_BIAS + module], 0, row0, rows, bias);
 }
 
 int store_read_vector(struct store_layer *layer, enum vector vector, int64_t row0, int64_t rows, void *data)
 {
-    return read_rows(layer->path, &layer->tables[TABLE_VECTOR + vector], row0, rows, data);
+    return read_rows(layer->path, &layer->tables[TABLE_VECTOR + vector], 0, row0, rows, data);
+}
+
+int store_read_router(struct store_layer *layer, enum router router, int64_t row0, int64_t rows, void *data)
+{
+    return read_rows(layer->path, &layer->tables[TABLE_ROUTER + router], 0, row0, rows, data);
+}
+
+int store_read_experts(struct store_layer *layer, struct store_expert *experts)
+{
+    int err = OK;
+    const int64_t n = layer->facts.n_experts;
+    int64_t *tokens = malloc((size_t)n * sizeof *tokens + 1);
+    double *real = malloc((size_t)(n * (1 + 2 * N_EXPERT_MODULES)) * sizeof *real + 1);
+    if (!tokens || !real)
+        FAIL(ERR_NOMEM, "facts of %lld experts", (long long)n);
+    double *weight = real, *captured = weight + n, *trace = captured + n * N_EXPERT_MODULES;
+    TRY(read_rows(layer->path, &layer->tables[TABLE_TOKENS], 0, 0, n, tokens));
+    TRY(read_rows(layer->path, &layer->tables[TABLE_WEIGHT], 0, 0, n, weight));
+    TRY(read_rows(layer->path, &layer->tables[TABLE_CAPTURED], 0, 0, n, captured));
+    TRY(read_rows(layer->path, &layer->tables[TABLE_TRACE], 0, 0, n, trace));
+    memset(experts, 0, (size_t)n * sizeof *experts);
+    for (int64_t e = 0; e < n; e++) {
+        experts[e].tokens = tokens[e];
+        experts[e].weight = weight[e];
+        memcpy(experts[e].captured + MOD_GATE, captured + e * N_EXPERT_MODULES, N_EXPERT_MODULES * sizeof *captured);
+        memcpy(experts[e].trace + MOD_GATE, trace + e * N_EXPERT_MODULES, N_EXPERT_MODULES * sizeof *trace);
+        TRY(expert_check(ERR_FORMAT, layer->path, e, &experts[e]));
+    }
+out:
+    free(tokens);
+    free(real);
+    return err;
+}
+
+int store_layer_read_experts(const char *dir, int64_t l, int64_t n_experts, struct store_expert *experts)
+{
+    int err = OK;
+    char path[PATH_MAX];
+    struct store_layer *layer = NULL;
+    TRY(store_layer_path(dir, l, path, sizeof path));
+    TRY(layer_open(path, &layer));
+    if (layer->facts.n_experts != n_experts)
+        FAIL(ERR_FORMAT, "%s: %lld experts, expected %lld", path, (long long)layer->facts.n_experts,
+             (long long)n_experts);
+    TRY(store_read_experts(layer, experts));
+out:
+    store_layer_close(layer);
+    return err;
 }
 
 /* ---- the head --------------------------------------------------------------------------------------------------- */
@@ -282,6 +329,7 @@ int store_read_vector(struct store_layer *layer, enum vector vector, int64_t row
 static int head_open(const char *path, const struct model_config *config, char fingerprint[65], struct store_head **out)
 {
     int err = OK;
+    int64_t version = 0;
     struct store_head *head = calloc(1, sizeof *head);
     *out = NULL;
     if (!head)
@@ -289,7 +337,7 @@ static int head_open(const char *path, const struct model_config *config, char f
     head->file = -1;
     snprintf(head->path, sizeof head->path, "%s", path);
     TRY(h5_open(head->path, &head->file));
-    TRY(header_read(head->file, head->path, "glowq-head", fingerprint));
+    TRY(header_read(head->file, head->path, "glowq-head", &version, fingerprint));
     TRY(head_specs_read(head->file, head->path, config, head->specs));
     TRY(tables_open(head->file, head->path, head->specs, head->tables));
     *out = head;
@@ -334,7 +382,7 @@ int store_head_has(const struct store_head *head, enum store_end end, enum dtype
 
 int store_read_end(struct store_head *head, enum store_end end, int64_t row0, int64_t rows, void *data)
 {
-    return read_rows(head->path, &head->tables[end], row0, rows, data);
+    return read_rows(head->path, &head->tables[end], 0, row0, rows, data);
 }
 
 /* ---- verification ----------------------------------------------------------------------------------------------- */

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The tree of the store's files as model/store.h specifies it: names, shapes and attributes, for writer, reader and
- * verifier. */
+ * The tree of the store's files as model/store.h specifies it: the names, places and shapes of datasets, for writer, reader
+ * and verifier. */
 #include "model/store_private.h"
 
 #include "base/err.h"
-#include "model/pack.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -20,8 +19,20 @@ static const char *const end_names[N_STORE_ENDS] = {
     [STORE_NORM] = "/norm",
     [STORE_HEAD] = "/lm_head",
 };
-/* No dimension of a model comes near; products of two of them still fit 64 bits. */
-static const int64_t max_dimension = INT64_C(1) << 31;
+static const char *const router_names[N_ROUTERS] = {
+    [ROUTER_GATE] = "gate",
+    [ROUTER_SHARED_GATE] = "shared_expert_gate",
+};
+
+const char *store_vector_name(enum vector vector)
+{
+    return vector_names[vector];
+}
+
+const char *store_router_name(enum router router)
+{
+    return router_names[router];
+}
 
 int store_layer_path(const char *dir, int64_t l, char *out, size_t size)
 {
@@ -43,82 +54,121 @@ out:
     return err;
 }
 
-/* ---- a layer's facts -------------------------------------------------------------------------------------------- */
+/* ---- where a matrix stands ---------------------------------------------------------------------------------------- */
 
-void layer_derive(struct store_layer_facts *facts)
+/* A layer with experts has no MLP of its own: what stands in /modules is the shared expert's. */
+static int64_t expert_of_modules(const struct store_layer_facts *facts, int is_mlp)
 {
-    for (int m = 0; m < N_MODULES; m++) {
-        struct store_module *f = &facts->module[m];
-        f->n_groups = (f->d_in + f->group_size - 1) / f->group_size;
-        f->row_bytes = pack_row_bytes(f->d_in, f->bits);
-    }
+    return facts->n_experts > 0 && is_mlp ? EXPERT_SHARED : EXPERT_NONE;
 }
 
-int layer_check(int code, const char *path, const struct store_layer_facts *facts)
+const struct store_module *store_matrix(const struct store_layer_facts *facts, struct matrix matrix)
+{
+    const int is_mlp = matrix.module >= MOD_GATE;
+    const struct store_module *f = NULL;
+    if (matrix.expert >= 0)
+        f = is_mlp && matrix.expert < facts->n_experts ? &facts->expert[matrix.module] : NULL;
+    else if (matrix.expert == expert_of_modules(facts, is_mlp))
+        f = &facts->module[matrix.module];
+    return f && f->d_out > 0 ? f : NULL;
+}
+
+const struct store_group *store_group(const struct store_layer_facts *facts, struct group_id id)
+{
+    const int is_down = id.group == GROUP_DOWN;
+    const struct store_group *f = NULL;
+    if (id.expert >= 0)
+        f = is_down && id.expert < facts->n_experts ? &facts->expert_down : NULL;
+    else if (id.expert == expert_of_modules(facts, is_down))
+        f = &facts->group[id.group];
+    return f && f->d_in > 0 ? f : NULL;
+}
+
+static const char *expert_text(int64_t expert, char out[48])
+{
+    if (expert == EXPERT_NONE)
+        out[0] = 0;
+    else if (expert == EXPERT_SHARED)
+        snprintf(out, 48, " of the shared expert");
+    else
+        snprintf(out, 48, " of expert %lld", (long long)expert);
+    return out;
+}
+
+int matrix_find(const char *path, const struct store_layer_facts *facts, struct matrix matrix,
+                struct matrix_place *place)
 {
     int err = OK;
-    for (int m = 0; m < N_MODULES; m++) {
-        const struct store_module *f = &facts->module[m];
-        const struct store_group *g = &facts->group[module_group((enum module)m)];
-        const char *name = module_name((enum module)m);
-        if (f->d_out < 1 || f->d_out > max_dimension || f->d_in < 1 || f->d_in > max_dimension)
-            FAIL(code, "%s: %s has shape [%lld, %lld]", path, name, (long long)f->d_out, (long long)f->d_in);
-        if (!pack_bits_ok(f->bits))
-            FAIL(code, "%s: %s in %d bits; 2, 3, 4 and 8 exist", path, name, f->bits);
-        if (f->group_size < 1 || f->group_size > f->d_in)
-            FAIL(code, "%s: %s has group size %lld for %lld inputs", path, name, (long long)f->group_size,
-                 (long long)f->d_in);
-        if (g->d_in != f->d_in)
-            FAIL(code, "%s: %s has %lld inputs, its group %lld", path, name, (long long)f->d_in, (long long)g->d_in);
-    }
-    for (int g = 0; g < N_GROUPS; g++) {
-        const struct store_group *f = &facts->group[g];
-        if (f->rank < 0 || f->rank > f->d_in ||
-            (f->factor_dtype != DT_BF16 && f->factor_dtype != DT_F16 && f->factor_dtype != DT_F32))
-            FAIL(code, "%s: group %s has rank %lld of %lld inputs in %s", path, group_name((enum group)g),
-                 (long long)f->rank, (long long)f->d_in, dtype_name(f->factor_dtype));
-    }
+    char text[48];
+    const int m = (int)matrix.module;
+    *place = matrix.expert >= 0
+                 ? (struct matrix_place){NULL,
+                                         TABLE_EXPERT_CODES + m,
+                                         TABLE_EXPERT_SCALES + m,
+                                         TABLE_EXPERT_ZEROS + m,
+                                         TABLE_EXPERT_A + m,
+                                         matrix.expert}
+                 : (struct matrix_place){NULL, TABLE_CODES + m, TABLE_SCALES + m, TABLE_ZEROS + m, TABLE_A + m, 0};
+    if (!(place->facts = store_matrix(facts, matrix)))
+        FAIL(ERR_ARG, "%s: a layer of %lld experts has no %s%s", path, (long long)facts->n_experts,
+             module_name(matrix.module), expert_text(matrix.expert, text));
 out:
     return err;
 }
 
-void store_layer_plan(const struct model_config *config, int64_t layer, const char *fingerprint, int bits,
-                      int64_t group_size, int64_t rank, enum dtype factor_dtype, enum dtype vector_dtype,
-                      struct store_layer_facts *facts)
+int group_find(const char *path, const struct store_layer_facts *facts, struct group_id id, struct group_place *place)
 {
-    memset(facts, 0, sizeof *facts);
-    facts->layer = layer;
-    snprintf(facts->fingerprint, sizeof facts->fingerprint, "%s", fingerprint);
-    int64_t group_rows[N_GROUPS] = {0};
-    for (int m = 0; m < N_MODULES; m++) {
-        struct store_module *f = &facts->module[m];
-        enum group g = module_group((enum module)m);
-        module_shape(config, (enum module)m, &f->d_out, &f->d_in);
-        f->bits = bits;
-        f->group_size = group_size > 0 && group_size < f->d_in ? group_size : f->d_in;
-        f->has_bias = module_has_bias(config, (enum module)m);
-        f->bias_dtype = vector_dtype;
-        group_rows[g] += f->d_out;
-        facts->group[g].d_in = f->d_in;
-    }
-    for (int g = 0; g < N_GROUPS; g++) {
-        struct store_group *f = &facts->group[g];
-        f->rank = rank < group_rows[g] ? rank : group_rows[g];
-        f->rank = f->rank < f->d_in ? f->rank : f->d_in;
-        f->factor_dtype = factor_dtype;
-    }
-    for (int v = 0; v < N_VECTORS; v++)
-        facts->vector[v] = (struct store_vector){vector_length(config, (enum vector)v), vector_dtype};
-    layer_derive(facts);
+    int err = OK;
+    char text[48];
+    *place = id.expert >= 0 ? (struct group_place){NULL, TABLE_EXPERT_B, id.expert}
+                            : (struct group_place){NULL, TABLE_B + (int)id.group, 0};
+    if (!(place->facts = store_group(facts, id)))
+        FAIL(ERR_ARG, "%s: a layer of %lld experts has no group %s%s", path, (long long)facts->n_experts,
+             group_name(id.group), expert_text(id.expert, text));
+out:
+    return err;
 }
 
-static void spec(struct table_spec *s, enum dtype dtype, int64_t rows, int64_t cols, const char *room,
-                 const char *owner, const char *dataset)
+/* ---- tables of a layer -------------------------------------------------------------------------------------------- */
+
+/* dims: slabs, rows, cols. */
+static void spec(struct table_spec *s, const char *place, const char *owner, const char *dataset, enum dtype dtype,
+                 int64_t slabs, int64_t rows, int64_t cols)
 {
-    snprintf(s->name, sizeof s->name, "/%s/%s%s%s", room, owner, dataset[0] ? "/" : "", dataset);
+    snprintf(s->name, sizeof s->name, "/%s/%s%s%s", place, owner, dataset[0] ? "/" : "", dataset);
     s->dtype = dtype;
+    s->slabs = slabs;
     s->rows = rows;
     s->cols = cols;
+}
+
+/* Codes, scales, zeros and A of a matrix, or of n such on a leading axis. factors: dtype of A. at: the table of its codes, the
+ * others following N_MODULES apart. */
+static void matrix_specs(const struct store_module *f, const char *place, const char *name, int64_t n,
+                         enum dtype factors, struct table_spec *at)
+{
+    spec(at, place, name, "codes", DT_U8, n, f->d_out, f->row_bytes);
+    spec(at + N_MODULES, place, name, "scales", DT_F16, n, f->d_out, f->n_groups);
+    spec(at + 2 * N_MODULES, place, name, "zeros", DT_U8, n, f->d_out, f->n_groups);
+    spec(at + 3 * N_MODULES, place, name, "A", factors, n, f->rank > 0 ? f->d_out : 0, f->rank);
+}
+
+static void expert_specs(const struct store_layer_facts *facts, struct table_spec specs[N_TABLES])
+{
+    const int64_t n = facts->n_experts;
+    const struct store_group *down = &facts->expert_down;
+    for (int m = MOD_GATE; m < N_MODULES; m++)
+        matrix_specs(&facts->expert[m], "experts", module_name((enum module)m), n,
+                     m == MOD_DOWN ? down->factor_dtype : facts->group[GROUP_GATE_UP].factor_dtype,
+                     &specs[TABLE_EXPERT_CODES + m]);
+    spec(&specs[TABLE_EXPERT_B], "experts", "down_proj", "B", down->factor_dtype, n, down->rank, down->d_in);
+    spec(&specs[TABLE_TOKENS], "experts", "tokens", "", DT_I64, 0, n, 0);
+    spec(&specs[TABLE_WEIGHT], "experts", "weight", "", DT_F64, 0, n, 0);
+    spec(&specs[TABLE_CAPTURED], "experts", "captured", "", DT_F64, 0, n, N_EXPERT_MODULES);
+    spec(&specs[TABLE_TRACE], "experts", "trace", "", DT_F64, 0, n, N_EXPERT_MODULES);
+    for (int r = 0; r < N_ROUTERS; r++)
+        spec(&specs[TABLE_ROUTER + r], "routers", router_names[r], "", facts->router[r].dtype, 0, facts->router[r].rows,
+             facts->router[r].cols);
 }
 
 void layer_specs(const struct store_layer_facts *facts, struct table_spec specs[N_TABLES])
@@ -126,188 +176,19 @@ void layer_specs(const struct store_layer_facts *facts, struct table_spec specs[
     memset(specs, 0, N_TABLES * sizeof *specs);
     for (int m = 0; m < N_MODULES; m++) {
         const struct store_module *f = &facts->module[m];
-        const struct store_group *g = &facts->group[module_group((enum module)m)];
         const char *name = module_name((enum module)m);
-        spec(&specs[TABLE_CODES + m], DT_U8, f->d_out, f->row_bytes, "modules", name, "codes");
-        spec(&specs[TABLE_SCALES + m], DT_F16, f->d_out, f->n_groups, "modules", name, "scales");
-        spec(&specs[TABLE_ZEROS + m], DT_U8, f->d_out, f->n_groups, "modules", name, "zeros");
-        spec(&specs[TABLE_A + m], g->factor_dtype, g->rank > 0 ? f->d_out : 0, g->rank, "modules", name, "A");
-        spec(&specs[TABLE_BIAS + m], f->bias_dtype, f->has_bias ? f->d_out : 0, 0, "modules", name, "bias");
+        matrix_specs(f, "modules", name, 0, facts->group[module_group((enum module)m)].factor_dtype,
+                     &specs[TABLE_CODES + m]);
+        spec(&specs[TABLE_BIAS + m], "modules", name, "bias", f->bias_dtype, 0, f->has_bias ? f->d_out : 0, 0);
     }
     for (int g = 0; g < N_GROUPS; g++)
-        spec(&specs[TABLE_B + g], facts->group[g].factor_dtype, facts->group[g].rank, facts->group[g].d_in, "groups",
-             group_name((enum group)g), "B");
+        spec(&specs[TABLE_B + g], "groups", group_name((enum group)g), "B", facts->group[g].factor_dtype, 0,
+             facts->group[g].rank, facts->group[g].d_in);
     for (int v = 0; v < N_VECTORS; v++)
-        spec(&specs[TABLE_VECTOR + v], facts->vector[v].dtype, facts->vector[v].n, 0, "vectors", vector_names[v], "");
-}
-
-/* ---- attributes ------------------------------------------------------------------------------------------------- */
-
-int header_write(hid_t file, const char *path, const char *format, const char *fingerprint)
-{
-    int err = OK;
-    TRY(h5_put_string(file, path, "/", "format", format));
-    TRY(h5_put_i64(file, path, "/", "version", STORE_VERSION));
-    TRY(h5_put_string(file, path, "/", "fingerprint", fingerprint));
-out:
-    return err;
-}
-
-int header_read(hid_t file, const char *path, const char *format, char fingerprint[65])
-{
-    int err = OK;
-    char found[32];
-    int64_t version = 0;
-    TRY(h5_get_string(file, path, "/", "format", found, sizeof found));
-    if (strcmp(found, format) != 0)
-        FAIL(ERR_FORMAT, "%s: format \"%s\", expected \"%s\"", path, found, format);
-    TRY(h5_get_i64(file, path, "/", "version", &version));
-    if (version > STORE_VERSION)
-        FAIL(ERR_UNSUPPORTED, "%s: store version %lld, this program reads up to %d: a newer glowq wrote it", path,
-             (long long)version, STORE_VERSION);
-    if (version < 1)
-        FAIL(ERR_FORMAT, "%s: store version %lld", path, (long long)version);
-    TRY(h5_get_string(file, path, "/", "fingerprint", fingerprint, 65));
-out:
-    return err;
-}
-
-static void module_path(enum module module, char *out, size_t size)
-{
-    snprintf(out, size, "/modules/%s", module_name(module));
-}
-
-static void group_path(enum group group, char *out, size_t size)
-{
-    snprintf(out, size, "/groups/%s", group_name(group));
-}
-
-int group_facts_write(hid_t file, const char *path, const struct store_layer_facts *facts, enum group group)
-{
-    int err = OK, n_modules = 0;
-    enum module first = MOD_Q;
-    const struct store_group *f = &facts->group[group];
-    char name[64];
-    group_path(group, name, sizeof name);
-    TRY(h5_put_i64(file, path, name, "steps", f->steps));
-    TRY(h5_put_f64(file, path, name, "energy", f->energy));
-    TRY(h5_put_f64(file, path, name, "energy_error", f->energy_error));
-    TRY(h5_put_f64(file, path, name, "trace", f->trace));
-    TRY(h5_put_f64(file, path, name, "captured", f->captured));
-    TRY(h5_put_f64(file, path, name, "error_norm2", f->error_norm2));
-    group_modules(group, &first, &n_modules);
-    for (int m = (int)first; m < (int)first + n_modules; m++) {
-        module_path((enum module)m, name, sizeof name);
-        TRY(h5_put_f64(file, path, name, "captured", facts->module[m].captured));
-    }
-out:
-    return err;
-}
-
-int layer_facts_write(hid_t file, const char *path, const struct store_layer_facts *facts)
-{
-    int err = OK;
-    char name[64];
-    TRY(header_write(file, path, "glowq-layer", facts->fingerprint));
-    TRY(h5_put_i64(file, path, "/", "layer", facts->layer));
-    for (int m = 0; m < N_MODULES; m++) {
-        const struct store_module *f = &facts->module[m];
-        module_path((enum module)m, name, sizeof name);
-        TRY(h5_make_group(file, path, name));
-        TRY(h5_put_string(file, path, name, "scheme", STORE_SCHEME));
-        TRY(h5_put_i64(file, path, name, "bits", f->bits));
-        TRY(h5_put_i64(file, path, name, "group_size", f->group_size));
-        TRY(h5_put_i64(file, path, name, "d_out", f->d_out));
-        TRY(h5_put_i64(file, path, name, "d_in", f->d_in));
-        TRY(h5_put_i64(file, path, name, "rank", facts->group[module_group((enum module)m)].rank));
-    }
-    for (int g = 0; g < N_GROUPS; g++) {
-        const struct store_group *f = &facts->group[g];
-        group_path((enum group)g, name, sizeof name);
-        TRY(h5_make_group(file, path, name));
-        TRY(h5_put_i64(file, path, name, "rank", f->rank));
-        TRY(h5_put_i64(file, path, name, "d_in", f->d_in));
-        TRY(h5_put_string(file, path, name, "factor_dtype", dtype_name(f->factor_dtype)));
-        TRY(group_facts_write(file, path, facts, (enum group)g));
-    }
-out:
-    return err;
-}
-
-static int module_facts_read(hid_t file, const char *path, enum module module, struct store_layer_facts *facts)
-{
-    int err = OK;
-    struct store_module *f = &facts->module[module];
-    char name[64], text[72];
-    int64_t bits = 0, rank = 0;
-    module_path(module, name, sizeof name);
-    if (!h5_has(file, name))
-        FAIL(ERR_FORMAT, "%s: no %s", path, name);
-    TRY(h5_get_string(file, path, name, "scheme", text, sizeof text));
-    if (strcmp(text, STORE_SCHEME) != 0)
-        FAIL(ERR_UNSUPPORTED, "%s: %s is quantized by \"%s\", this program knows \"%s\"", path, name, text,
-             STORE_SCHEME);
-    TRY(h5_get_i64(file, path, name, "bits", &bits));
-    TRY(h5_get_i64(file, path, name, "group_size", &f->group_size));
-    TRY(h5_get_i64(file, path, name, "d_out", &f->d_out));
-    TRY(h5_get_i64(file, path, name, "d_in", &f->d_in));
-    TRY(h5_get_i64(file, path, name, "rank", &rank));
-    TRY(h5_get_f64(file, path, name, "captured", &f->captured));
-    f->bits = bits >= 0 && bits <= 8 ? (int)bits : 0;
-    if (rank != facts->group[module_group(module)].rank)
-        FAIL(ERR_FORMAT, "%s: %s has rank %lld, its group %lld", path, name, (long long)rank,
-             (long long)facts->group[module_group(module)].rank);
-    snprintf(text, sizeof text, "%s/bias", name);
-    if ((f->has_bias = h5_has(file, text)))
-        TRY(h5_get_dtype(file, path, text, &f->bias_dtype));
-out:
-    return err;
-}
-
-static int group_facts_read(hid_t file, const char *path, enum group group, struct store_group *f)
-{
-    int err = OK;
-    char name[64], text[16];
-    group_path(group, name, sizeof name);
-    if (!h5_has(file, name))
-        FAIL(ERR_FORMAT, "%s: no %s", path, name);
-    TRY(h5_get_i64(file, path, name, "rank", &f->rank));
-    TRY(h5_get_i64(file, path, name, "d_in", &f->d_in));
-    TRY(h5_get_string(file, path, name, "factor_dtype", text, sizeof text));
-    if (dtype_of_name(text, &f->factor_dtype) != OK)
-        FAIL(ERR_FORMAT, "%s: %s has unknown factor_dtype \"%s\"", path, name, text);
-    TRY(h5_get_i64(file, path, name, "steps", &f->steps));
-    TRY(h5_get_f64(file, path, name, "energy", &f->energy));
-    TRY(h5_get_f64(file, path, name, "energy_error", &f->energy_error));
-    TRY(h5_get_f64(file, path, name, "trace", &f->trace));
-    TRY(h5_get_f64(file, path, name, "captured", &f->captured));
-    TRY(h5_get_f64(file, path, name, "error_norm2", &f->error_norm2));
-out:
-    return err;
-}
-
-int layer_facts_read(hid_t file, const char *path, struct store_layer_facts *facts)
-{
-    int err = OK;
-    char name[64];
-    memset(facts, 0, sizeof *facts);
-    TRY(header_read(file, path, "glowq-layer", facts->fingerprint));
-    TRY(h5_get_i64(file, path, "/", "layer", &facts->layer));
-    for (int g = 0; g < N_GROUPS; g++)
-        TRY(group_facts_read(file, path, (enum group)g, &facts->group[g]));
-    for (int m = 0; m < N_MODULES; m++)
-        TRY(module_facts_read(file, path, (enum module)m, facts));
-    for (int v = 0; v < N_VECTORS; v++) {
-        snprintf(name, sizeof name, "/vectors/%s", vector_names[v]);
-        if (!h5_has(file, name))
-            continue;
-        TRY(h5_get_dtype(file, path, name, &facts->vector[v].dtype));
-        TRY(h5_get_length(file, path, name, &facts->vector[v].n));
-    }
-    TRY(layer_check(ERR_FORMAT, path, facts));
-    layer_derive(facts);
-out:
-    return err;
+        spec(&specs[TABLE_VECTOR + v], "vectors", vector_names[v], "", facts->vector[v].dtype, 0, facts->vector[v].n,
+             0);
+    if (facts->n_experts > 0)
+        expert_specs(facts, specs);
 }
 
 /* ---- the head --------------------------------------------------------------------------------------------------- */
@@ -339,8 +220,9 @@ int head_specs_read(hid_t file, const char *path, const struct model_config *con
     if (config && has_head == config->tied_embeddings)
         FAIL(ERR_FORMAT, "%s: %s lm_head, but the configuration says that embeddings are %s", path,
              has_head ? "has an" : "no", config->tied_embeddings ? "tied" : "not tied");
-    TRY(h5_get_length(file, path, end_names[STORE_EMBEDDING], &found.vocab_size));
-    TRY(h5_get_length(file, path, end_names[STORE_NORM], &found.d_model));
+    int64_t cols;
+    TRY(h5_get_length(file, path, end_names[STORE_EMBEDDING], &found.vocab_size, &cols));
+    TRY(h5_get_length(file, path, end_names[STORE_NORM], &found.d_model, &cols));
     head_specs(config ? config : &found, dtype, has_head, specs);
 out:
     return err;
@@ -355,8 +237,7 @@ int tables_create(hid_t file, const char *path, int disk, const struct table_spe
     memset(tables, 0, N_TABLES * sizeof *tables);
     for (int i = 0; i < N_TABLES; i++)
         if (specs[i].rows > 0)
-            TRY(table_create(file, path, specs[i].name, specs[i].dtype, specs[i].rows, specs[i].cols, disk,
-                             &tables[i]));
+            TRY(table_create(file, path, &specs[i], disk, &tables[i]));
 out:
     return err;
 }
@@ -367,7 +248,7 @@ int tables_open(hid_t file, const char *path, const struct table_spec specs[N_TA
     memset(tables, 0, N_TABLES * sizeof *tables);
     for (int i = 0; i < N_TABLES; i++)
         if (specs[i].rows > 0)
-            TRY(table_open(file, path, specs[i].name, specs[i].dtype, specs[i].rows, specs[i].cols, &tables[i]));
+            TRY(table_open(file, path, &specs[i], &tables[i]));
 out:
     return err;
 }
@@ -376,7 +257,7 @@ int tables_finish(struct table tables[N_TABLES])
 {
     int err = OK;
     for (int i = 0; i < N_TABLES; i++)
-        if (tables[i].rows > 0)
+        if (tables[i].spec.rows > 0)
             TRY(table_finish(&tables[i]));
 out:
     return err;
@@ -386,7 +267,7 @@ int tables_verify(struct table tables[N_TABLES], int64_t *n_bad)
 {
     int err = OK;
     for (int i = 0; i < N_TABLES; i++)
-        if (tables[i].rows > 0)
+        if (tables[i].spec.rows > 0)
             TRY(table_verify(&tables[i], n_bad));
 out:
     return err;

@@ -207,8 +207,8 @@ static int write_rest(struct store_writer *w)
     struct stat st;
     for (int i = 0; i < N_TABLES; i++) {
         const struct table *t = &w->tables[i];
-        if (t->rows > 0)
-            rows[n++] = (struct extent){t->offset, t->offset + t->rows * (int64_t)t->row_bytes};
+        if (t->spec.rows > 0)
+            rows[n++] = (struct extent){t->offset, t->offset + t->bytes};
     }
     qsort(rows, (size_t)n, sizeof *rows, by_begin);
     tables_close(w->tables);
@@ -292,46 +292,58 @@ out:
 
 /* ---- its content ------------------------------------------------------------------------------------------------ */
 
-static int put(struct store_writer *w, int table, int64_t row0, int64_t rows, const void *data)
+static int put(struct store_writer *w, int table, int64_t slab, int64_t row0, int64_t rows, const void *data)
 {
     int err = OK;
-    if (w->tables[table].rows == 0)
+    if (w->tables[table].spec.rows == 0)
         FAIL(ERR_ARG, "%s: data for a dataset that this file doesn't have", w->path);
-    TRY(table_put(&w->tables[table], row0, rows, data));
+    TRY(table_put(&w->tables[table], slab, row0, rows, data));
 out:
     return err;
 }
 
-int store_put_codes(struct store_writer *w, enum module module, int64_t row0, int64_t rows, const uint8_t *packed,
+int store_put_codes(struct store_writer *w, struct matrix matrix, int64_t row0, int64_t rows, const uint8_t *packed,
                     const uint16_t *scales, const uint8_t *zeros)
 {
     int err = OK;
-    TRY(put(w, TABLE_CODES + (int)module, row0, rows, packed));
-    TRY(put(w, TABLE_SCALES + (int)module, row0, rows, scales));
-    TRY(put(w, TABLE_ZEROS + (int)module, row0, rows, zeros));
+    struct matrix_place at;
+    TRY(matrix_find(w->path, &w->facts, matrix, &at));
+    TRY(put(w, at.codes, at.slab, row0, rows, packed));
+    TRY(put(w, at.scales, at.slab, row0, rows, scales));
+    TRY(put(w, at.zeros, at.slab, row0, rows, zeros));
 out:
     return err;
 }
 
-int store_put_a(struct store_writer *w, enum module module, int64_t row0, int64_t rows, const void *a)
+int store_put_a(struct store_writer *w, struct matrix matrix, int64_t row0, int64_t rows, const void *a)
 {
-    return put(w, TABLE_A + (int)module, row0, rows, a);
+    int err = OK;
+    struct matrix_place at;
+    TRY(matrix_find(w->path, &w->facts, matrix, &at));
+    TRY(put(w, at.a, at.slab, row0, rows, a));
+out:
+    return err;
 }
 
 int store_put_bias(struct store_writer *w, enum module module, const void *bias)
 {
-    return put(w, TABLE_BIAS + (int)module, 0, w->facts.module[module].d_out, bias);
+    return put(w, TABLE_BIAS + (int)module, 0, 0, w->facts.module[module].d_out, bias);
 }
 
 int store_put_vector(struct store_writer *w, enum vector vector, const void *data)
 {
-    return put(w, TABLE_VECTOR + (int)vector, 0, w->facts.vector[vector].n, data);
+    return put(w, TABLE_VECTOR + (int)vector, 0, 0, w->facts.vector[vector].n, data);
 }
 
-int store_put_group(struct store_writer *w, enum group group, const void *b, const struct store_group *facts,
-                    const double *module_captured)
+int store_put_router(struct store_writer *w, enum router router, const void *data)
 {
-    int err = OK, n_modules = 0;
+    return put(w, TABLE_ROUTER + (int)router, 0, 0, w->facts.router[router].rows, data);
+}
+
+static int put_group_facts(struct store_writer *w, enum group group, const struct store_group *facts,
+                           const double *captured)
+{
+    int n_modules = 0;
     enum module first = MOD_Q;
     struct store_group *g = &w->facts.group[group];
     g->steps = facts->steps;
@@ -341,18 +353,57 @@ int store_put_group(struct store_writer *w, enum group group, const void *b, con
     g->captured = facts->captured;
     g->error_norm2 = facts->error_norm2;
     group_modules(group, &first, &n_modules);
+    if (group == GROUP_GATE_UP) /* the shared expert's are the last */
+        captured += n_modules * w->facts.n_experts;
     for (int i = 0; i < n_modules; i++)
-        w->facts.module[(int)first + i].captured = module_captured[i];
-    TRY(group_facts_write(w->file, w->temporary, &w->facts, group));
-    if (g->rank > 0)
-        TRY(put(w, TABLE_B + (int)group, 0, g->rank, b));
+        if (w->facts.module[(int)first + i].d_out > 0)
+            w->facts.module[(int)first + i].captured = captured[i];
+    return group_facts_write(w->file, w->temporary, &w->facts, group);
+}
+
+int store_put_group(struct store_writer *w, struct group_id id, const void *b, const struct store_group *facts,
+                    const double *captured)
+{
+    int err = OK;
+    struct group_place at;
+    TRY(group_find(w->path, &w->facts, id, &at));
+    if (id.expert < 0)
+        TRY(put_group_facts(w, id.group, facts, captured));
+    if (at.facts->rank > 0)
+        TRY(put(w, at.b, at.slab, 0, at.facts->rank, b));
 out:
+    return err;
+}
+
+int store_put_experts(struct store_writer *w, const struct store_expert *experts)
+{
+    int err = OK;
+    const int64_t n = w->facts.n_experts;
+    int64_t *tokens = malloc((size_t)n * sizeof *tokens + 1);
+    double *real = malloc((size_t)(n * (1 + 2 * N_EXPERT_MODULES)) * sizeof *real + 1);
+    if (!tokens || !real)
+        FAIL(ERR_NOMEM, "facts of %lld experts", (long long)n);
+    double *weight = real, *captured = weight + n, *trace = captured + n * N_EXPERT_MODULES;
+    for (int64_t e = 0; e < n; e++) {
+        TRY(expert_check(ERR_NUMERIC, w->path, e, &experts[e]));
+        tokens[e] = experts[e].tokens;
+        weight[e] = experts[e].weight;
+        memcpy(captured + e * N_EXPERT_MODULES, experts[e].captured + MOD_GATE, N_EXPERT_MODULES * sizeof *captured);
+        memcpy(trace + e * N_EXPERT_MODULES, experts[e].trace + MOD_GATE, N_EXPERT_MODULES * sizeof *trace);
+    }
+    TRY(put(w, TABLE_TOKENS, 0, 0, n, tokens));
+    TRY(put(w, TABLE_WEIGHT, 0, 0, n, weight));
+    TRY(put(w, TABLE_CAPTURED, 0, 0, n, captured));
+    TRY(put(w, TABLE_TRACE, 0, 0, n, trace));
+out:
+    free(tokens);
+    free(real);
     return err;
 }
 
 int store_put_end(struct store_writer *w, enum store_end end, int64_t row0, int64_t rows, const void *data)
 {
-    return put(w, (int)end, row0, rows, data);
+    return put(w, (int)end, 0, row0, rows, data);
 }
 
 /* ---- the model's file ------------------------------------------------------------------------------------------- */
@@ -369,6 +420,10 @@ static int model_attributes(hid_t file, const char *path, const struct store_fac
     TRY(h5_put_i64(file, path, "/", "n_heads", config->n_heads));
     TRY(h5_put_i64(file, path, "/", "n_kv_heads", config->n_kv_heads));
     TRY(h5_put_i64(file, path, "/", "head_dim", config->head_dim));
+    TRY(h5_put_i64(file, path, "/", "n_experts", config->n_experts));
+    TRY(h5_put_i64(file, path, "/", "top_k", config->top_k));
+    TRY(h5_put_i64(file, path, "/", "d_expert", config->d_expert));
+    TRY(h5_put_i64(file, path, "/", "d_shared", config->d_shared));
     TRY(h5_put_i64(file, path, "/", "vocab_size", config->vocab_size));
     TRY(h5_put_i64(file, path, "/", "bits", facts->bits));
     TRY(h5_put_i64(file, path, "/", "group_size", facts->group_size));

@@ -119,9 +119,9 @@ static inline int put_module_rows(struct store_writer *w, const struct store_lay
     known(key_of(f->layer, KEY_SCALES, m), row0 * s->n_groups * 2, rows * s->n_groups * 2, scales);
     known(key_of(f->layer, KEY_ZEROS, m), row0 * s->n_groups, rows * s->n_groups, zeros);
     known(key_of(f->layer, KEY_A, m), row0 * a_row, rows * a_row, a);
-    TRY(store_put_codes(w, (enum module)m, row0, rows, packed, scales, zeros));
+    TRY(store_put_codes(w, (struct matrix){(enum module)m, EXPERT_NONE}, row0, rows, packed, scales, zeros));
     if (g->rank > 0)
-        TRY(store_put_a(w, (enum module)m, row0, rows, a));
+        TRY(store_put_a(w, (struct matrix){(enum module)m, EXPERT_NONE}, row0, rows, a));
 out:
     free(codes);
     free(packed);
@@ -144,7 +144,7 @@ static inline int fill_group(struct store_writer *w, const struct store_layer_fa
     int64_t bytes = f->group[g].rank * f->group[g].d_in * (int64_t)dtype_bytes(f->group[g].factor_dtype);
     void *b = room(bytes);
     known(key_of(f->layer, KEY_B, g), 0, bytes, b);
-    err = store_put_group(w, (enum group)g, f->group[g].rank > 0 ? b : NULL, &facts, captured);
+    err = store_put_group(w, (struct group_id){(enum group)g, EXPERT_NONE}, f->group[g].rank > 0 ? b : NULL, &facts, captured);
     free(b);
     return err;
 }
@@ -175,7 +175,12 @@ static inline void plan_layer(const struct plan *p, const char *dir, int64_t l, 
 {
     struct model_config config;
     assert_int_equal(config_read(dir, &config), OK);
-    store_layer_plan(&config, l, fingerprint, p->bits, p->group_size, p->rank, p->factor_dtype, p->vector_dtype, f);
+    const struct store_settings settings = {.bits = p->bits,
+                                            .group_size = p->group_size,
+                                            .rank = p->rank,
+                                            .factor_dtype = p->factor_dtype,
+                                            .vector_dtype = p->vector_dtype};
+    store_layer_plan(&config, l, fingerprint, &settings, f);
 }
 
 /* reversed: rows and groups arrive in the opposite order and in other pieces, as from other numbers of ranks. */
@@ -283,7 +288,7 @@ static inline int check_codes(struct store_layer *layer, int64_t l, int m, int64
     const struct store_module *s = &store_layer_facts(layer)->module[m];
     uint8_t *codes = room(rows * s->d_in), *want = room(rows * s->d_in), *zeros = room(rows * s->n_groups);
     uint16_t *scales = room(rows * s->n_groups * 2);
-    TRY(store_read_codes(layer, (enum module)m, row0, rows, codes, scales, zeros));
+    TRY(store_read_codes(layer, (struct matrix){(enum module)m, EXPERT_NONE}, row0, rows, codes, scales, zeros));
     known_codes(key_of(l, KEY_CODES, m), row0 * s->d_in, rows * s->d_in, s->bits, want);
     if (rows > 0 && memcmp(codes, want, (size_t)(rows * s->d_in)) != 0)
         err = ERR_NUMERIC;
@@ -302,11 +307,11 @@ typedef int (*reader)(struct store_layer *layer, int i, int64_t row0, int64_t ro
 
 static inline int read_a(struct store_layer *layer, int i, int64_t row0, int64_t rows, void *dst)
 {
-    return store_read_a(layer, (enum module)i, row0, rows, dst);
+    return store_read_a(layer, (struct matrix){(enum module)i, EXPERT_NONE}, row0, rows, dst);
 }
 static inline int read_b(struct store_layer *layer, int i, int64_t row0, int64_t rows, void *dst)
 {
-    return store_read_b(layer, (enum group)i, row0, rows, dst);
+    return store_read_b(layer, (struct group_id){(enum group)i, EXPERT_NONE}, row0, rows, dst);
 }
 static inline int read_bias(struct store_layer *layer, int i, int64_t row0, int64_t rows, void *dst)
 {

@@ -249,6 +249,7 @@ static void misuse_publishes_nothing(void **state)
     struct store_layer_facts f;
     struct store_writer *w = NULL;
     uint8_t zeros[4096] = {0};
+    const struct matrix query = {MOD_Q, EXPERT_NONE};
     path_of(dir, root, "misuse.glowq");
     write_config(dir, 0, 200);
     path_of(layers, dir, "layers");
@@ -257,13 +258,13 @@ static void misuse_publishes_nothing(void **state)
     err_quiet(1);
     assert_int_equal(store_layer_create(dir, &f, &w), OK);
     assert_int_equal(count_files(layers), 1); /* the temporary */
-    assert_int_equal(store_put_codes(w, MOD_Q, 1, 64, zeros, (uint16_t *)zeros, zeros),
+    assert_int_equal(store_put_codes(w, query, 1, 64, zeros, (uint16_t *)zeros, zeros),
                      ERR_ARG); /* not a block's first row */
-    assert_int_equal(store_put_codes(w, MOD_Q, 0, 32, zeros, (uint16_t *)zeros, zeros), ERR_ARG);  /* half a block */
-    assert_int_equal(store_put_codes(w, MOD_Q, 64, 64, zeros, (uint16_t *)zeros, zeros), ERR_ARG); /* past the end */
+    assert_int_equal(store_put_codes(w, query, 0, 32, zeros, (uint16_t *)zeros, zeros), ERR_ARG);  /* half a block */
+    assert_int_equal(store_put_codes(w, query, 64, 64, zeros, (uint16_t *)zeros, zeros), ERR_ARG); /* past the end */
     assert_int_equal(store_put_bias(w, MOD_O, zeros), ERR_ARG);                                    /* has none */
     assert_int_equal(put_module_rows(w, &f, MOD_Q, 0, 96), OK);
-    assert_int_equal(store_put_a(w, MOD_Q, 0, 96, zeros), ERR_ARG); /* twice */
+    assert_int_equal(store_put_a(w, query, 0, 96, zeros), ERR_ARG); /* twice */
     assert_non_null(strstr(err_last(), "twice"));
     assert_int_equal(store_publish(w), ERR_ARG); /* the rest was never put */
     assert_non_null(strstr(err_last(), "never written"));
