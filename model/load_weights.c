@@ -139,6 +139,41 @@ out:
     return err;
 }
 
+/* Factors of gate, up or down: A of this rank's experts, each with its own B of a down; of the shared one what it holds of them, its
+ * down's B being the layer's. */
+static int load_expert_factors(struct weights *weights, const struct shape *shape, int64_t l, enum module module,
+                               struct layer *layer)
+{
+    int err = OK;
+    const struct model_config *config = weights->config;
+    struct experts *experts = &layer->experts;
+    struct linear *shared = &layer->module[module];
+    const struct range all = {0, weights->rank};
+    struct rows a = {weights, {.part = PART_EXPERT_A, .layer = l, .index = module}, NULL}, b = a;
+    struct range rows, columns;
+    b.id.part = PART_EXPERT_B;
+    TRY(experts_add_factors(experts, module, weights->rank));
+    for (int64_t e = 0; e < experts->n; e++) {
+        a.id.expert = b.id.expert = shape->experts.begin + e;
+        expert_share(config, shape, a.id.expert, module, &rows, &columns);
+        TRY(load_dense(a, rows, all, &experts->a[module][e]));
+        if (module == MOD_DOWN)
+            TRY(load_dense(b, all, columns, &experts->b[e]));
+    }
+    if (config->d_shared == 0)
+        goto out;
+    a.id.expert = b.id.expert = EXPERT_SHARED;
+    expert_share(config, shape, EXPERT_SHARED, module, &rows, &columns);
+    shared->rank = weights->rank;
+    TRY(load_dense(a, rows, all, &shared->a));
+    if (module == MOD_DOWN) {
+        layer->rank[GROUP_DOWN] = weights->rank;
+        TRY(load_dense(b, all, columns, &layer->b[GROUP_DOWN]));
+    }
+out:
+    return err;
+}
+
 /* The group's products run over all experts at once, so these must be stored alike. */
 static int load_expert(struct rows source, const struct shape *shape, const struct load_format *format,
                        const struct packed *first, struct packed *w)
@@ -188,6 +223,8 @@ static int load_experts(struct weights *weights, const struct shape *shape, int6
             TRY(load_expert(rows, shape, format, &shared->w, &shared->w));
         shared->d_out = shared->w.d_out;
         shared->d_in = shared->w.d_in;
+        if (weights->rank > 0)
+            TRY(load_expert_factors(weights, shape, l, (enum module)m, layer));
     }
 out:
     return err;
@@ -203,7 +240,7 @@ int load_layer_weights(struct weights *weights, const struct shape *shape, int64
         TRY(load_experts(weights, shape, l, source, format, layer));
     for (int i = 0; i < (moe ? MOD_GATE : N_MODULES); i++)
         TRY(load_module(weights, shape, l, (enum module)i, source, format, &layer->module[i]));
-    for (int i = 0; i < N_GROUPS && weights->rank > 0; i++) {
+    for (int i = 0; i < (moe ? GROUP_DOWN : N_GROUPS) && weights->rank > 0; i++) {
         enum module first;
         int count;
         struct range rows, columns;

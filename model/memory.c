@@ -57,22 +57,67 @@ static size_t memory_share(const struct range *rows, const struct range *columns
                          format->group_size);
 }
 
-/* A layer's experts and router on this rank. */
-static size_t memory_experts(const struct model_config *config, const struct shape *shape,
-                             const struct weight_format *format)
+struct layer_ranks layer_ranks_of(int64_t rank)
 {
-    size_t bytes = 0;
+    struct layer_ranks ranks;
+    for (int i = 0; i < N_MODULES; i++)
+        ranks.module[i] = ranks.expert[i] = rank;
+    for (int i = 0; i < N_GROUPS; i++)
+        ranks.group[i] = rank;
+    return ranks;
+}
+
+/* A of a matrix [rows, columns], and B if the matrix is its group's first (rank_b > 0). */
+static size_t memory_factors(const struct range *rows, const struct range *columns, int64_t rank_a, int64_t rank_b)
+{
+    return memory_packed(rows->end - rows->begin, rank_a, 0, DT_BF16, 0) +
+           memory_packed(rank_b, columns->end - columns->begin, 0, DT_BF16, 0);
+}
+
+struct layer_needs {
+    size_t weights, factors;
+};
+
+/* A layer's modules that don't belong to routed experts: attention, the MLP or the shared expert. */
+static struct layer_needs memory_modules(const struct model_config *config, const struct shape *shape,
+                                         const struct weight_format *format, int moe)
+{
+    const struct layer_ranks *ranks = moe ? &format->moe : &format->dense;
+    struct layer_needs bytes = {0};
+    const int no_mlp = moe && config->d_shared == 0;
+    for (int i = 0; i < N_MODULES; i++) {
+        enum module first;
+        int count;
+        struct range rows, columns;
+        group_modules(module_group((enum module)i), &first, &count);
+        if (moe && i >= MOD_GATE)
+            expert_share(config, shape, EXPERT_SHARED, (enum module)i, &rows, &columns);
+        else
+            module_share(config, shape, (enum module)i, &rows, &columns);
+        bytes.weights += memory_share(&rows, &columns, format);
+        bytes.factors += memory_factors(&rows, &columns, no_mlp && i >= MOD_GATE ? 0 : ranks->module[i],
+                                        i == (int)first ? ranks->group[module_group(first)] : 0);
+    }
+    return bytes;
+}
+
+/* A layer's routed experts and router on this rank. */
+static struct layer_needs memory_experts(const struct model_config *config, const struct shape *shape,
+                                         const struct weight_format *format)
+{
+    const size_t n = (size_t)(shape->experts.end - shape->experts.begin);
+    struct layer_needs bytes = {0};
     int64_t d_out, d_in;
     struct range rows, columns;
     for (int m = MOD_GATE; m <= MOD_DOWN; m++) {
+        const int64_t rank = format->moe.expert[m];
         expert_share(config, shape, 0, (enum module)m, &rows, &columns);
-        bytes += (size_t)(shape->experts.end - shape->experts.begin) * memory_share(&rows, &columns, format);
-        expert_share(config, shape, EXPERT_SHARED, (enum module)m, &rows, &columns);
-        bytes += memory_share(&rows, &columns, format);
+        bytes.weights += n * memory_share(&rows, &columns, format);
+        bytes.factors += n * memory_factors(&rows, &columns, rank, m == MOD_DOWN ? rank : 0);
     }
     for (int i = 0; i < N_ROUTERS; i++) {
         router_shape(config, (enum router)i, &d_out, &d_in);
-        bytes += memory_packed(d_out, d_in, 0, format->dtype, 0);
+        bytes.weights += memory_packed(d_out, d_in, 0, format->dtype, 0);
     }
     return bytes;
 }
@@ -82,34 +127,29 @@ void memory_of_model(const struct model_config *config, const struct shape *shap
                      struct memory_needs *needs)
 {
     const int64_t vocab = shape->vocab.end - shape->vocab.begin;
-    size_t weights = 0, factors = 0, widest = 0;
-    int64_t n_moe = 0;
-    for (int64_t l = 0; l < config->n_layers; l++)
-        n_moe += config_is_moe(config, l);
+    struct layer_needs sum = {0};
+    int64_t widest = max_i64(config->d_expert, config->d_shared);
+    for (int64_t l = 0; l < config->n_layers; l++) {
+        const int moe = config_is_moe(config, l);
+        const struct layer_needs modules = memory_modules(config, shape, format, moe);
+        const struct layer_needs experts = moe ? memory_experts(config, shape, format) : (struct layer_needs){0};
+        sum.weights += modules.weights + experts.weights;
+        sum.factors += modules.factors + experts.factors;
+    }
     for (int i = 0; i < N_MODULES; i++) {
-        struct range rows, columns;
         int64_t d_out, d_in;
         module_shape(config, (enum module)i, &d_out, &d_in);
-        module_share(config, shape, (enum module)i, &rows, &columns);
-        const size_t n = (size_t)(i < MOD_GATE ? config->n_layers : config->n_layers - n_moe);
-        weights += n * memory_share(&rows, &columns, format);
-        factors += n * memory_packed(rows.end - rows.begin, format->rank, 0, DT_BF16, 0);
-        if (i == MOD_Q || i == MOD_O || i == MOD_GATE || i == MOD_DOWN) /* one B a group */
-            factors += n * memory_packed(format->rank, columns.end - columns.begin, 0, DT_BF16, 0);
-        widest = (size_t)d_in > widest ? (size_t)d_in : widest;
+        widest = max_i64(widest, d_in);
     }
-    if (n_moe > 0)
-        weights += (size_t)n_moe * memory_experts(config, shape, format);
-    widest = (size_t)max_i64((int64_t)widest, max_i64(config->d_expert, config->d_shared));
-    memory_add(needs, "weights", weights);
+    memory_add(needs, "weights", sum.weights);
     memory_add(needs, "embedding and head",
                (config->tied_embeddings ? 1 : 2) * memory_packed(vocab, config->d_model, 0, format->dtype, 0));
     if (format->rank > 0)
-        memory_add(needs, "correction", factors);
+        memory_add(needs, "correction", sum.factors);
     memory_add(needs, "KV cache", memory_kv(config, shape, act, kv_layers, kv_tokens));
     memory_add(needs, "activations", decoder_activation_bytes(config, shape, act, max_tokens, format->rank));
     /* A panel on its way: as stored, in f32, as codes. */
-    memory_add(needs, "loading", (size_t)PANEL_ROWS * widest * (format->bits > 0 ? 7 : dtype_bytes(format->dtype)));
+    memory_add(needs, "loading", (size_t)(PANEL_ROWS * widest) * (format->bits > 0 ? 7 : dtype_bytes(format->dtype)));
 }
 
 /* ---- is it there? --------------------------------------------------------------------------------------------------- */

@@ -31,11 +31,20 @@ size_t memory_packed(int64_t d_out, int64_t d_in, int bits, enum dtype dtype, in
 size_t memory_kv(const struct model_config *config, const struct shape *shape, enum dtype act, int64_t layers,
                  int64_t tokens);
 
+/* Ranks of one layer's factors, as in struct layer and struct experts; all 0: none. */
+struct layer_ranks {
+    int64_t module[N_MODULES], group[N_GROUPS]; /* columns of A, rows of B */
+    int64_t expert[N_MODULES];                  /* of every routed expert */
+};
+/* The same rank for all of them. */
+struct layer_ranks layer_ranks_of(int64_t rank);
+
 /* What the weights of an inference model are, of all the ways there are to say it. */
 struct weight_format {
-    int bits;         /* 0: dense */
-    enum dtype dtype; /* dense; of embedding and head always */
-    int64_t group_size, rank;
+    int bits;                      /* 0: dense */
+    enum dtype dtype;              /* dense; of embedding and head always */
+    int64_t group_size, rank;      /* rank: rows of the largest B, which R has room for */
+    struct layer_ranks dense, moe; /* of layers without and with experts */
 };
 /* Everything of a model that is run whole. kv_layers and kv_tokens: of the pool that its user makes. */
 void memory_of_model(const struct model_config *config, const struct shape *shape, const struct weight_format *format,

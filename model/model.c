@@ -82,14 +82,19 @@ static int open_local(struct backend *be, const char *path, const struct model_o
                                                 .dtype = DT_BF16,
                                                 .group_size = facts->group_size,
                                                 .rank = options->no_correction ? 0 : facts->max_rank};
+        origin->format.dense = layer_ranks_of(origin->format.rank);
         goto out;
     }
     if (options->synthetic.config)
         TRY(weights_open_synthetic(be, &options->synthetic, &model->config, options->rank, &origin->weights));
     else
         TRY(weights_open_checkpoint(be, path, &model->config, &origin->weights));
-    origin->format = (struct weight_format){
-        .bits = options->format.bits, .group_size = options->format.group_size, .rank = origin->weights.rank};
+    const struct layer_ranks ranks = layer_ranks_of(origin->weights.rank);
+    origin->format = (struct weight_format){.bits = options->format.bits,
+                                            .group_size = options->format.group_size,
+                                            .rank = origin->weights.rank,
+                                            .dense = ranks,
+                                            .moe = ranks};
     TRY(weights_dtype(&origin->weights, &(struct tensor_id){.part = PART_WEIGHT, .index = MOD_Q},
                       &origin->format.dtype));
 out:

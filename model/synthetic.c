@@ -19,10 +19,20 @@ static const double norm_spread = 0.1, bias_spread = 0.1, correction_share = 0.0
 static const size_t max_config_bytes = 16 << 20;
 
 /* Numbers of one tensor's stream: 32 a layer, the ends before the first. */
-enum { SLOT_WEIGHT = 0, SLOT_BIAS = 7, SLOT_VECTOR = 14, SLOT_A = 18, SLOT_B = 25, SLOT_ROUTER = 29, SLOTS = 32 };
+enum {
+    SLOT_WEIGHT = 0,
+    SLOT_BIAS = 7,
+    SLOT_VECTOR = 14,
+    SLOT_A = 18,
+    SLOT_B = 25,
+    SLOT_ROUTER = 29,
+    SLOT_SHARED_B = 31,
+    SLOTS = 32
+};
 static_assert((int)N_MODULES <= (int)SLOT_BIAS && SLOT_BIAS + (int)N_MODULES <= SLOT_VECTOR &&
                   SLOT_VECTOR + (int)N_VECTORS <= SLOT_A && SLOT_A + (int)N_MODULES <= SLOT_B &&
-                  SLOT_B + (int)N_GROUPS <= SLOT_ROUTER && SLOT_ROUTER + (int)N_ROUTERS <= SLOTS,
+                  SLOT_B + (int)N_GROUPS <= SLOT_ROUTER && SLOT_ROUTER + (int)N_ROUTERS <= SLOT_SHARED_B &&
+                  SLOT_SHARED_B < SLOTS,
               "no two tensors share a stream");
 static const uint32_t sub_positions = UINT32_MAX;
 
@@ -176,27 +186,34 @@ out:
 
 /* ---- values ------------------------------------------------------------------------------------------------------- */
 
-/* A module's routed experts share its stream, their matrices one after another; the shared expert has that of the bias, which no
- * layer with experts has. */
+/* A module's routed experts share its stream, their matrices one after another, A's and B's likewise; the shared expert has that of
+ * the bias, which no layer with experts has, and its A comes after theirs. */
 static uint32_t sub_of(const struct tensor_id *id)
 {
     static const uint32_t slots[] = {
-        [PART_WEIGHT] = SLOT_WEIGHT, [PART_BIAS] = SLOT_BIAS,     [PART_VECTOR] = SLOT_VECTOR, [PART_A] = SLOT_A,
-        [PART_B] = SLOT_B,           [PART_EXPERT] = SLOT_WEIGHT, [PART_ROUTER] = SLOT_ROUTER};
+        [PART_WEIGHT] = SLOT_WEIGHT, [PART_BIAS] = SLOT_BIAS,    [PART_VECTOR] = SLOT_VECTOR,
+        [PART_A] = SLOT_A,           [PART_B] = SLOT_B,          [PART_EXPERT] = SLOT_WEIGHT,
+        [PART_EXPERT_A] = SLOT_A,    [PART_ROUTER] = SLOT_ROUTER};
+    const uint32_t layer = (uint32_t)(id->layer + 1) * SLOTS;
     if (id->part >= PART_EMBEDDING)
         return (uint32_t)(id->part - PART_EMBEDDING);
+    if (id->part == PART_EXPERT_B)
+        return layer + (id->expert == EXPERT_SHARED ? SLOT_SHARED_B : SLOT_B + (uint32_t)GROUP_DOWN);
     const uint32_t slot = id->part == PART_EXPERT && id->expert == EXPERT_SHARED ? SLOT_BIAS : slots[id->part];
-    return (uint32_t)(id->layer + 1) * SLOTS + slot + (uint32_t)id->index;
+    return layer + slot + (uint32_t)id->index;
 }
 
 /* Where a matrix' first row stands in its stream. */
 static int64_t first_row(const struct weights *w, const struct tensor_id *id)
 {
-    int64_t d_out, d_in;
-    if (id->part != PART_EXPERT || id->expert == EXPERT_SHARED)
+    const int shared = id->expert == EXPERT_SHARED;
+    struct tensor_id routed = *id;
+    int64_t rows, cols;
+    if (id->part != PART_EXPERT_A && (shared || (id->part != PART_EXPERT && id->part != PART_EXPERT_B)))
         return 0;
-    expert_shape(w->config, id->expert, (enum module)id->index, &d_out, &d_in);
-    return id->expert * d_out;
+    routed.expert = 0;
+    weights_shape(w, &routed, &rows, &cols);
+    return (shared ? w->config->n_experts : id->expert) * rows;
 }
 
 /* Routers read what gates read, so that their logits have deviation 1 and no channel decides for all tokens. */
@@ -244,9 +261,11 @@ static int panel_synthetic(struct weights *w, const struct tensor_id *id, int64_
         columns = inner_massive && first == MOD_DOWN ? &g->massive_down : &g->columns[first];
         break;
     case PART_A:
+    case PART_EXPERT_A:
         columns = &g->a;
         break;
     case PART_EXPERT:
+    case PART_EXPERT_B:
     case PART_ROUTER:
         columns = expert_columns(g, id);
         break;
@@ -336,12 +355,14 @@ int weights_open_synthetic(struct backend *be, const struct synthetic *s, const 
     struct generator *g = calloc(1, sizeof *g);
     *w = (struct weights){.be = be, .config = config};
     w->rank = min_i64(rank, min_i64(config->d_model, min_i64(config->n_heads * config->head_dim, config->d_ff)));
+    if (config->n_experts > 0)
+        w->rank = min_i64(w->rank, config->d_expert);
+    if (config->d_shared > 0)
+        w->rank = min_i64(w->rank, config->d_shared);
     if (!g)
         FAIL(ERR_NOMEM, "a generator");
     w->state = g;
     w->ops = &synthetic_ops;
-    if (rank > 0)
-        TRY(config_refuse_moe(config, "a random correction (--rank)"));
     TRY(config_read_file(s->config, &whole));
     g->seed = s->seed;
     g->all_layers = whole.n_layers;

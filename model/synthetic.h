@@ -32,7 +32,7 @@ int synthetic_config(const struct synthetic *s, struct model_config *config);
 /* The configuration file as a model of so many layers would have it. */
 int synthetic_config_write(const struct synthetic *s, const char *path);
 /* Stored as bf16. rank > 0: with factors A and B of that rank, or of the narrowest width if that is less, whose correction is
- * a twentieth of the output; refused for models with experts. Keeps be and config. */
+ * a twentieth of the output: of every matrix an A, of every group, a routed expert's down being one, a B. Keeps be and config. */
 int weights_open_synthetic(struct backend *be, const struct synthetic *s, const struct model_config *config,
                            int64_t rank, struct weights *w);
 /* n token ids, uniform over the vocabulary. */

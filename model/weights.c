@@ -12,6 +12,7 @@
 
 void tensor_name(const struct tensor_id *id, char *out, size_t size)
 {
+    const char *what;
     switch (id->part) {
     case PART_WEIGHT:
     case PART_BIAS:
@@ -27,11 +28,14 @@ void tensor_name(const struct tensor_id *id, char *out, size_t size)
         snprintf(out, size, "B of %s in layer %lld", group_name((enum group)id->index), (long long)id->layer);
         break;
     case PART_EXPERT:
+    case PART_EXPERT_A:
+    case PART_EXPERT_B:
+        what = id->part == PART_EXPERT ? "" : id->part == PART_EXPERT_A ? "A of " : "B of ";
         if (id->expert == EXPERT_SHARED)
-            snprintf(out, size, "%s of the shared expert in layer %lld", module_name((enum module)id->index),
+            snprintf(out, size, "%s%s of the shared expert in layer %lld", what, module_name((enum module)id->index),
                      (long long)id->layer);
         else
-            snprintf(out, size, "%s of expert %lld in layer %lld", module_name((enum module)id->index),
+            snprintf(out, size, "%s%s of expert %lld in layer %lld", what, module_name((enum module)id->index),
                      (long long)id->expert, (long long)id->layer);
         break;
     case PART_ROUTER:
@@ -78,6 +82,14 @@ void weights_shape(const struct weights *w, const struct tensor_id *id, int64_t 
         break;
     case PART_EXPERT:
         expert_shape(c, id->expert, (enum module)id->index, rows, cols);
+        break;
+    case PART_EXPERT_A:
+        expert_shape(c, id->expert, (enum module)id->index, rows, cols);
+        *cols = w->rank;
+        break;
+    case PART_EXPERT_B:
+        expert_shape(c, id->expert, (enum module)id->index, rows, cols);
+        *rows = w->rank;
         break;
     case PART_ROUTER:
         router_shape(c, (enum router)id->index, rows, cols);
@@ -167,7 +179,7 @@ static int find(struct weights *w, const struct tensor_id *id, const struct tens
     int err = OK;
     const struct files *files = w->state;
     struct tensor_place at = {.n_dims = 2};
-    assert(id->part != PART_A && id->part != PART_B);
+    assert(w->rank == 0); /* of factors a checkpoint has none, and nobody asks for them */
     weights_shape(w, id, &at.shape[0], &at.shape[1]);
     if (id->part == PART_EXPERT)
         tensor_of_expert(w->config, expert_layout(files->ck, id->layer), id->layer, (enum module)id->index, id->expert,

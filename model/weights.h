@@ -20,7 +20,9 @@ enum tensor_part {
     PART_VECTOR,
     PART_A,
     PART_B,
-    PART_EXPERT, /* gate, up or down of one expert */
+    PART_EXPERT,   /* gate, up or down of one expert, */
+    PART_EXPERT_A, /* its A, */
+    PART_EXPERT_B, /* and B of a down; that of gates and ups is the layer's */
     PART_ROUTER,
     PART_EMBEDDING,
     PART_NORM,
@@ -31,7 +33,7 @@ struct tensor_id {
     enum tensor_part part;
     int64_t layer;  /* of all but the ends */
     int index;      /* enum vector (PART_VECTOR), enum group (PART_B), enum router (PART_ROUTER), else enum module */
-    int64_t expert; /* PART_EXPERT: its number or EXPERT_SHARED */
+    int64_t expert; /* PART_EXPERT, .._A, .._B: its number or EXPERT_SHARED */
 };
 
 struct weights_ops;

@@ -302,8 +302,10 @@ static void check_rows(struct backend *be, const struct grouped_args *args, cons
         for (int64_t j = s->host[e]; j < s->host[e + 1]; j++) {
             const struct mat row = mat_rows(x, args->token ? token[j] : j, 1);
             struct mat r = row;
-            if (args->a)
+            if (args->a) {
                 r = mat_rows(args->r, args->token ? token[j] : j, 1);
+                r = mat_cols(&r, e * args->r_step, args->a[0].d_in);
+            }
             assert_ok(be->ops->linear(
                 be, &row,
                 &(struct linear_args){.w = &args->w[e], .a = args->a ? &args->a[e] : NULL, .r = args->a ? &r : NULL},
@@ -321,22 +323,26 @@ static void check_rows(struct backend *be, const struct grouped_args *args, cons
     buf_free(&one.buf);
 }
 
-enum { GATHER = 1, LOW_RANK = 2 };
+enum { GATHER = 1, LOW_RANK = 2, STEP = 4 /* of R, every expert reads columns of its own */ };
 
-static void check_grouped(struct backend *be, struct spec s, int64_t rows, int64_t n, int how, int flags)
+/* rows k of y host [.., d_out]; the caller frees it. */
+static float *check_grouped_on(struct backend *be, struct spec s, int64_t rows, int64_t n, int how, int flags)
 {
-    const int64_t k = n < 2 ? 1 : 2, d_out = 83, d_in = 150, rank = 9;
+    const int64_t k = n < 2 ? 1 : 2, d_out = 83, d_in = 150, rank = 9, step = flags & STEP ? rank + 2 : 0;
+    const int64_t r_cols = (n - 1) * step + rank;
     int32_t *ids = draw_ids(rows, n, k, how);
     struct device_mat id = device_of(be, DT_I32, rows, k, ids);
     struct sorted sorted = sort(be, &id, 0, n);
     const int64_t x_rows = flags & GATHER ? rows : rows * k;
-    float *x = draw_floats(x_rows * d_in), *r = draw_floats(x_rows * rank);
-    struct device_mat dx = device_of(be, DT_F32, x_rows, d_in, x), dr = device_of(be, DT_F32, x_rows, rank, r);
+    float *x = draw_floats(x_rows * d_in), *r = draw_floats(x_rows * (r_cols + 5));
+    struct device_mat dx = device_of(be, DT_F32, x_rows, d_in, x), dr = device_of(be, DT_F32, x_rows, r_cols + 5, r);
+    const struct mat own = mat_cols(&dr.m, 3, r_cols);
     struct packed *w = experts_make(be, s, n, d_out, d_in);
     struct packed *a = experts_make(be, (struct spec){.dtype = DT_BF16}, n, d_out, rank);
     const struct grouped_args args = {.w = w,
                                       .a = flags & LOW_RANK ? a : NULL,
-                                      .r = flags & LOW_RANK ? &dr.m : NULL,
+                                      .r = flags & LOW_RANK ? &own : NULL,
+                                      .r_step = step,
                                       .n = n,
                                       .offset = sorted.offset.m.data,
                                       .token = flags & GATHER ? sorted.token.m.data : NULL};
@@ -349,10 +355,28 @@ static void check_grouped(struct backend *be, struct spec s, int64_t rows, int64
     const int64_t used = sorted.host[n] * d_out;
     assert_int_equal(sorted.host[n], rows * k);
     assert_memory_equal(got + used, before + used, (size_t)(padded * d_out - used) * sizeof *got);
-    free(got), free(before), free(x), free(r), free(ids);
+    free(before), free(x), free(r), free(ids);
     experts_free(w, n), experts_free(a, n);
     sorted_free(&sorted);
     close_all(&dx, &dr, &id, &y, NULL);
+    return got;
+}
+
+/* Against single products of the backend, and against the oracle's grouped one of the same numbers. */
+static void check_grouped(struct backend *be, struct spec s, int64_t rows, int64_t n, int how, int flags)
+{
+    const uint64_t before = draws;
+    const int64_t values = rows * (n < 2 ? 1 : 2) * 83, k = 150 + 9;
+    struct backend ref;
+    assert_ok(backend_open(&ref, "cpu:ref", 1));
+    float *got = check_grouped_on(be, s, rows, n, how, flags);
+    draws = before;
+    float *oracle = check_grouped_on(&ref, s, rows, n, how, flags);
+    double *want = must(malloc((size_t)values * sizeof *want + 1));
+    convert(want, DT_F64, oracle, DT_F32, values);
+    assert_nmse(got, want, values, 8 * U32 * U32 * (double)(k + 8) * (s.bits ? 1 << 16 : 64)); /* as in check_rows */
+    free(got), free(oracle), free(want);
+    backend_close(&ref);
 }
 
 static void test_every_expert_multiplies_its_own_rows(void **unused)
@@ -372,7 +396,10 @@ static void test_every_expert_multiplies_its_own_rows(void **unused)
             for (int how = 0; how < 3; how++)
                 check_grouped(&be, formats[f], batches[b], how == 1 ? 6 : 4, how, (int)(f + b + (size_t)how) % 4);
         check_grouped(&be, formats[f], 3, 1, 0, GATHER | LOW_RANK); /* an expert alone */
+        check_grouped(&be, formats[f], 33, 4, 1, GATHER | LOW_RANK | STEP);
+        check_grouped(&be, formats[f], 5, 6, 0, LOW_RANK | STEP);
     }
+    check_grouped(&be, formats[2], 40, 70, 0, GATHER | LOW_RANK | STEP); /* more experts than one launch takes */
     check_grouped(&be, formats[2], 500, 3, 2, GATHER | LOW_RANK); /* more rows of an expert than one product takes */
     check_grouped(&be, formats[0], 500, 3, 2, 0);
     backend_close(&be);
