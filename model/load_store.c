@@ -28,22 +28,25 @@ out:
     return err;
 }
 
-struct code_rows {
+/* A panel's place: a layer's matrix, group or router. */
+struct source {
     struct backend *be;
     struct store_layer *store;
-    enum module module;
     struct passage *passage;
+    struct matrix matrix;
+    struct group_id group;
+    enum router router;
 };
 
 static int fetch_store_codes(void *ctx, int64_t row0, struct mat *codes, struct mat *scales, struct mat *zeros)
 {
     int err = OK;
-    const struct code_rows *f = ctx;
+    const struct source *f = ctx;
     const size_t n_codes = mat_bytes(codes), n_scales = mat_bytes(scales), n_zeros = mat_bytes(zeros);
     TRY(passage_reserve(f->passage, n_scales + n_codes + n_zeros));
     uint16_t *s = f->passage->p; /* first: the only one that needs alignment */
     uint8_t *c = (uint8_t *)f->passage->p + n_scales, *z = c + n_codes;
-    TRY(store_read_codes(f->store, (struct matrix){f->module, EXPERT_NONE}, row0, codes->rows, c, s, z));
+    TRY(store_read_codes(f->store, f->matrix, row0, codes->rows, c, s, z));
     TRY(f->be->ops->put(f->be, codes->data, c, n_codes));
     TRY(f->be->ops->put(f->be, scales->data, s, n_scales));
     TRY(f->be->ops->put(f->be, zeros->data, z, n_zeros));
@@ -51,20 +54,12 @@ out:
     return err;
 }
 
-struct factor_rows {
-    struct backend *be;
-    struct store_layer *store;
-    enum module module;
-    enum group group;
-    struct passage *passage;
-};
-
 static int fetch_a(void *ctx, int64_t row0, struct mat *panel)
 {
     int err = OK;
-    const struct factor_rows *f = ctx;
+    const struct source *f = ctx;
     TRY(passage_reserve(f->passage, mat_bytes(panel)));
-    TRY(store_read_a(f->store, (struct matrix){f->module, EXPERT_NONE}, row0, panel->rows, f->passage->p));
+    TRY(store_read_a(f->store, f->matrix, row0, panel->rows, f->passage->p));
     TRY(f->be->ops->put(f->be, panel->data, f->passage->p, mat_bytes(panel)));
 out:
     return err;
@@ -73,55 +68,189 @@ out:
 static int fetch_b(void *ctx, int64_t row0, struct mat *panel)
 {
     int err = OK;
-    const struct factor_rows *f = ctx;
+    const struct source *f = ctx;
     TRY(passage_reserve(f->passage, mat_bytes(panel)));
-    TRY(store_read_b(f->store, (struct group_id){f->group, EXPERT_NONE}, row0, panel->rows, f->passage->p));
+    TRY(store_read_b(f->store, f->group, row0, panel->rows, f->passage->p));
     TRY(f->be->ops->put(f->be, panel->data, f->passage->p, mat_bytes(panel)));
 out:
     return err;
 }
 
-static int bias_load(struct backend *be, struct store_layer *store, enum module module,
-                     const struct store_module *facts, struct range rows, struct linear *linear)
+static int fetch_router(void *ctx, int64_t row0, struct mat *panel)
+{
+    int err = OK;
+    const struct source *f = ctx;
+    TRY(passage_reserve(f->passage, mat_bytes(panel)));
+    TRY(store_read_router(f->store, f->router, row0, panel->rows, f->passage->p));
+    TRY(f->be->ops->put(f->be, panel->data, f->passage->p, mat_bytes(panel)));
+out:
+    return err;
+}
+
+/* A layer on its way, and whose part of it. */
+struct reading {
+    struct backend *be;
+    const struct model_config *config;
+    const struct shape *shape;
+    struct store_layer *store;
+    const struct store_layer_facts *facts;
+    int correction;
+    struct passage passage;
+};
+
+static struct source source_of(struct reading *r)
+{
+    return (struct source){.be = r->be, .store = r->store, .passage = &r->passage};
+}
+
+/* Rows and columns that this rank holds of any matrix of the layer. */
+static void share_of(const struct reading *r, struct matrix matrix, struct range *rows, struct range *columns)
+{
+    if (matrix.expert == EXPERT_NONE)
+        module_share(r->config, r->shape, matrix.module, rows, columns);
+    else
+        expert_share(r->config, r->shape, matrix.expert, matrix.module, rows, columns);
+}
+
+static int read_weight(struct reading *r, struct matrix matrix, struct packed *w)
+{
+    const struct store_module *m = store_matrix(r->facts, matrix);
+    struct source source = source_of(r);
+    struct range rows, columns;
+    source.matrix = matrix;
+    share_of(r, matrix, &rows, &columns);
+    return packed_load_codes(r->be, fetch_store_codes, &source, m->bits, m->group_size, m->d_in, rows, columns, w);
+}
+
+static int read_a(struct reading *r, struct matrix matrix, enum dtype dtype, struct packed *a)
+{
+    const int64_t rank = store_matrix(r->facts, matrix)->rank;
+    struct source source = source_of(r);
+    struct range rows, columns;
+    source.matrix = matrix;
+    share_of(r, matrix, &rows, &columns);
+    return packed_load_dense(r->be, fetch_a, &source, dtype, rank, rows, (struct range){0, rank}, a);
+}
+
+/* B has the columns of its group's matrices, of which any will do. */
+static int read_b(struct reading *r, struct group_id id, struct matrix matrix, struct packed *b)
+{
+    const struct store_group *g = store_group(r->facts, id);
+    struct source source = source_of(r);
+    struct range rows, columns;
+    source.group = id;
+    share_of(r, matrix, &rows, &columns);
+    return packed_load_dense(r->be, fetch_b, &source, g->factor_dtype, g->d_in, (struct range){0, g->rank}, columns, b);
+}
+
+static int read_bias(struct reading *r, enum module module, struct range rows, struct linear *linear)
 {
     int err = OK;
     const int64_t n = rows.end - rows.begin;
-    char *raw = malloc((size_t)n * dtype_bytes(facts->bias_dtype) + 1);
+    const enum dtype dtype = r->facts->module[module].bias_dtype;
+    char *raw = malloc((size_t)n * dtype_bytes(dtype) + 1);
     float *host = malloc((size_t)n * sizeof *host + 1);
     if (!raw || !host)
         FAIL(ERR_NOMEM, "bias of %s", module_name(module));
-    TRY(store_read_bias(store, module, rows.begin, n, raw));
-    convert(host, DT_F32, raw, facts->bias_dtype, n);
-    TRY(vector_load(be, host, n, &linear->bias_buf, &linear->bias));
+    TRY(store_read_bias(r->store, module, rows.begin, n, raw));
+    convert(host, DT_F32, raw, dtype, n);
+    TRY(vector_load(r->be, host, n, &linear->bias_buf, &linear->bias));
 out:
     free(raw);
     free(host);
     return err;
 }
 
-static int module_load(struct backend *be, const struct model_config *config, const struct shape *shape,
-                       struct store_layer *store, enum module module, int correction, struct passage *passage,
-                       struct linear *linear)
+/* A module that no routed expert has: of attention, of a dense MLP, of the shared expert. */
+static int read_module(struct reading *r, struct matrix matrix, struct layer *layer)
 {
     int err = OK;
-    const struct store_layer_facts *facts = store_layer_facts(store);
-    const struct store_module *m = &facts->module[module];
-    const struct store_group *g = &facts->group[module_group(module)];
+    const enum module module = matrix.module;
+    const enum group group = module_group(module);
+    const struct store_module *m = store_matrix(r->facts, matrix);
+    struct linear *linear = &layer->module[module];
     struct range rows, columns;
-    module_share(config, shape, module, &rows, &columns);
+    share_of(r, matrix, &rows, &columns);
     linear->d_out = rows.end - rows.begin;
     linear->d_in = columns.end - columns.begin;
-    struct code_rows codes = {be, store, module, passage};
-    TRY(packed_load_codes(be, fetch_store_codes, &codes, m->bits, m->group_size, m->d_in, rows, columns, &linear->w));
+    TRY(read_weight(r, matrix, &linear->w));
     if (m->has_bias)
-        TRY(bias_load(be, store, module, m, rows, linear));
-    if (correction && m->rank > 0) {
-        struct factor_rows source = {be, store, module, module_group(module), passage};
+        TRY(read_bias(r, module, rows, linear));
+    if (r->correction && m->rank > 0) {
         linear->rank = m->rank;
-        TRY(packed_load_dense(be, fetch_a, &source, g->factor_dtype, m->rank, rows, (struct range){0, m->rank},
-                              &linear->a));
+        linear->first = m->first;
+        TRY(read_a(r, matrix, r->facts->group[group].factor_dtype, &linear->a));
     }
 out:
+    return err;
+}
+
+/* B of such modules; gate_up's serves the routed experts too. */
+static int read_group(struct reading *r, enum group group, int moe, struct layer *layer)
+{
+    int err = OK;
+    enum module first;
+    int count;
+    group_modules(group, &first, &count);
+    if (!r->correction || r->facts->group[group].rank == 0)
+        goto out;
+    const struct group_id id = {group, moe && group == GROUP_DOWN ? (int64_t)EXPERT_SHARED : (int64_t)EXPERT_NONE};
+    const struct matrix any = {first, moe && first >= MOD_GATE ? (int64_t)EXPERT_SHARED : (int64_t)EXPERT_NONE};
+    layer->rank[group] = r->facts->group[group].rank;
+    TRY(read_b(r, id, any, &layer->b[group]));
+out:
+    return err;
+}
+
+/* Router and this rank's routed experts, whole. */
+static int read_experts(struct reading *r, struct experts *experts)
+{
+    int err = OK;
+    const struct range own = r->shape->experts;
+    TRY(experts_create(experts, own.end - own.begin));
+    for (int i = 0; i < N_ROUTERS; i++) {
+        const struct store_router *router = &r->facts->router[i];
+        struct source source = source_of(r);
+        source.router = (enum router)i;
+        if (router->rows > 0)
+            TRY(packed_load_dense(r->be, fetch_router, &source, router->dtype, router->cols,
+                                  (struct range){0, router->rows}, (struct range){0, router->cols},
+                                  &experts->router[i]));
+    }
+    for (int m = MOD_GATE; m <= MOD_DOWN; m++) {
+        const struct store_module *facts = &r->facts->expert[m];
+        const enum dtype dtype =
+            m == MOD_DOWN ? r->facts->expert_down.factor_dtype : r->facts->group[GROUP_GATE_UP].factor_dtype;
+        TRY(experts_add_factors(experts, (enum module)m, r->correction ? facts->rank : 0));
+        experts->first[m] = facts->first;
+        experts->step[m] = facts->step;
+        for (int64_t e = 0; e < experts->n; e++) {
+            const struct matrix matrix = {(enum module)m, own.begin + e};
+            TRY(read_weight(r, matrix, &experts->w[m][e]));
+            if (experts->a[m])
+                TRY(read_a(r, matrix, dtype, &experts->a[m][e]));
+            if (experts->a[m] && m == MOD_DOWN)
+                TRY(read_b(r, (struct group_id){GROUP_DOWN, own.begin + e}, matrix, &experts->b[e]));
+        }
+    }
+out:
+    return err;
+}
+
+static int read_vector(struct reading *r, enum vector vector, struct layer *layer)
+{
+    int err = OK;
+    const struct store_vector *v = &r->facts->vector[vector];
+    char *raw = malloc((size_t)v->n * dtype_bytes(v->dtype) + 1);
+    float *host = malloc((size_t)v->n * sizeof *host + 1);
+    if (!raw || !host)
+        FAIL(ERR_NOMEM, "a vector of %lld", (long long)v->n);
+    TRY(store_read_vector(r->store, vector, 0, v->n, raw));
+    convert(host, DT_F32, raw, v->dtype, v->n);
+    TRY(vector_load(r->be, host, v->n, &layer->vector_buf[vector], &layer->vector[vector]));
+out:
+    free(raw);
+    free(host);
     return err;
 }
 
@@ -129,50 +258,27 @@ int load_layer_store(struct backend *be, const struct model_config *config, cons
                      const struct store *store, int64_t l, int correction, struct layer *layer)
 {
     int err = OK;
-    struct store_layer *file = NULL;
-    struct passage passage = {0};
-    void *raw = NULL;
-    float *host = NULL;
+    const int moe = config_is_moe(config, l);
+    struct reading r = {.be = be, .config = config, .shape = shape, .correction = correction};
     memset(layer, 0, sizeof *layer);
-    TRY(store_layer_open(store, l, &file));
-    const struct store_layer_facts *facts = store_layer_facts(file);
-    for (int i = 0; i < N_MODULES; i++)
-        TRY(module_load(be, config, shape, file, (enum module)i, correction, &passage, &layer->module[i]));
-    for (int i = 0; i < N_GROUPS; i++) {
-        struct factor_rows source = {be, file, MOD_Q, (enum group)i, &passage};
-        enum module first;
-        int count;
-        struct range rows, columns;
-        const struct store_group *g = &facts->group[i];
-        if (!correction || g->rank == 0)
-            continue;
-        group_modules((enum group)i, &first, &count);
-        module_share(config, shape, first, &rows, &columns); /* B has the columns of its modules */
-        layer->rank[i] = g->rank;
-        TRY(packed_load_dense(be, fetch_b, &source, g->factor_dtype, g->d_in, (struct range){0, g->rank}, columns,
-                              &layer->b[i]));
+    TRY(store_layer_open(store, l, &r.store));
+    r.facts = store_layer_facts(r.store);
+    for (int m = 0; m < N_MODULES; m++) {
+        const int of_experts = moe && m >= MOD_GATE;
+        if (!of_experts || config->d_shared > 0)
+            TRY(read_module(&r, (struct matrix){(enum module)m, of_experts ? (int64_t)EXPERT_SHARED : EXPERT_NONE},
+                            layer));
     }
-    for (int i = 0; i < N_VECTORS; i++) {
-        const struct store_vector *v = &facts->vector[i];
-        if (v->n == 0)
-            continue;
-        raw = malloc((size_t)v->n * dtype_bytes(v->dtype));
-        host = malloc((size_t)v->n * sizeof *host);
-        if (!raw || !host)
-            FAIL(ERR_NOMEM, "a vector of %lld", (long long)v->n);
-        TRY(store_read_vector(file, (enum vector)i, 0, v->n, raw));
-        convert(host, DT_F32, raw, v->dtype, v->n);
-        TRY(vector_load(be, host, v->n, &layer->vector_buf[i], &layer->vector[i]));
-        free(raw);
-        free(host);
-        raw = NULL;
-        host = NULL;
-    }
+    for (int g = 0; g < N_GROUPS; g++)
+        TRY(read_group(&r, (enum group)g, moe, layer));
+    if (moe)
+        TRY(read_experts(&r, &layer->experts));
+    for (int i = 0; i < N_VECTORS; i++)
+        if (r.facts->vector[i].n > 0)
+            TRY(read_vector(&r, (enum vector)i, layer));
 out:
-    free(raw);
-    free(host);
-    free(passage.p);
-    store_layer_close(file);
+    free(r.passage.p);
+    store_layer_close(r.store);
     if (err)
         layer_free(layer);
     return err;

@@ -67,6 +67,33 @@ out:
     return err;
 }
 
+/* Ranks are the same in all layers of one kind: the first of each tells. */
+static int ranks_from_store(const struct store *store, const struct model_config *config, struct weight_format *format)
+{
+    int err = OK, seen[2] = {0, 0};
+    struct store_layer *layer = NULL;
+    format->rank = store_facts(store)->max_rank;
+    for (int64_t l = 0; l < config->n_layers; l++) {
+        const int moe = config_is_moe(config, l);
+        struct layer_ranks *ranks = moe ? &format->moe : &format->dense;
+        if (seen[moe]++)
+            continue;
+        TRY(store_layer_open(store, l, &layer));
+        const struct store_layer_facts *facts = store_layer_facts(layer);
+        for (int i = 0; i < N_MODULES; i++) {
+            ranks->module[i] = facts->module[i].rank;
+            ranks->expert[i] = facts->expert[i].rank;
+        }
+        for (int i = 0; i < N_GROUPS; i++)
+            ranks->group[i] = facts->group[i].rank;
+        store_layer_close(layer);
+        layer = NULL;
+    }
+out:
+    store_layer_close(layer);
+    return err;
+}
+
 /* What a rank can find out alone: folder, configuration, tokenizer, and the origin of the weights, of which none is read yet. */
 static int open_local(struct backend *be, const char *path, const struct model_options *options, struct model *model,
                       struct origin *origin)
@@ -75,14 +102,11 @@ static int open_local(struct backend *be, const char *path, const struct model_o
     TRY(options->synthetic.config ? synthetic_config(&options->synthetic, &model->config)
                                   : config_and_tokenizer(path, options, model));
     if (model->is_glowq) {
-        TRY(config_refuse_moe(&model->config, path));
         TRY(store_open(path, &origin->store));
         const struct store_facts *facts = store_facts(origin->store);
-        origin->format = (struct weight_format){.bits = facts->bits,
-                                                .dtype = DT_BF16,
-                                                .group_size = facts->group_size,
-                                                .rank = options->no_correction ? 0 : facts->max_rank};
-        origin->format.dense = layer_ranks_of(origin->format.rank);
+        origin->format = (struct weight_format){.bits = facts->bits, .dtype = DT_BF16, .group_size = facts->group_size};
+        if (!options->no_correction)
+            TRY(ranks_from_store(origin->store, &model->config, &origin->format));
         goto out;
     }
     if (options->synthetic.config)
