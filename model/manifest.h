@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * manifest.json of a .glowq folder: deterministic facts only, so that it is the same for any number of ranks.
  *
- *   { "format": "glowq", "version": 1,
+ *   { "format": "glowq", "version": 2,
  *     "files": { "layers/0000.h5": { "bytes": N, "sha256": HEX }, ... },
  *     "manifest_sha256": HEX,     of this file's text without this member
  *     ... the caller's facts: settings, seed, text hash, per-group errors }

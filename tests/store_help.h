@@ -1,47 +1,44 @@
 /* SPDX-License-Identifier: Apache-2.0
  * For the tests of the store: a small model written as a .glowq folder and read back. All data is a function of
- * (module, row, column), so that every read is compared with what was put, not with another read. */
+ * (matrix, row, column), so that every read is compared with what was put, not with another read. */
 #ifndef GLOWQ_TESTS_STORE_HELP_H
 #define GLOWQ_TESTS_STORE_HELP_H
 
-#include "base/err.h"
-#include "base/file.h"
-#include "base/hash.h"
-#include "model/manifest.h"
 #include "model/pack.h"
 #include "model/store.h"
+#include "tests/store_files.h"
 
-#include <hdf5.h>
+#include <math.h>
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-static char root[PATH_MAX];
 static const char *const fingerprint = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 /* ---- a small model ---------------------------------------------------------------------------------------------- */
+
+/* SHARED: layer 0 dense, layer 1 with experts of several blocks and a shared one. ROUTED: both layers with experts, small ones, and
+ * none shared. */
+enum kind { DENSE, SHARED, ROUTED };
 
 struct plan {
     const char *name;
     int bits, tied, reversed;
     int64_t group_size, rank;
     enum dtype factor_dtype, vector_dtype;
+    enum kind kind;
+    int64_t gate_up_rank, down_rank;
+    int share_modules;
 };
 
-static const struct plan usual = {"usual.glowq", 4, 0, 0, 32, 8, DT_BF16, DT_F32};
+static const struct plan usual = {
+    .name = "usual.glowq", .bits = 4, .group_size = 32, .rank = 8, .factor_dtype = DT_BF16, .vector_dtype = DT_F32};
+static const struct plan with_experts = {.name = "experts.glowq",
+                                         .bits = 4,
+                                         .group_size = 32,
+                                         .rank = 8,
+                                         .factor_dtype = DT_BF16,
+                                         .vector_dtype = DT_F32,
+                                         .kind = SHARED,
+                                         .gate_up_rank = 16,
+                                         .down_rank = 6};
 
 static inline void write_config(const char *dir, int tied, int d_ff)
 {
@@ -56,6 +53,36 @@ static inline void write_config(const char *dir, int tied, int d_ff)
     assert_int_equal(file_make_dirs(dir), OK);
     assert_int_equal(file_join(path, sizeof path, dir, "config.json"), OK);
     assert_int_equal(file_publish(path, text, (size_t)n), OK);
+}
+
+static inline void write_expert_config(const char *dir, enum kind kind, int tied, int n_experts)
+{
+    char path[PATH_MAX], text[1536];
+    int n =
+        snprintf(text, sizeof text,
+                 "{\"architectures\": [\"%s\"], \"model_type\": \"%s\", \"hidden_size\": 96,\n"
+                 " \"intermediate_size\": %d, \"num_hidden_layers\": 2, \"num_attention_heads\": 6,\n"
+                 " \"num_key_value_heads\": 2, \"vocab_size\": 2500, \"max_position_embeddings\": 128,\n"
+                 " \"rms_norm_eps\": 1e-6, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", \"eos_token_id\": 2,\n"
+                 " \"num_experts_per_tok\": 2, \"tie_word_embeddings\": %s,\n",
+                 kind == SHARED ? "Qwen2MoeForCausalLM" : "MixtralForCausalLM",
+                 kind == SHARED ? "qwen2_moe" : "mixtral", kind == SHARED ? 200 : 40, tied ? "true" : "false");
+    n += snprintf(text + n, sizeof text - (size_t)n,
+                  kind == SHARED ? " \"num_experts\": %d, \"moe_intermediate_size\": 136, \"mlp_only_layers\": [0],\n"
+                                   " \"shared_expert_intermediate_size\": 72, \"use_sliding_window\": false}\n"
+                                 : " \"num_local_experts\": %d, \"sliding_window\": null}\n",
+                  n_experts);
+    assert_int_equal(file_make_dirs(dir), OK);
+    assert_int_equal(file_join(path, sizeof path, dir, "config.json"), OK);
+    assert_int_equal(file_publish(path, text, (size_t)n), OK);
+}
+
+static inline void write_plan_config(const struct plan *p, const char *dir)
+{
+    if (p->kind == DENSE)
+        write_config(dir, p->tied, 200);
+    else
+        write_expert_config(dir, p->kind, p->tied, 5);
 }
 
 static inline uint64_t mix(uint64_t a, uint64_t b)
@@ -96,7 +123,9 @@ enum {
     KEY_B = 500,
     KEY_BIAS = 600,
     KEY_VECTOR = 700,
-    KEY_END = 800
+    KEY_END = 800,
+    KEY_ROUTER = 900,
+    KEY_EXPERT = 1 << 20 /* an expert's keys are this far from the last one's */
 };
 
 static inline uint64_t key_of(int64_t layer, int kind, int i)
@@ -104,24 +133,65 @@ static inline uint64_t key_of(int64_t layer, int kind, int i)
     return (uint64_t)(layer * 1000 + kind + i);
 }
 
-static inline int put_module_rows(struct store_writer *w, const struct store_layer_facts *f, int m, int64_t row0,
-                                  int64_t rows)
+static inline uint64_t key_of_matrix(int64_t layer, int kind, struct matrix x)
+{
+    return key_of(layer, kind, (int)x.module) + (x.expert >= 0 ? (uint64_t)(x.expert + 1) * KEY_EXPERT : 0);
+}
+
+static inline uint64_t key_of_b(int64_t layer, struct group_id id)
+{
+    return key_of(layer, KEY_B, (int)id.group) + (id.expert >= 0 ? (uint64_t)(id.expert + 1) * KEY_EXPERT : 0);
+}
+
+/* What a layer may have; store_matrix and store_group know whether it does. */
+static inline int64_t n_matrices(const struct store_layer_facts *f)
+{
+    return N_MODULES + 3 * f->n_experts;
+}
+
+static inline struct matrix nth_matrix(const struct store_layer_facts *f, int64_t i)
+{
+    if (i >= N_MODULES)
+        return (struct matrix){(enum module)(MOD_GATE + (i - N_MODULES) % 3), (i - N_MODULES) / 3};
+    return (struct matrix){(enum module)i, f->n_experts > 0 && i >= MOD_GATE ? EXPERT_SHARED : EXPERT_NONE};
+}
+
+static inline int64_t n_group_ids(const struct store_layer_facts *f)
+{
+    return N_GROUPS + f->n_experts;
+}
+
+static inline struct group_id nth_group(const struct store_layer_facts *f, int64_t i)
+{
+    if (i >= N_GROUPS)
+        return (struct group_id){GROUP_DOWN, i - N_GROUPS};
+    return (struct group_id){(enum group)i, f->n_experts > 0 && i == GROUP_DOWN ? EXPERT_SHARED : EXPERT_NONE};
+}
+
+static inline enum dtype factors_of(const struct store_layer_facts *f, struct matrix x)
+{
+    const int own = x.module == MOD_DOWN; /* an expert's gate and up belong to the layer's group */
+    const struct group_id id = {module_group(x.module), x.module >= MOD_GATE && !own ? EXPERT_NONE : x.expert};
+    return store_group(f, id)->factor_dtype;
+}
+
+static inline int put_matrix_rows(struct store_writer *w, const struct store_layer_facts *f, struct matrix x,
+                                  int64_t row0, int64_t rows)
 {
     int err = OK;
-    const struct store_module *s = &f->module[m];
-    const struct store_group *g = &f->group[module_group((enum module)m)];
+    const struct store_module *s = store_matrix(f, x);
     uint8_t *codes = room(rows * s->d_in), *packed = room(rows * s->row_bytes), *zeros = room(rows * s->n_groups);
     uint16_t *scales = room(rows * s->n_groups * 2);
-    int64_t a_row = g->rank * (int64_t)dtype_bytes(g->factor_dtype);
+    int64_t a_row = s->rank * (int64_t)dtype_bytes(factors_of(f, x));
     void *a = room(rows * a_row);
-    known_codes(key_of(f->layer, KEY_CODES, m), row0 * s->d_in, rows * s->d_in, s->bits, codes);
+    known_codes(key_of_matrix(f->layer, KEY_CODES, x), row0 * s->d_in, rows * s->d_in, s->bits, codes);
     pack_rows(codes, rows, s->d_in, s->bits, packed);
-    known(key_of(f->layer, KEY_SCALES, m), row0 * s->n_groups * 2, rows * s->n_groups * 2, scales);
-    known(key_of(f->layer, KEY_ZEROS, m), row0 * s->n_groups, rows * s->n_groups, zeros);
-    known(key_of(f->layer, KEY_A, m), row0 * a_row, rows * a_row, a);
-    TRY(store_put_codes(w, (struct matrix){(enum module)m, EXPERT_NONE}, row0, rows, packed, scales, zeros));
-    if (g->rank > 0)
-        TRY(store_put_a(w, (struct matrix){(enum module)m, EXPERT_NONE}, row0, rows, a));
+    known(key_of_matrix(f->layer, KEY_SCALES, x), row0 * s->n_groups * 2, rows * s->n_groups * 2, scales);
+    known(key_of_matrix(f->layer, KEY_ZEROS, x), row0 * s->n_groups, rows * s->n_groups, zeros);
+    known(key_of_matrix(f->layer, KEY_A, x), row0 * a_row, rows * a_row, a);
+    TRY(store_put_codes(w, x, row0, rows, packed, scales, zeros));
+    if (s->rank > 0)
+        TRY(store_put_a(w, x, row0, rows, a));
 out:
     free(codes);
     free(packed);
@@ -131,21 +201,64 @@ out:
     return err;
 }
 
-static inline int fill_group(struct store_writer *w, const struct store_layer_facts *f, int g)
+/* Of a group with routed matrices their shares are NaN, which nothing may look at. */
+static inline int fill_group(struct store_writer *w, const struct store_layer_facts *f, struct group_id id)
 {
     int err = OK;
-    const double captured[3] = {0.5 + g, 0.25, 0.125};
+    const int g = (int)id.group;
+    const struct store_group *s = store_group(f, id);
+    const int64_t n_routed = g == GROUP_GATE_UP ? 2 * f->n_experts : 0;
+    double captured[32];
     struct store_group facts = {.steps = 3 + g,
                                 .energy = 0.75,
                                 .energy_error = 0.01 * g,
                                 .trace = 8.5,
                                 .captured = 6.375,
                                 .error_norm2 = 1.0 / 3};
-    int64_t bytes = f->group[g].rank * f->group[g].d_in * (int64_t)dtype_bytes(f->group[g].factor_dtype);
+    assert_true(n_routed + 3 <= 32);
+    for (int64_t i = 0; i < n_routed; i++)
+        captured[i] = NAN;
+    captured[n_routed] = 0.5 + g;
+    captured[n_routed + 1] = 0.25;
+    captured[n_routed + 2] = 0.125;
+    int64_t bytes = s->rank * s->d_in * (int64_t)dtype_bytes(s->factor_dtype);
     void *b = room(bytes);
-    known(key_of(f->layer, KEY_B, g), 0, bytes, b);
-    err = store_put_group(w, (struct group_id){(enum group)g, EXPERT_NONE}, f->group[g].rank > 0 ? b : NULL, &facts, captured);
+    known(key_of_b(f->layer, id), 0, bytes, b);
+    err = store_put_group(w, id, s->rank > 0 ? b : NULL, id.expert >= 0 ? NULL : &facts,
+                          id.expert >= 0 ? NULL : captured);
     free(b);
+    return err;
+}
+
+static inline struct store_expert known_expert(int64_t layer, int64_t e)
+{
+    struct store_expert x = {.tokens = 1000 * layer + (e == 1 ? 0 : 7 * e), .weight = 1.0 / (double)(e + 3)};
+    for (int m = MOD_GATE; m < N_MODULES; m++) {
+        x.captured[m] = (double)(100 * e + m) / 7;
+        x.trace[m] = (double)(100 * e + m) / 3 + (double)layer;
+    }
+    return x;
+}
+
+/* What only a layer with experts has. */
+static inline int fill_experts(struct store_writer *w, const struct store_layer_facts *f)
+{
+    int err = OK;
+    struct store_expert experts[16];
+    assert_true(f->n_experts <= 16);
+    for (int64_t e = 0; e < f->n_experts; e++)
+        experts[e] = known_expert(f->layer, e);
+    if (f->n_experts > 0)
+        err = store_put_experts(w, experts);
+    for (int r = 0; r < N_ROUTERS && !err; r++) {
+        const struct store_router *s = &f->router[r];
+        int64_t bytes = s->rows * s->cols * (int64_t)dtype_bytes(s->dtype);
+        void *data = room(bytes);
+        known(key_of(f->layer, KEY_ROUTER, r), 0, bytes, data);
+        if (s->rows > 0)
+            err = store_put_router(w, (enum router)r, data);
+        free(data);
+    }
     return err;
 }
 
@@ -178,6 +291,9 @@ static inline void plan_layer(const struct plan *p, const char *dir, int64_t l, 
     const struct store_settings settings = {.bits = p->bits,
                                             .group_size = p->group_size,
                                             .rank = p->rank,
+                                            .gate_up_rank = p->gate_up_rank,
+                                            .down_rank = p->down_rank,
+                                            .share_modules = p->share_modules,
                                             .factor_dtype = p->factor_dtype,
                                             .vector_dtype = p->vector_dtype};
     store_layer_plan(&config, l, fingerprint, &settings, f);
@@ -187,20 +303,29 @@ static inline void plan_layer(const struct plan *p, const char *dir, int64_t l, 
 static inline int fill_layer(struct store_writer *w, const struct store_layer_facts *f, int reversed)
 {
     int err = OK;
-    for (int k = 0; k < N_MODULES; k++) {
-        int m = reversed ? N_MODULES - 1 - k : k;
-        int64_t step = reversed ? 64 : 128, d_out = f->module[m].d_out, n = (d_out + step - 1) / step;
+    for (int64_t k = 0; k < n_matrices(f); k++) {
+        struct matrix x = nth_matrix(f, reversed ? n_matrices(f) - 1 - k : k);
+        if (!store_matrix(f, x))
+            continue;
+        int64_t step = reversed ? 64 : 128, d_out = store_matrix(f, x)->d_out, n = (d_out + step - 1) / step;
         for (int64_t i = 0; i < n; i++) {
             int64_t row0 = (reversed ? n - 1 - i : i) * step;
-            TRY(put_module_rows(w, f, m, row0, d_out - row0 < step ? d_out - row0 : step));
+            TRY(put_matrix_rows(w, f, x, row0, d_out - row0 < step ? d_out - row0 : step));
         }
     }
-    if (reversed)
+    if (reversed) {
+        TRY(fill_experts(w, f));
         TRY(fill_vectors(w, f));
-    for (int g = 0; g < N_GROUPS; g++)
-        TRY(fill_group(w, f, reversed ? N_GROUPS - 1 - g : g));
-    if (!reversed)
+    }
+    for (int64_t k = 0; k < n_group_ids(f); k++) {
+        struct group_id id = nth_group(f, reversed ? n_group_ids(f) - 1 - k : k);
+        if (store_group(f, id))
+            TRY(fill_group(w, f, id));
+    }
+    if (!reversed) {
         TRY(fill_vectors(w, f));
+        TRY(fill_experts(w, f));
+    }
 out:
     return err;
 }
@@ -234,13 +359,27 @@ static inline void write_head(const struct plan *p, const char *dir)
     assert_int_equal(store_publish(w), OK);
 }
 
+/* Of any group of any layer. */
+static inline int64_t max_rank(const struct plan *p, const char *dir)
+{
+    int64_t most = 0;
+    for (int64_t l = 0; l < 2; l++) {
+        struct store_layer_facts f;
+        plan_layer(p, dir, l, &f);
+        for (int64_t i = 0; i < n_group_ids(&f); i++)
+            if (store_group(&f, nth_group(&f, i)))
+                most = max_i64(most, store_group(&f, nth_group(&f, i))->rank);
+    }
+    return most;
+}
+
 static inline void write_model(const struct plan *p, const char *dir)
 {
     struct model_config c;
     struct store_facts facts = {.n_layers = 2,
                                 .bits = p->bits,
                                 .group_size = p->group_size,
-                                .max_rank = p->rank,
+                                .max_rank = max_rank(p, dir),
                                 .factor_dtype = p->factor_dtype,
                                 .scheme = STORE_SCHEME,
                                 .solver = "krylov"};
@@ -252,16 +391,11 @@ static inline void write_model(const struct plan *p, const char *dir)
     json_decref(extra);
 }
 
-static inline void path_of(char *out, const char *dir, const char *name)
-{
-    assert_int_equal(file_join(out, PATH_MAX, dir, name), OK);
-}
-
 static inline void write_store(const struct plan *p, char *dir)
 {
     int lock = -1;
     path_of(dir, root, p->name);
-    write_config(dir, p->tied, 200);
+    write_plan_config(p, dir);
     assert_int_equal(store_lock(dir, &lock), OK);
     for (int64_t l = 0; l < 2; l++)
         write_layer(p, dir, p->reversed ? 1 - l : l);
@@ -282,19 +416,19 @@ static inline int compare(const void *data, uint64_t key, int64_t at, int64_t n)
     return same ? OK : ERR_NUMERIC;
 }
 
-static inline int check_codes(struct store_layer *layer, int64_t l, int m, int64_t row0, int64_t rows)
+static inline int check_codes(struct store_layer *layer, int64_t l, struct matrix x, int64_t row0, int64_t rows)
 {
     int err = OK;
-    const struct store_module *s = &store_layer_facts(layer)->module[m];
+    const struct store_module *s = store_matrix(store_layer_facts(layer), x);
     uint8_t *codes = room(rows * s->d_in), *want = room(rows * s->d_in), *zeros = room(rows * s->n_groups);
     uint16_t *scales = room(rows * s->n_groups * 2);
-    TRY(store_read_codes(layer, (struct matrix){(enum module)m, EXPERT_NONE}, row0, rows, codes, scales, zeros));
-    known_codes(key_of(l, KEY_CODES, m), row0 * s->d_in, rows * s->d_in, s->bits, want);
+    TRY(store_read_codes(layer, x, row0, rows, codes, scales, zeros));
+    known_codes(key_of_matrix(l, KEY_CODES, x), row0 * s->d_in, rows * s->d_in, s->bits, want);
     if (rows > 0 && memcmp(codes, want, (size_t)(rows * s->d_in)) != 0)
         err = ERR_NUMERIC;
     TRY(err);
-    TRY(compare(scales, key_of(l, KEY_SCALES, m), row0 * s->n_groups * 2, rows * s->n_groups * 2));
-    TRY(compare(zeros, key_of(l, KEY_ZEROS, m), row0 * s->n_groups, rows * s->n_groups));
+    TRY(compare(scales, key_of_matrix(l, KEY_SCALES, x), row0 * s->n_groups * 2, rows * s->n_groups * 2));
+    TRY(compare(zeros, key_of_matrix(l, KEY_ZEROS, x), row0 * s->n_groups, rows * s->n_groups));
 out:
     free(codes);
     free(want);
@@ -303,32 +437,40 @@ out:
     return err;
 }
 
-typedef int (*reader)(struct store_layer *layer, int i, int64_t row0, int64_t rows, void *dst);
+/* i: number of a module, vector or router; expert: whose matrix or B */
+typedef int (*reader)(struct store_layer *layer, int i, int64_t expert, int64_t row0, int64_t rows, void *dst);
 
-static inline int read_a(struct store_layer *layer, int i, int64_t row0, int64_t rows, void *dst)
+static inline int read_a(struct store_layer *layer, int i, int64_t expert, int64_t row0, int64_t rows, void *dst)
 {
-    return store_read_a(layer, (struct matrix){(enum module)i, EXPERT_NONE}, row0, rows, dst);
+    return store_read_a(layer, (struct matrix){(enum module)i, expert}, row0, rows, dst);
 }
-static inline int read_b(struct store_layer *layer, int i, int64_t row0, int64_t rows, void *dst)
+static inline int read_b(struct store_layer *layer, int i, int64_t expert, int64_t row0, int64_t rows, void *dst)
 {
-    return store_read_b(layer, (struct group_id){(enum group)i, EXPERT_NONE}, row0, rows, dst);
+    return store_read_b(layer, (struct group_id){(enum group)i, expert}, row0, rows, dst);
 }
-static inline int read_bias(struct store_layer *layer, int i, int64_t row0, int64_t rows, void *dst)
+static inline int read_bias(struct store_layer *layer, int i, int64_t expert, int64_t row0, int64_t rows, void *dst)
 {
+    (void)expert;
     return store_read_bias(layer, (enum module)i, row0, rows, dst);
 }
-static inline int read_vector(struct store_layer *layer, int i, int64_t row0, int64_t rows, void *dst)
+static inline int read_vector(struct store_layer *layer, int i, int64_t expert, int64_t row0, int64_t rows, void *dst)
 {
+    (void)expert;
     return store_read_vector(layer, (enum vector)i, row0, rows, dst);
 }
+static inline int read_router(struct store_layer *layer, int i, int64_t expert, int64_t row0, int64_t rows, void *dst)
+{
+    (void)expert;
+    return store_read_router(layer, (enum router)i, row0, rows, dst);
+}
 
-static inline int check_rows(struct store_layer *layer, reader read, int i, uint64_t key, struct mat shape,
-                             int64_t row0, int64_t rows)
+static inline int check_rows(struct store_layer *layer, reader read, int i, int64_t expert, uint64_t key,
+                             struct mat shape, int64_t row0, int64_t rows)
 {
     int err = OK;
     int64_t row = shape.cols * (int64_t)dtype_bytes(shape.dtype);
     void *data = room(rows * row);
-    TRY(read(layer, i, row0, rows, data));
+    TRY(read(layer, i, expert, row0, rows, data));
     TRY(compare(data, key, row0 * row, rows * row));
 out:
     free(data);
@@ -342,6 +484,24 @@ static inline void part(int64_t n, uint64_t pick, int64_t *row0, int64_t *rows)
     *rows = pick ? (int64_t)(mix(pick, 2) % (uint64_t)(n - *row0 + 1)) : n;
 }
 
+static inline int check_experts(struct store_layer *layer, int64_t l)
+{
+    int err = OK;
+    struct store_expert found[16];
+    const int64_t n = store_layer_facts(layer)->n_experts;
+    assert_true(n > 0 && n <= 16);
+    TRY(store_read_experts(layer, found));
+    for (int64_t e = 0; e < n && !err; e++) {
+        const struct store_expert want = known_expert(l, e);
+        if (found[e].tokens != want.tokens || found[e].weight != want.weight ||
+            memcmp(found[e].captured, want.captured, sizeof want.captured) != 0 ||
+            memcmp(found[e].trace, want.trace, sizeof want.trace) != 0)
+            err = ERR_NUMERIC;
+    }
+out:
+    return err;
+}
+
 static inline int check_layer(const struct store *store, int64_t l, uint64_t pick)
 {
     int err = OK;
@@ -349,37 +509,52 @@ static inline int check_layer(const struct store *store, int64_t l, uint64_t pic
     int64_t row0, rows;
     TRY(store_layer_open(store, l, &layer));
     const struct store_layer_facts *f = store_layer_facts(layer);
-    for (int m = 0; m < N_MODULES; m++) {
-        const struct store_group *g = &f->group[module_group((enum module)m)];
-        part(f->module[m].d_out, pick ? pick + (uint64_t)m : 0, &row0, &rows);
-        TRY(check_codes(layer, l, m, row0, rows));
-        struct mat a = mat_view(NULL, g->factor_dtype, f->module[m].d_out, g->rank);
-        struct mat bias = mat_view(NULL, f->module[m].bias_dtype, f->module[m].d_out, 1);
-        if (g->rank > 0)
-            TRY(check_rows(layer, read_a, m, key_of(l, KEY_A, m), a, row0, rows));
-        if (f->module[m].has_bias)
-            TRY(check_rows(layer, read_bias, m, key_of(l, KEY_BIAS, m), bias, row0, rows));
-    }
-    for (int g = 0; g < N_GROUPS; g++) {
-        if (f->group[g].rank == 0)
+    for (int64_t i = 0; i < n_matrices(f); i++) {
+        const struct matrix x = nth_matrix(f, i);
+        const struct store_module *s = store_matrix(f, x);
+        const int m = (int)x.module;
+        if (!s)
             continue;
-        struct mat b = mat_view(NULL, f->group[g].factor_dtype, f->group[g].rank, f->group[g].d_in);
-        part(b.rows, pick, &row0, &rows);
-        TRY(check_rows(layer, read_b, g, key_of(l, KEY_B, g), b, row0, rows));
+        part(s->d_out, pick ? pick + (uint64_t)i : 0, &row0, &rows);
+        TRY(check_codes(layer, l, x, row0, rows));
+        struct mat a = mat_view(NULL, factors_of(f, x), s->d_out, s->rank);
+        struct mat bias = mat_view(NULL, s->bias_dtype, s->d_out, 1);
+        if (s->rank > 0)
+            TRY(check_rows(layer, read_a, m, x.expert, key_of_matrix(l, KEY_A, x), a, row0, rows));
+        if (s->has_bias)
+            TRY(check_rows(layer, read_bias, m, 0, key_of(l, KEY_BIAS, m), bias, row0, rows));
+    }
+    for (int64_t i = 0; i < n_group_ids(f); i++) {
+        const struct group_id id = nth_group(f, i);
+        const struct store_group *s = store_group(f, id);
+        if (!s || s->rank == 0)
+            continue;
+        part(s->rank, pick, &row0, &rows);
+        TRY(check_rows(layer, read_b, (int)id.group, id.expert, key_of_b(l, id),
+                       mat_view(NULL, s->factor_dtype, s->rank, s->d_in), row0, rows));
     }
     for (int v = 0; v < N_VECTORS; v++) {
         if (f->vector[v].n == 0)
             continue;
         part(f->vector[v].n, pick, &row0, &rows);
-        TRY(check_rows(layer, read_vector, v, key_of(l, KEY_VECTOR, v),
+        TRY(check_rows(layer, read_vector, v, 0, key_of(l, KEY_VECTOR, v),
                        mat_view(NULL, f->vector[v].dtype, f->vector[v].n, 1), row0, rows));
     }
+    for (int r = 0; r < N_ROUTERS; r++) {
+        if (f->router[r].rows == 0)
+            continue;
+        part(f->router[r].rows, pick, &row0, &rows);
+        TRY(check_rows(layer, read_router, r, 0, key_of(l, KEY_ROUTER, r),
+                       mat_view(NULL, f->router[r].dtype, f->router[r].rows, f->router[r].cols), row0, rows));
+    }
+    if (f->n_experts > 0)
+        TRY(check_experts(layer, l));
 out:
     store_layer_close(layer);
     return err;
 }
 
-static inline int check_head(const struct store *store, uint64_t pick)
+static inline int check_head(const struct store *store, const struct model_config *config, uint64_t pick)
 {
     int err = OK;
     struct store_head *head = NULL;
@@ -389,8 +564,8 @@ static inline int check_head(const struct store *store, uint64_t pick)
         enum dtype dtype;
         if (!store_head_has(head, (enum store_end)e, &dtype))
             continue;
-        int64_t n = e == STORE_NORM ? 96 : 2500, row = (e == STORE_NORM ? 1 : 96) * (int64_t)dtype_bytes(dtype), row0,
-                rows;
+        int64_t n = e == STORE_NORM ? config->d_model : config->vocab_size, row0, rows;
+        int64_t row = (e == STORE_NORM ? 1 : config->d_model) * (int64_t)dtype_bytes(dtype);
         part(n, pick, &row0, &rows);
         data = room(rows * row);
         TRY(store_read_end(head, (enum store_end)e, row0, rows, data));
@@ -408,114 +583,15 @@ static inline int check_store(const char *dir, uint64_t pick)
 {
     int err = OK;
     struct store *store = NULL;
+    struct model_config config;
     TRY(store_open(dir, &store));
-    for (int64_t l = 0; l < 2; l++)
+    TRY(config_read(dir, &config));
+    for (int64_t l = 0; l < config.n_layers; l++)
         TRY(check_layer(store, l, pick));
-    TRY(check_head(store, pick));
+    TRY(check_head(store, &config, pick));
 out:
     store_close(store);
     return err;
-}
-
-/* ---- files ------------------------------------------------------------------------------------------------------- */
-
-static inline void hash_of(const char *dir, const char *name, char hex[65])
-{
-    char path[PATH_MAX];
-    path_of(path, dir, name);
-    assert_int_equal(sha256_file(path, hex), OK);
-}
-
-static const char *const files[] = {"layers/0000.h5", "layers/0001.h5", "head.h5",
-                                    "model.h5",       "config.json",    "manifest.json"};
-enum { N_FILES = 6 };
-
-static inline void flip(const char *path, int64_t byte, int bit)
-{
-    int fd = open(path, O_RDWR);
-    uint8_t v;
-    assert_true(fd >= 0);
-    assert_int_equal(pread(fd, &v, 1, byte), 1);
-    v ^= (uint8_t)(1 << bit);
-    assert_int_equal(pwrite(fd, &v, 1, byte), 1);
-    close(fd);
-}
-
-static inline int64_t size_of(const char *path)
-{
-    struct stat st;
-    assert_int_equal(stat(path, &st), 0);
-    return st.st_size;
-}
-
-struct place {
-    char name[64];
-    int64_t offset, bytes;
-};
-
-struct places {
-    struct place at[128];
-    int n;
-};
-
-static inline herr_t add_place(hid_t file, const char *name, const H5O_info_t *info, void *ctx)
-{
-    struct places *p = ctx;
-    if (info->type != H5O_TYPE_DATASET)
-        return 0;
-    hid_t d = H5Dopen2(file, name, H5P_DEFAULT);
-    assert_true(p->n < 128);
-    struct place *at = &p->at[p->n++];
-    snprintf(at->name, sizeof at->name, "/%s", name);
-    at->offset = (int64_t)H5Dget_offset(d);
-    at->bytes = (int64_t)H5Dget_storage_size(d);
-    H5Dclose(d);
-    return 0;
-}
-
-static inline void find_places(const char *path, struct places *p)
-{
-    p->n = 0;
-    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
-    assert_true(file >= 0);
-    assert_true(H5Ovisit(file, H5_INDEX_NAME, H5_ITER_INC, add_place, p) >= 0);
-    H5Fclose(file);
-}
-
-static inline void rewrite_manifest(const char *dir)
-{
-    json_t *nothing = json_object();
-    assert_int_equal(manifest_write(dir, 2, nothing), OK);
-    json_decref(nothing);
-}
-
-static inline int count_files(const char *dir)
-{
-    int n = 0;
-    DIR *d = opendir(dir);
-    assert_non_null(d);
-    for (struct dirent *e; (e = readdir(d));)
-        n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
-    closedir(d);
-    return n;
-}
-
-static inline int make_root(void **state)
-{
-    (void)state;
-    const char *tmp = getenv("TMPDIR");
-    if (!tmp) /* thousands of small files, each synced: memory is as good as a disk for them */
-        tmp = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
-    snprintf(root, sizeof root, "%s/glowq_store_XXXXXX", tmp);
-    return mkdtemp(root) ? 0 : -1;
-}
-
-static inline int remove_root(void **state)
-{
-    (void)state;
-    char command[PATH_MAX + 16];
-    snprintf(command, sizeof command, "rm -rf '%s'", root);
-    return system(command);
 }
 
 #endif

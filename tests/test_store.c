@@ -36,10 +36,10 @@ static void what_is_put_is_read(void **state)
 {
     (void)state;
     static const struct plan plans[] = {
-        {"p0.glowq", 4, 0, 0, 32, 8, DT_BF16, DT_F32},
-        {"p1.glowq", 3, 1, 1, 0, 5, DT_F16, DT_BF16},
-        {"p2.glowq", 2, 0, 1, 40, 0, DT_BF16, DT_F16},
-        {"p3.glowq", 8, 1, 0, 128, 300, DT_F32, DT_F32},
+        {"p0.glowq", 4, 0, 0, 32, 8, DT_BF16, DT_F32, DENSE, 0, 0, 0},
+        {"p1.glowq", 3, 1, 1, 0, 5, DT_F16, DT_BF16, DENSE, 0, 0, 0},
+        {"p2.glowq", 2, 0, 1, 40, 0, DT_BF16, DT_F16, DENSE, 0, 0, 0},
+        {"p3.glowq", 8, 1, 0, 128, 300, DT_F32, DT_F32, DENSE, 0, 0, 0},
     };
     char dir[PATH_MAX];
     for (size_t k = 0; k < sizeof plans / sizeof plans[0]; k++) {
@@ -58,7 +58,7 @@ static void what_is_put_is_read(void **state)
         const struct store_facts *facts = store_facts(store);
         assert_int_equal(facts->bits, p->bits);
         assert_int_equal(facts->group_size, p->group_size);
-        assert_int_equal(facts->max_rank, p->rank);
+        assert_int_equal(facts->max_rank, min_i64(p->rank, 96));
         assert_int_equal(facts->factor_dtype, p->factor_dtype);
         assert_string_equal(facts->solver, "krylov");
         assert_int_equal(store_layer_open(store, 1, &layer), OK);
@@ -75,6 +75,43 @@ static void what_is_put_is_read(void **state)
         store_layer_close(layer);
         store_close(store);
     }
+}
+
+/* The folder was written by the last program whose version was 1. */
+static void version_1_still_opens(void **state)
+{
+    (void)state;
+    char dir[PATH_MAX], path[PATH_MAX];
+    const char *source = getenv("GLOWQ_SOURCE_DIR");
+    assert_non_null(source);
+    path_of(dir, source, "tests/golden/store_v1.glowq");
+    assert_int_equal(store_verify(dir, NULL), OK);
+    for (uint64_t pick = 0; pick < 10; pick++)
+        assert_int_equal(check_store(dir, pick * 1000), OK);
+    struct store *store = NULL;
+    struct store_layer *layer = NULL;
+    assert_int_equal(store_open(dir, &store), OK);
+    assert_int_equal(store_facts(store)->max_rank, 4);
+    assert_int_equal(store_layer_open(store, 0, &layer), OK);
+    const struct store_layer_facts *f = store_layer_facts(layer);
+    assert_int_equal(f->n_experts, 0);
+    for (int m = 0; m < N_MODULES; m++) {
+        assert_int_equal(f->module[m].rank, 4);
+        assert_int_equal(f->module[m].first, 0);
+        assert_true(f->module[m].bits == 4 && f->module[m].group_size == 16);
+    }
+    assert_true(f->group[GROUP_DOWN].rank == 4 && f->group[GROUP_DOWN].d_in == 72);
+    store_layer_close(layer);
+    store_close(store);
+    enum store_state found;
+    assert_int_equal(store_layer_state(dir, 0, fingerprint, &found), OK);
+    assert_int_equal(found, STORE_DONE);
+    /* and it really is of that version: what is newer isn't there */
+    path_of(path, dir, "layers/0000.h5");
+    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
+    assert_true(H5Aexists_by_name(file, "/modules/q_proj", "rank", H5P_DEFAULT) > 0);
+    assert_int_equal(H5Aexists_by_name(file, "/modules/q_proj", "first", H5P_DEFAULT), 0);
+    H5Fclose(file);
 }
 
 static void equal_content_gives_equal_bytes(void **state)
@@ -187,28 +224,6 @@ static void other_shapes_are_refused(void **state)
     err_quiet(0);
 }
 
-/* Replaces an attribute of the root, or a dataset by one of another shape, the way another program would. */
-static void edit_version(const char *path, int64_t version)
-{
-    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
-    hid_t attribute = H5Aopen(file, "version", H5P_DEFAULT);
-    assert_true(H5Awrite(attribute, H5T_NATIVE_INT64, &version) >= 0);
-    H5Aclose(attribute);
-    assert_true(H5Fclose(file) >= 0);
-}
-
-static void edit_shape(const char *path, const char *name, hsize_t rows, hsize_t cols, hid_t type)
-{
-    hsize_t dims[2] = {rows, cols};
-    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT), space = H5Screate_simple(2, dims, NULL);
-    assert_true(H5Ldelete(file, name, H5P_DEFAULT) >= 0);
-    hid_t data = H5Dcreate2(file, name, type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
-    assert_true(data >= 0);
-    H5Dclose(data);
-    H5Sclose(space);
-    assert_true(H5Fclose(file) >= 0);
-}
-
 static void other_versions_and_datasets_are_refused(void **state)
 {
     (void)state;
@@ -220,22 +235,22 @@ static void other_versions_and_datasets_are_refused(void **state)
     for (int i = 0; i < 3; i++) {
         write_store(&p, dir);
         path_of(path, dir, edited[i]);
-        edit_version(path, STORE_VERSION + 1);
+        edit_attribute(path, "/", "version", STORE_VERSION + 1);
         rewrite_manifest(dir);
         assert_int_equal(check_store(dir, 0), ERR_UNSUPPORTED);
         assert_non_null(strstr(err_last(), "newer glowq"));
-        edit_version(path, 0);
+        edit_attribute(path, "/", "version", 0);
         rewrite_manifest(dir);
         assert_int_equal(check_store(dir, 0), ERR_FORMAT);
     }
     write_store(&p, dir);
     path_of(path, dir, "layers/0001.h5");
-    edit_shape(path, "/modules/v_proj/scales", 32, 4, H5T_IEEE_F32LE); /* the right shape, f32 */
+    edit_shape(path, "/modules/v_proj/scales", 2, (const hsize_t[]){32, 4}, H5T_IEEE_F32LE); /* the right shape, f32 */
     rewrite_manifest(dir);
     assert_int_equal(check_store(dir, 0), ERR_FORMAT);
     assert_non_null(strstr(err_last(), "/modules/v_proj/scales"));
     write_store(&p, dir);
-    edit_shape(path, "/modules/v_proj/codes", 31, 48, H5T_STD_U8LE);
+    edit_shape(path, "/modules/v_proj/codes", 2, (const hsize_t[]){31, 48}, H5T_STD_U8LE);
     rewrite_manifest(dir);
     assert_int_equal(check_store(dir, 0), ERR_FORMAT);
     assert_non_null(strstr(err_last(), "[31, 48], expected [32, 48]"));
@@ -263,7 +278,7 @@ static void misuse_publishes_nothing(void **state)
     assert_int_equal(store_put_codes(w, query, 0, 32, zeros, (uint16_t *)zeros, zeros), ERR_ARG);  /* half a block */
     assert_int_equal(store_put_codes(w, query, 64, 64, zeros, (uint16_t *)zeros, zeros), ERR_ARG); /* past the end */
     assert_int_equal(store_put_bias(w, MOD_O, zeros), ERR_ARG);                                    /* has none */
-    assert_int_equal(put_module_rows(w, &f, MOD_Q, 0, 96), OK);
+    assert_int_equal(put_matrix_rows(w, &f, query, 0, 96), OK);
     assert_int_equal(store_put_a(w, query, 0, 96, zeros), ERR_ARG); /* twice */
     assert_non_null(strstr(err_last(), "twice"));
     assert_int_equal(store_publish(w), ERR_ARG); /* the rest was never put */
@@ -313,11 +328,17 @@ static void one_job_at_a_time(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(codes_are_a_bit_stream),          cmocka_unit_test(what_is_put_is_read),
-        cmocka_unit_test(equal_content_gives_equal_bytes), cmocka_unit_test(data_is_where_it_can_be_mapped),
-        cmocka_unit_test(only_finished_layers_count),      cmocka_unit_test(mixed_calibrations_are_refused),
-        cmocka_unit_test(other_shapes_are_refused),        cmocka_unit_test(other_versions_and_datasets_are_refused),
-        cmocka_unit_test(misuse_publishes_nothing),        cmocka_unit_test(one_job_at_a_time),
+        cmocka_unit_test(codes_are_a_bit_stream),
+        cmocka_unit_test(what_is_put_is_read),
+        cmocka_unit_test(version_1_still_opens),
+        cmocka_unit_test(equal_content_gives_equal_bytes),
+        cmocka_unit_test(data_is_where_it_can_be_mapped),
+        cmocka_unit_test(only_finished_layers_count),
+        cmocka_unit_test(mixed_calibrations_are_refused),
+        cmocka_unit_test(other_shapes_are_refused),
+        cmocka_unit_test(other_versions_and_datasets_are_refused),
+        cmocka_unit_test(misuse_publishes_nothing),
+        cmocka_unit_test(one_job_at_a_time),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }

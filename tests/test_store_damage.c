@@ -9,12 +9,11 @@
 
 /* Every dataset, checksums included: verification counts it, names file and dataset, and reading doesn't hand it out.
  */
-static void flips_in_datasets_are_named(void **state)
+static void flips_in(const struct plan *plan, int n_per_dataset)
 {
-    (void)state;
-    char dir[PATH_MAX], path[PATH_MAX];
+    char dir[PATH_MAX], path[PATH_MAX], expert[32];
     int n_flips = 0;
-    write_store(&usual, dir);
+    write_store(plan, dir);
     err_quiet(1);
     for (int file = 0; file < 3; file++) {
         struct places p;
@@ -22,12 +21,14 @@ static void flips_in_datasets_are_named(void **state)
         find_places(path, &p);
         assert_true(p.n >= 6);
         for (int i = 0; i < p.n; i++) {
-            for (uint64_t k = 0; k < 3; k++, n_flips++) {
-                uint64_t r = mix((uint64_t)n_flips, k);
-                int64_t byte = p.at[i].offset + (int64_t)(r % (uint64_t)p.at[i].bytes);
-                int64_t n_problems = 0;
-                const char *data_name = strncmp(p.at[i].name, "/checksums", 10) == 0 ? p.at[i].name + 10 : p.at[i].name;
-                flip(path, byte, (int)(r >> 60 & 7));
+            const struct place *at = &p.at[i];
+            for (int k = 0; k < n_per_dataset; k++, n_flips++) {
+                uint64_t r = mix((uint64_t)n_flips, (uint64_t)k);
+                int64_t within = (int64_t)(r % (uint64_t)at->bytes), n_problems = 0;
+                const char *data_name = strncmp(at->name, "/checksums", 10) == 0 ? at->name + 10 : at->name;
+                snprintf(expert, sizeof expert, "expert %lld,",
+                         at->slabs > 0 ? (long long)(within / (at->bytes / at->slabs)) : 0LL);
+                flip(path, at->offset + within, (int)(r >> 60 & 7));
                 assert_int_equal(store_verify(dir, &n_problems), ERR_FORMAT);
                 assert_true(n_problems >= 2); /* the file's SHA-256 and the block */
                 int err = check_store(dir, 0);
@@ -35,7 +36,9 @@ static void flips_in_datasets_are_named(void **state)
                 assert_non_null(strstr(err_last(), files[file]));
                 assert_non_null(strstr(err_last(), data_name));
                 assert_non_null(strstr(err_last(), "block"));
-                flip(path, byte, (int)(r >> 60 & 7));
+                assert_true(!strstr(err_last(), "expert ") == !at->slabs);
+                assert_true(at->slabs == 0 || strstr(err_last(), expert));
+                flip(path, at->offset + within, (int)(r >> 60 & 7));
             }
         }
     }
@@ -44,14 +47,25 @@ static void flips_in_datasets_are_named(void **state)
     print_message("%d flips in datasets, all named\n", n_flips);
 }
 
-/* Anywhere in any file, metadata and gaps included: verification always sees it; reading gives an error or the right
- * data. */
-static void flips_anywhere_are_seen(void **state)
+static void flips_in_datasets_are_named(void **state)
 {
     (void)state;
+    flips_in(&usual, 3);
+}
+
+static void flips_in_experts_are_named(void **state)
+{
+    (void)state;
+    flips_in(&with_experts, 3);
+}
+
+/* Anywhere in any file, metadata and gaps included: verification always sees it; reading gives an error or the right
+ * data. */
+static void flips_anywhere_of(const struct plan *plan)
+{
     char dir[PATH_MAX], path[PATH_MAX];
     int n_flips = 0, n_refused = 0;
-    write_store(&usual, dir);
+    write_store(plan, dir);
     err_quiet(1);
     for (int k = 0; k < 480; k++, n_flips++) {
         int file = k % N_FILES;
@@ -71,6 +85,13 @@ static void flips_anywhere_are_seen(void **state)
     assert_int_equal(store_verify(dir, NULL), OK);
     print_message("%d flips anywhere, all seen by verify; %d refused by reading, %d without effect\n", n_flips,
                   n_refused, n_flips - n_refused);
+}
+
+static void flips_anywhere_are_seen(void **state)
+{
+    (void)state;
+    flips_anywhere_of(&usual);
+    flips_anywhere_of(&with_experts);
 }
 
 static void truncated_files_are_refused(void **state)
@@ -264,9 +285,9 @@ static void failing_disks_leave_the_old_file(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(flips_in_datasets_are_named),      cmocka_unit_test(flips_anywhere_are_seen),
-        cmocka_unit_test(truncated_files_are_refused),      cmocka_unit_test(an_edited_manifest_is_refused),
-        cmocka_unit_test(failing_disks_leave_the_old_file),
+        cmocka_unit_test(flips_in_datasets_are_named),   cmocka_unit_test(flips_in_experts_are_named),
+        cmocka_unit_test(flips_anywhere_are_seen),       cmocka_unit_test(truncated_files_are_refused),
+        cmocka_unit_test(an_edited_manifest_is_refused), cmocka_unit_test(failing_disks_leave_the_old_file),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }
