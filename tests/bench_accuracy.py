@@ -4,6 +4,11 @@
 at the same width, paired window by window. Prints a Markdown table.
 
     python3 tests/bench_accuracy.py [--glowq build/glowq] [--model examples/dense] [--np 2] [--bits 4 3 2] [--ranks 8 16 32 64]
+    python3 tests/bench_accuracy.py --study sharing --model examples/moe --ranks 8 16
+
+--study ranks: the correction at each rank. --study sharing: a B of its own for every matrix at each rank, against one B for
+each group at that rank and at as many bytes, with and without what is done for experts (their own statistics in the refit, their
+weight in the solve).
 
 The paired error is the standard error of the mean difference of the windows' NLLs, weighted by their tokens: windows are hard or
 easy for all variants alike, so it is far smaller than the two perplexities' own errors.
@@ -17,6 +22,7 @@ import tempfile
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--glowq", default="build/glowq")
+parser.add_argument("--study", choices=["ranks", "sharing"], default="ranks")
 parser.add_argument("--model", default="examples/dense")
 parser.add_argument("--text", default="examples/texts/calibration.txt")
 parser.add_argument("--heldout", default="examples/texts/heldout.txt")
@@ -41,9 +47,9 @@ def evaluate(model, *options):
     return glowq("eval", "--model", model, "--text", args.heldout, "--protocol", "windows", "--ctx", "256", *options)
 
 
-def calibrate(out, bits, rank):
+def calibrate(out, bits, rank, *options):
     return glowq("calibrate", "--model", args.model, "--text", args.text, "--out", out, "--bits", str(bits), "--rank", str(rank),
-                 "--group-size", str(args.group_size), "--samples", str(args.samples), "--seq-len", str(args.seq_len))
+                 "--group-size", str(args.group_size), "--samples", str(args.samples), "--seq-len", str(args.seq_len), *options)
 
 
 def paired(a, b):
@@ -64,20 +70,42 @@ def row(bits, name, result, size, baseline=None):
           flush=True)
 
 
+def corrected(scratch, bits, name, rank, rounded, *options):
+    """One line of the table; gives the bytes of the correction."""
+    out = os.path.join(scratch, f"{bits} {name}.glowq")
+    facts = calibrate(out, bits, rank, *options)
+    row(bits, name, evaluate(out), facts["quantized_bytes"] + facts["factor_bytes"], rounded)
+    return facts["factor_bytes"]
+
+
+def study_ranks(scratch, bits, rounded):
+    for rank in args.ranks:
+        corrected(scratch, bits, f"GlowQ, rank {rank}", rank, rounded)
+
+
+def study_sharing(scratch, bits, rounded):
+    for rank in args.ranks:
+        def line(name, r, *options):
+            return corrected(scratch, bits, name, r, rounded, "--expert-rank", str(r), *options)
+
+        apart = line(f"a B for each matrix, rank {rank}", rank, "--sharing", "module")
+        shared = line(f"a B for each group, rank {rank}", rank)
+        # Bytes are linear in the rank: the largest that costs no more.
+        line(f"a B for each group, rank {rank * apart // shared}: as many bytes", rank * apart // shared)
+        line(f"the same, rank {rank}, refit from the layer's statistics", rank, "--expert-refit", "layer")
+        line(f"the same, rank {rank}, experts weighted by their gates squared", rank, "--expert-weights", "gates")
+        line(f"the same, rank {rank}, experts weighted alike", rank, "--expert-weights", "none")
+
+
 print("| bits | weights | perplexity | linears, MB | NLL against rounding at the same width, paired |")
 print("|---|---|---|---|---|")
 with tempfile.TemporaryDirectory() as scratch:
     full = evaluate(args.model)
-    first = True
     for bits in args.bits:
         out = os.path.join(scratch, f"w{bits}.glowq")
         facts = calibrate(out, bits, 0)
-        if first:
+        if bits == args.bits[0]:
             row(16, "as stored", full, facts["weight_bytes"])
-            first = False
         rounded = evaluate(out)
         row(bits, "rounded", rounded, facts["quantized_bytes"])
-        for rank in args.ranks:
-            out = os.path.join(scratch, f"w{bits}r{rank}.glowq")
-            facts = calibrate(out, bits, rank)
-            row(bits, f"GlowQ, rank {rank}", evaluate(out), facts["quantized_bytes"] + facts["factor_bytes"], rounded)
+        study_ranks(scratch, bits, rounded) if args.study == "ranks" else study_sharing(scratch, bits, rounded)
