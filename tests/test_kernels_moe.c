@@ -323,7 +323,19 @@ static void check_rows(struct backend *be, const struct grouped_args *args, cons
     buf_free(&one.buf);
 }
 
-enum { GATHER = 1, LOW_RANK = 2, STEP = 4 /* of R, every expert reads columns of its own */ };
+enum { GATHER = 1, LOW_RANK = 2, STEP = 4 /* of R, every expert reads columns of its own */, ACT = 8 };
+
+/* x in f32, or (ACT) in be->act with rows aligned as the decoder's are. */
+static struct device_mat device_x(struct backend *be, const float *x, int64_t rows, int64_t cols, int flags)
+{
+    const enum dtype dtype = flags & ACT ? be->act : DT_F32;
+    struct device_mat d = device_alloc(be, dtype, rows, cols, (8 - cols % 8) % 8);
+    void *stored = must(malloc((size_t)(rows * cols) * sizeof(float) + 1));
+    convert(stored, dtype, x, DT_F32, rows * cols);
+    device_put(be, &d, stored);
+    free(stored);
+    return d;
+}
 
 /* rows k of y host [.., d_out]; the caller frees it. */
 static float *check_grouped_on(struct backend *be, struct spec s, int64_t rows, int64_t n, int how, int flags)
@@ -335,7 +347,7 @@ static float *check_grouped_on(struct backend *be, struct spec s, int64_t rows, 
     struct sorted sorted = sort(be, &id, 0, n);
     const int64_t x_rows = flags & GATHER ? rows : rows * k;
     float *x = draw_floats(x_rows * d_in), *r = draw_floats(x_rows * (r_cols + 5));
-    struct device_mat dx = device_of(be, DT_F32, x_rows, d_in, x), dr = device_of(be, DT_F32, x_rows, r_cols + 5, r);
+    struct device_mat dx = device_x(be, x, x_rows, d_in, flags), dr = device_of(be, DT_F32, x_rows, r_cols + 5, r);
     const struct mat own = mat_cols(&dr.m, 3, r_cols);
     struct packed *w = experts_make(be, s, n, d_out, d_in);
     struct packed *a = experts_make(be, (struct spec){.dtype = DT_BF16}, n, d_out, rank);
@@ -402,6 +414,36 @@ static void test_every_expert_multiplies_its_own_rows(void **unused)
     check_grouped(&be, formats[2], 40, 70, 0, GATHER | LOW_RANK | STEP); /* more experts than one launch takes */
     check_grouped(&be, formats[2], 500, 3, 2, GATHER | LOW_RANK); /* more rows of an expert than one product takes */
     check_grouped(&be, formats[0], 500, 3, 2, 0);
+    backend_close(&be);
+}
+
+/* CUDA's tiers and tiles, each forced where it has a kernel, for batches across every tile's edge. */
+static void test_every_tier_of_experts(void **unused)
+{
+    static const struct spec formats[] = {{.dtype = DT_BF16},
+                                          {.dtype = DT_F16},
+                                          {.bits = 4, .group_size = 64},
+                                          {.bits = 3, .group_size = 32, .group_offset = 8},
+                                          {.bits = 8, .group_size = 128}};
+    static const char *const tunes[] = {"",
+                                        "grouped.tier=1",
+                                        "grouped.tier=2",
+                                        "grouped.tier=3,grouped.tile=0",
+                                        "grouped.tier=3,grouped.tile=1",
+                                        "grouped.tier=3,grouped.tile=2",
+                                        "grouped.tier=3,grouped.tile=3"};
+    static const int64_t batches[] = {1, 8, 15, 70, 300};
+    struct backend be;
+    (void)unused;
+    assert_ok(backend_open(&be, backend_name, 2));
+    for (size_t f = 0; be.act == DT_BF16 && f < sizeof formats / sizeof formats[0]; f++)
+        for (size_t b = 0; b < sizeof batches / sizeof batches[0]; b++)
+            for (size_t t = 0; t < sizeof tunes / sizeof tunes[0]; t++) {
+                setenv("GLOWQ_TUNE", tunes[t], 1);
+                check_grouped(&be, formats[f], batches[b], 5, (int)(t % 3), ACT | (int)(f + b + t) % 8);
+                unsetenv("GLOWQ_TUNE");
+            }
+    check_grouped(&be, formats[2], 40, 70, 0, ACT | GATHER | LOW_RANK); /* more experts than a launch takes */
     backend_close(&be);
 }
 
@@ -690,6 +732,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_a_broken_router_shows),
         cmocka_unit_test(test_sorting),
         cmocka_unit_test(test_every_expert_multiplies_its_own_rows),
+        cmocka_unit_test(test_every_tier_of_experts),
         cmocka_unit_test(test_experts_on_any_number_of_ranks),
         cmocka_unit_test(test_a_broken_router_spoils_its_token_alone),
     };

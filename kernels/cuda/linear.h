@@ -34,6 +34,10 @@ int linear_blas(struct backend *be, const struct mat *x, const struct linear_arg
 int linear_rest(struct backend *be, const struct linear_call *call, enum dtype x);
 int linear_rest_mma(struct backend *be, const struct linear_call *call);
 
+static constexpr int DECODE_MAX_ROWS = 16; /* of x, for linear_decode and grouped_decode */
+
+/* Fast tiers are neither disabled nor did the self-check drop them. */
+int linear_fast_tier_works(const struct backend *be);
 /* What the matrix instructions can read as it stands: x bf16 in 16-byte aligned rows, columns and ranges that begin at
  * multiples of 8, groups of whole blocks of 32. */
 int linear_fits_mma(const struct mat *x, const struct linear_call *call);

@@ -7,9 +7,9 @@
  * is the same for 1 row or 8, 11 integer instructions for 8 weights of 4 bits, where sums in single floats would take 24.
  * x comes through the L1 cache. Sums are f32, a group's at a time: sum += s * sum_group x (c - z).
  */
-#include "kernels/cuda/linear.h"
+#include "kernels/cuda/grouped.h"
 
-static constexpr int DECODE_WARPS = 8, DECODE_MAX_ROWS = 16, DECODE_MAX_SLICES = 16;
+static constexpr int DECODE_WARPS = 8, DECODE_MAX_SLICES = 16;
 
 /* 16 rows x 64 columns, a lane's part. FINE: groups may begin inside a block, so each half has its own. */
 template <int KIND, int FINE> struct decode_words {
@@ -153,32 +153,32 @@ __device__ __forceinline__ void decode_block(float sum[MT][NT][4], const struct 
 }
 
 /* A R of row tile `tile` over columns [32 b, 32 b + 32) of A, into c. */
-template <int KIND, int NT>
-__device__ __forceinline__ void decode_low_rank(float c[NT][4], const struct linear_call &call, int64_t part,
-                                                int64_t tile, int b)
+template <int KIND, int NT, bool GATHER>
+__device__ __forceinline__ void decode_low_rank(float c[NT][4], const struct linear_call &call, const int *at,
+                                                int64_t part, int64_t tile, int b)
 {
     const int lane = (int)threadIdx.x % 32, g = lane / 4, q = lane % 4, k = 32 * b + 8 * q;
-    const int64_t row = tile * PACK_ROWS + g;
-    const uint4 a = w_eight(&call.a, row, k), a8 = w_eight(&call.a, row + 8, k);
+    const int64_t output = tile * PACK_ROWS + g;
+    const uint4 a = w_eight(&call.a, output, k), a8 = w_eight(&call.a, output + 8, k);
 #pragma unroll
     for (int j = 0; j < NT; j++) {
         const int64_t t = 8 * j + g;
         uint4 planes[3];
-        r_eight(planes, call.r + (part * call.rows + t) * call.r_ld + k, t < call.rows ? (int)call.a.d_in - k : 0);
+        const int64_t row = GATHER ? at[t] : part * call.rows + t;
+        r_eight(planes, call.r + row * call.r_ld + k, t < call.rows ? (int)call.a.d_in - k : 0);
         low_rank_add<KIND>(c[j], a, a8, planes);
     }
 }
 
-/* grid: row tiles / MT, parts * slices. */
-template <int KIND, int FINE, int MT, int NT, int UN>
-__global__ void __launch_bounds__(32 * DECODE_WARPS, 2)
-    linear_decode_tiles(struct linear_call call, struct group_halves halves)
+/* Outputs of MT row tiles from tile0 on. GATHER: rows of x and R stand at at[]. */
+template <int KIND, int FINE, int MT, int NT, int UN, bool GATHER>
+__device__ __forceinline__ void decode_product(const struct linear_call &call, struct group_halves halves, int part,
+                                               int slice, int tile0, const int *at)
 {
     constexpr int OUTPUTS = MT * PACK_ROWS, TOKENS = 8 * NT;
     __shared__ float sums[DECODE_WARPS][TOKENS][OUTPUTS + 8]; /* + 8: a warp's stores meet 32 banks */
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const int n_tiles = (int)((call.w.d_out + PACK_ROWS - 1) / PACK_ROWS), tile0 = (int)blockIdx.x * MT;
-    const int part = (int)blockIdx.y / call.n_slices, slice = (int)blockIdx.y % call.n_slices;
+    const int n_tiles = (int)((call.w.d_out + PACK_ROWS - 1) / PACK_ROWS);
     const struct decode_range range = decode_range_of(call, part, slice);
     const int shift = (int)linear_shift(&call.w), stride = DECODE_WARPS * UN;
     float sum[MT][NT][4] = {};
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS, 2)
         source[m] = decode_source_of(call.w, min(tile0 + m, n_tiles - 1));
 #pragma unroll
     for (int j = 0; j < NT; j++)
-        row[j] = min(8 * j + g, (int)call.rows - 1) * (int)call.x_ld;
+        row[j] = (GATHER ? at[8 * j + g] : min(8 * j + g, (int)call.rows - 1)) * (int)call.x_ld;
     int block = range.begin + warp * UN;
 #pragma unroll
     for (int u = 0; u < UN; u++)
@@ -229,9 +229,9 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS, 2)
             float c[NT][4] = {};
             for (int b = warp; b * 32 < call.a.d_in; b += DECODE_WARPS) {
                 if (call.a.dtype == DT_F16)
-                    decode_low_rank<KIND_F16, NT>(c, call, part, tile0 + i, b);
+                    decode_low_rank<KIND_F16, NT, GATHER>(c, call, at, part, tile0 + i, b);
                 else
-                    decode_low_rank<KIND_BF16, NT>(c, call, part, tile0 + i, b);
+                    decode_low_rank<KIND_BF16, NT, GATHER>(c, call, at, part, tile0 + i, b);
             }
 #pragma unroll
             for (int j = 0; j < NT; j++)
@@ -241,21 +241,44 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS, 2)
         }
     __syncthreads();
     for (int i = (int)threadIdx.x; i < OUTPUTS * TOKENS; i += 32 * DECODE_WARPS) {
-        const int64_t t = i / OUTPUTS, n = (int64_t)tile0 * PACK_ROWS + i % OUTPUTS, at = part * call.rows + t;
+        const int64_t t = i / OUTPUTS, n = (int64_t)tile0 * PACK_ROWS + i % OUTPUTS, to = part * call.rows + t;
         float v = 0;
         if (t >= call.rows || n >= call.w.d_out)
             continue;
         for (int s = 0; s < DECODE_WARPS; s++)
             v += sums[s][t][i % OUTPUTS];
         if (call.n_slices > 1) {
-            call.partial[((int64_t)slice * call.n_parts * call.rows + at) * call.w.d_out + n] = v;
+            call.partial[((int64_t)slice * call.n_parts * call.rows + to) * call.w.d_out + n] = v;
             continue;
         }
-        float *y = call.y + at * call.y_ld + n;
+        float *y = call.y + to * call.y_ld + n;
         if (call.accumulate)
             v += *y;
         *y = call.bias ? v + call.bias[n] : v;
     }
+}
+
+/* grid: row tiles / MT, parts * slices. */
+template <int KIND, int FINE, int MT, int NT, int UN>
+__global__ void __launch_bounds__(32 * DECODE_WARPS, 2)
+    linear_decode_tiles(struct linear_call call, struct group_halves halves)
+{
+    decode_product<KIND, FINE, MT, NT, UN, false>(call, halves, (int)blockIdx.y / call.n_slices,
+                                                  (int)blockIdx.y % call.n_slices, (int)blockIdx.x * MT, NULL);
+}
+
+/* grid: row tiles / MT, experts. Most experts have no row. */
+template <int KIND, int FINE, int MT, int NT, int UN>
+__global__ void __launch_bounds__(32 * DECODE_WARPS, 2)
+    grouped_decode_tiles(struct grouped_call grouped, struct group_halves halves)
+{
+    __shared__ int at[8 * NT];
+    const struct linear_call call = grouped_expert(grouped, (int)blockIdx.y);
+    if (call.rows == 0)
+        return;
+    grouped_rows<8 * NT>(at, grouped, (int)blockIdx.y, 0, (int)call.rows);
+    __syncthreads();
+    decode_product<KIND, FINE, MT, NT, UN, true>(call, halves, 0, 0, (int)blockIdx.x * MT, at);
 }
 
 template <int KIND, int FINE, int MT, int NT, int UN>
@@ -267,8 +290,17 @@ static int decode_launch(struct backend *be, const struct linear_call *call)
                   group_halves_of(&call->w));
 }
 
+template <int KIND, int FINE, int MT, int NT, int UN>
+static int decode_launch(struct backend *be, const struct grouped_call *call)
+{
+    const int64_t tiles = (call->w.d_out + PACK_ROWS - 1) / PACK_ROWS;
+    const dim3 grid((unsigned)((tiles + MT - 1) / MT), (unsigned)call->n);
+    return LAUNCH(be, grid, 32 * DECODE_WARPS, 0, (grouped_decode_tiles<KIND, FINE, MT, NT, UN>), *call,
+                  group_halves_of(&call->w));
+}
+
 /* Loads of 4 x 16 bytes a lane are in flight while as many are used: MT * UN * words. */
-template <int NT> static int launch(struct backend *be, const struct linear_call *call, int mt)
+template <int NT, class CALL> static int launch(struct backend *be, const CALL *call, int mt)
 {
     const int fine = call->w.bits && call->w.pitch % PACK_COLUMNS != 0;
     switch (linear_kind(&call->w)) {
@@ -294,12 +326,12 @@ template <int NT> static int launch(struct backend *be, const struct linear_call
 }
 
 /* Row tiles a block: as many as still give every multiprocessor two blocks, since x is read once a block. */
-static int decode_tiles(struct backend *be, const struct linear_call *call)
+static int decode_tiles(struct backend *be, const struct weight_view *w, int64_t rows, int64_t n_parts)
 {
-    const enum linear_kind kind = linear_kind(&call->w);
-    const int64_t tiles = (call->w.d_out + PACK_ROWS - 1) / PACK_ROWS * call->n_parts;
-    int most = kind == KIND_W4 ? (call->rows > 8 ? 2 : 4) : kind == KIND_W8 ? 2 : 1, mt = 1;
-    if (call->w.bits && call->w.pitch % PACK_COLUMNS != 0)
+    const enum linear_kind kind = linear_kind(w);
+    const int64_t tiles = (w->d_out + PACK_ROWS - 1) / PACK_ROWS * n_parts;
+    int most = kind == KIND_W4 ? (rows > 8 ? 2 : 4) : kind == KIND_W8 ? 2 : 1, mt = 1;
+    if (w->bits && w->pitch % PACK_COLUMNS != 0)
         most = 1;
     while (mt < most && tiles / (2 * mt) >= 2 * cuda_n_sm(be))
         mt *= 2;
@@ -326,7 +358,7 @@ int linear_decode(struct backend *be, const struct mat *x, const struct linear_a
         return OK;
     if (call.rows > DECODE_MAX_ROWS || call.x_ld > INT32_MAX / DECODE_MAX_ROWS || !linear_fits_mma(x, &call))
         return ERR_UNSUPPORTED;
-    const int mt = decode_tiles(be, &call);
+    const int mt = decode_tiles(be, &call.w, call.rows, call.n_parts);
     call.n_slices = decode_slices(be, &call, mt);
     if (call.n_slices > 1) {
         TRY(cuda_scratch(be, (size_t)(call.n_slices * call.n_parts * call.rows * call.w.d_out) * sizeof(float),
@@ -338,4 +370,11 @@ int linear_decode(struct backend *be, const struct mat *x, const struct linear_a
         TRY(linear_finish(be, &call));
 out:
     return err;
+}
+
+int grouped_decode(struct backend *be, const struct grouped_call *call, int64_t tokens)
+{
+    /* as if the experts that have rows, at most call->rows, were parts */
+    const int mt = decode_tiles(be, &call->w, tokens, min_i64(call->rows, call->n));
+    return tokens <= 8 ? launch<1>(be, call, mt) : launch<2>(be, call, mt);
 }

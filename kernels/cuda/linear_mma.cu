@@ -8,7 +8,7 @@
  * exchanged so that what is read at once meets all 32 banks: one piece of 8 rows by ldmatrix, or, beside codes, 4 pieces of x's
  * rows 2i and 2i + 1.
  */
-#include "kernels/cuda/linear.h"
+#include "kernels/cuda/grouped.h"
 
 static constexpr int MMA_MAX_SLICES = 16, ROW_BYTES = PACK_COLUMNS * 2, PIECE = 16;
 
@@ -42,9 +42,10 @@ struct mma_block {
 /* Start the copies of one stage. A thread's pieces of x are rows apart, all at the same columns: what depends on the columns
  * is computed once. Indices are unsigned, their divisions shifts. Rows and tiles past the last repeat it (their outputs are
  * not stored), so that every address is one of the matrix. */
-template <int KIND, int BM, int BN, int THREADS>
+template <int KIND, int BM, int BN, int THREADS, bool GATHER>
 __device__ __forceinline__ void mma_load(unsigned char *stage, const struct linear_call &call,
-                                         const struct mma_block &b, int block, struct group_halves halves)
+                                         const struct mma_block &b, const int *at, int block,
+                                         struct group_halves halves)
 {
     typedef struct mma_stage<KIND, BM, BN> layout;
     constexpr int ROWS = THREADS / 8; /* rows a round of all threads copies */
@@ -57,8 +58,8 @@ __device__ __forceinline__ void mma_load(unsigned char *stage, const struct line
     unsigned char *to = stage + swizzled((int)r, (int)c);
 #pragma unroll
     for (int i = 0; i < BN / ROWS; i++) {
-        const int row = b.token0 + (int)r + i * ROWS, last = (int)call.rows - 1;
-        cp_async_16(to + i * ROWS * ROW_BYTES, x + (int64_t)min(row, last) * (int)call.x_ld, bytes);
+        const int row = GATHER ? at[(int)r + i * ROWS] : min(b.token0 + (int)r + i * ROWS, (int)call.rows - 1);
+        cp_async_16(to + i * ROWS * ROW_BYTES, x + (int64_t)row * (int)call.x_ld, bytes);
     }
     if constexpr (layout::IS_DENSE) {
         const int is_column = k + 8 <= (int)call.w.ld, last = (int)call.w.d_out - 1;
@@ -74,8 +75,8 @@ __device__ __forceinline__ void mma_load(unsigned char *stage, const struct line
 #pragma unroll
         for (unsigned i = thread; i < layout::TILES * CODES; i += THREADS) {
             const int tile = min(b.tile0 + (int)(i / CODES), b.n_tiles - 1);
-            const int64_t at = (int64_t)(tile * (int)call.w.n_blocks + block) * layout::TILE_BYTES;
-            cp_async_16(stage + layout::W + i * PIECE, call.w.data + at + i % CODES * PIECE, PIECE);
+            const int64_t from = (int64_t)(tile * (int)call.w.n_blocks + block) * layout::TILE_BYTES;
+            cp_async_16(stage + layout::W + i * PIECE, call.w.data + from + i % CODES * PIECE, PIECE);
         }
         static_assert(2 * layout::TILES * RECORDS <= THREADS, "one piece of records a thread");
         if (thread < 2 * layout::TILES * RECORDS) {
@@ -141,16 +142,16 @@ __device__ __forceinline__ void mma_columns(uint32_t x[2][2], const unsigned cha
 /* Columns [k, k + 32) of the block's rows of R as bf16: [3 planes][BN][4 pieces]. */
 static constexpr int PLANE_ROW_BYTES = 64;
 
-template <int BN, int THREADS>
+template <int BN, int THREADS, bool GATHER>
 __device__ __forceinline__ void mma_split_r(unsigned char *planes, const struct linear_call &call,
-                                            const struct mma_block &b, int k)
+                                            const struct mma_block &b, const int *at, int k)
 {
     for (int i = (int)threadIdx.x; i < BN * 4; i += THREADS) {
         const int t = b.token0 + i / 4;
         const int column = k + i % 4 * 8;
+        const int64_t row = GATHER ? at[i / 4] : b.part * call.rows + t;
         uint4 split[3];
-        r_eight(split, call.r + (b.part * call.rows + t) * call.r_ld + column,
-                t < call.rows ? (int)call.a.d_in - column : 0);
+        r_eight(split, call.r + row * call.r_ld + column, t < call.rows ? (int)call.a.d_in - column : 0);
 #pragma unroll
         for (int p = 0; p < 3; p++)
             *(uint4 *)(void *)(planes + p * BN * PLANE_ROW_BYTES + i * PIECE) = split[p];
@@ -182,22 +183,22 @@ __device__ __forceinline__ void mma_low_rank(float sum[MT][NT][4], const unsigne
     }
 }
 
-/* grid: groups of BM outputs, groups of BN rows of x, parts * slices. */
-template <int KIND, int WM, int WN, int MT, int NT, int STAGES, int RESIDENT>
-__global__ void __launch_bounds__(32 * WM * WN, RESIDENT)
-    linear_mma_tiles(struct linear_call call, struct group_halves halves)
+/* BM outputs from row tile tile0 on of BN rows from token0 on. GATHER: the block's rows of x and R stand at at[]. */
+template <int KIND, int WM, int WN, int MT, int NT, int STAGES, bool GATHER>
+__device__ __forceinline__ void mma_product(unsigned char *stages, const struct linear_call &call,
+                                            struct group_halves halves, int part, int slice, int tile0, int token0,
+                                            const int *at)
 {
     constexpr int BM = WM * MT * PACK_ROWS, BN = WN * NT * 8, THREADS = 32 * WM * WN;
     typedef struct mma_stage<KIND, BM, BN> layout;
-    SHARED(unsigned char, stages);
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int warp_tile = warp % WM * MT, warp_token = warp / WM * NT * 8;
     struct mma_block b;
-    b.part = (int)blockIdx.z / call.n_slices;
-    b.slice = (int)blockIdx.z % call.n_slices;
+    b.part = part;
+    b.slice = slice;
     b.n_tiles = (int)((call.w.d_out + PACK_ROWS - 1) / PACK_ROWS);
-    b.tile0 = (int)blockIdx.x * (BM / PACK_ROWS);
-    b.token0 = (int)blockIdx.y * BN;
+    b.tile0 = tile0;
+    b.token0 = token0;
     b.x_begin = (int)call.begin[b.part];
     b.x_end = (int)call.end[b.part];
     b.first = b.last = 0;
@@ -211,14 +212,14 @@ __global__ void __launch_bounds__(32 * WM * WN, RESIDENT)
 #pragma unroll 1
     for (int s = 0; s < STAGES - 1; s++) {
         if (b.first + s < b.last)
-            mma_load<KIND, BM, BN, THREADS>(stages + s * layout::BYTES, call, b, b.first + s, halves);
+            mma_load<KIND, BM, BN, THREADS, GATHER>(stages + s * layout::BYTES, call, b, at, b.first + s, halves);
         cp_async_commit();
     }
     if (call.a.data && b.slice == 0) { /* while the first stages come; the last slot is still free */
         unsigned char *planes = stages + (STAGES - 1) * layout::BYTES;
         const int64_t row0 = (int64_t)(b.tile0 + warp_tile) * PACK_ROWS;
         for (int k = 0; k < call.a.d_in; k += 32) {
-            mma_split_r<BN, THREADS>(planes, call, b, k);
+            mma_split_r<BN, THREADS, GATHER>(planes, call, b, at, k);
             __syncthreads();
             if (call.a.dtype == DT_F16)
                 mma_low_rank<KIND_F16, MT, NT, BN>(sum, planes, call, row0, warp_token, k);
@@ -233,8 +234,8 @@ __global__ void __launch_bounds__(32 * WM * WN, RESIDENT)
         cp_async_wait<STAGES - 2>();
         __syncthreads(); /* everyone's copies are here, and everyone has left the slot that is filled next */
         if (block + STAGES - 1 < b.last)
-            mma_load<KIND, BM, BN, THREADS>(stages + (slot == 0 ? STAGES - 1 : slot - 1) * layout::BYTES, call, b,
-                                            block + STAGES - 1, halves);
+            mma_load<KIND, BM, BN, THREADS, GATHER>(stages + (slot == 0 ? STAGES - 1 : slot - 1) * layout::BYTES, call,
+                                                    b, at, block + STAGES - 1, halves);
         cp_async_commit();
         const unsigned char *stage = stages + slot * layout::BYTES;
 #pragma unroll
@@ -300,7 +301,42 @@ __global__ void __launch_bounds__(32 * WM * WN, RESIDENT)
             }
 }
 
+/* grid: groups of BM outputs, groups of BN rows of x, parts * slices. */
+template <int KIND, int WM, int WN, int MT, int NT, int STAGES, int RESIDENT>
+__global__ void __launch_bounds__(32 * WM * WN, RESIDENT)
+    linear_mma_tiles(struct linear_call call, struct group_halves halves)
+{
+    SHARED(unsigned char, stages);
+    mma_product<KIND, WM, WN, MT, NT, STAGES, false>(stages, call, halves, (int)blockIdx.z / call.n_slices,
+                                                     (int)blockIdx.z % call.n_slices, (int)blockIdx.x * (WM * MT),
+                                                     (int)blockIdx.y * (WN * NT * 8), NULL);
+}
+
+/* grid: groups of BM outputs, blocks that take an expert's groups of BN rows in turn, experts. */
+template <int KIND, int WM, int WN, int MT, int NT, int STAGES, int RESIDENT>
+__global__ void __launch_bounds__(32 * WM * WN, RESIDENT)
+    grouped_mma_tiles(struct grouped_call grouped, struct group_halves halves)
+{
+    constexpr int BN = WN * NT * 8;
+    SHARED(unsigned char, stages);
+    __shared__ int at[BN];
+    __shared__ struct linear_call call; /* registers are all taken */
+    if (threadIdx.x == 0)
+        call = grouped_expert(grouped, (int)blockIdx.z);
+    __syncthreads();
+    for (int token0 = (int)blockIdx.y * BN; token0 < call.rows; token0 += (int)gridDim.y * BN) {
+        __syncthreads(); /* everyone has left the last product's stages */
+        grouped_rows<BN>(at, grouped, (int)blockIdx.z, token0, (int)call.rows);
+        __syncthreads();
+        mma_product<KIND, WM, WN, MT, NT, STAGES, true>(stages, call, halves, 0, 0, (int)blockIdx.x * (WM * MT), token0,
+                                                        at);
+    }
+}
+
 /* ---- the table of tiles and the choice ------------------------------------------------------------------------- */
+
+/* Blocks that share an expert's rows, whose number only the device knows: enough for one that has many times its share. */
+static constexpr int ROW_BLOCKS = 16;
 
 template <int KIND, int WM, int WN, int MT, int NT, int STAGES, int RESIDENT>
 static int mma_launch(struct backend *be, const struct linear_call *call)
@@ -313,7 +349,19 @@ static int mma_launch(struct backend *be, const struct linear_call *call)
                   (linear_mma_tiles<KIND, WM, WN, MT, NT, STAGES, RESIDENT>), *call, group_halves_of(&call->w));
 }
 
-template <int KIND> static int mma_launch_tile(struct backend *be, const struct linear_call *call, int tile)
+template <int KIND, int WM, int WN, int MT, int NT, int STAGES, int RESIDENT>
+static int mma_launch(struct backend *be, const struct grouped_call *call)
+{
+    constexpr int BM = WM * MT * PACK_ROWS, BN = WN * NT * 8;
+    const dim3 grid((unsigned)((call->w.d_out + BM - 1) / BM),
+                    (unsigned)min_i64(ROW_BLOCKS, (call->rows + BN - 1) / BN), (unsigned)call->n);
+    constexpr int STAGE = mma_stage<KIND, BM, BN>::BYTES, PLANES = 3 * BN * PLANE_ROW_BYTES;
+    return LAUNCH(be, grid, 32 * WM * WN, (STAGES - 1) * STAGE + (STAGE > PLANES ? STAGE : PLANES),
+                  (grouped_mma_tiles<KIND, WM, WN, MT, NT, STAGES, (RESIDENT > 1 ? RESIDENT - 1 : 1)>), *call,
+                  group_halves_of(&call->w));
+}
+
+template <int KIND, class CALL> static int mma_launch_tile(struct backend *be, const CALL *call, int tile)
 {
     switch (tile) {
     case 0:
@@ -367,7 +415,7 @@ static int choose_slices(struct backend *be, const struct linear_call *call, int
     return (int)max_i64(1, min_i64(slices, MMA_MAX_SLICES));
 }
 
-static int launch(struct backend *be, const struct linear_call *call, enum linear_kind kind, int tile)
+template <class CALL> static int launch(struct backend *be, const CALL *call, enum linear_kind kind, int tile)
 {
     switch (kind) {
     case KIND_W4:
@@ -412,4 +460,20 @@ int linear_rest_mma(struct backend *be, const struct linear_call *call)
         rest.begin[p] = rest.end[p] = 0; /* no columns of W: the sums begin with A R */
     rest.accumulate = 1;
     return launch(be, &rest, KIND_BF16, choose_tile(be, &rest));
+}
+
+/* The tile that an expert with its share of the rows fills. */
+static int choose_grouped_tile(const struct grouped_call *call, int64_t n_experts)
+{
+    const int64_t rows = call->rows / max_i64(n_experts, 1);
+    int tile = 0;
+    while (tile < N_MMA_TILES - 1 && rows > mma_tiles[tile].rows)
+        tile++;
+    tile = (int)cuda_tune("grouped.tile", tile);
+    return tile < 0 || tile >= N_MMA_TILES ? 0 : tile;
+}
+
+int grouped_mma(struct backend *be, const struct grouped_call *call, int64_t n_experts)
+{
+    return launch(be, call, linear_kind(&call->w), choose_grouped_tile(call, n_experts));
 }

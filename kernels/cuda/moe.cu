@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Mixture of experts: routing, sorting tokens by expert, every expert's product, the weighted sum. How many rows an expert has is
- * known on the device alone: nothing waits for it, and a step can be recorded. Products are the plain tier's: any format, f32 all
- * through. */
+ * Mixture of experts: routing, sorting tokens by expert, every expert's product (by which tier, and the plain one: any format, f32
+ * all through), the weighted sum. */
+#include "kernels/cuda/grouped.h"
 #include "kernels/cuda/simt.h"
 #include "kernels/cuda/state.h"
 
@@ -170,61 +170,67 @@ out:
 
 /* The rows of an expert are taken in turn by ROW_BLOCKS blocks, since only the device knows how many there are. */
 static constexpr int ROW_BLOCKS = 16;
-static constexpr int EXPERTS = 64; /* a launch: what kernel parameters hold */
 
-struct grouped_call {
-    struct weight_view w, a; /* but for their data; a.d_in = 0: no correction */
-    const void *w_data[EXPERTS], *a_data[EXPERTS];
-    const int32_t *offset, *token; /* of the launch's first expert */
-    const float *r;                /* where that expert's columns begin; the next one's r_step further on */
-    int64_t x_ld, r_ld, r_step, y_ld;
-    float *y;
-};
-
-/* The records behind the codes move with them. */
-__device__ static inline struct weight_view weight_at(const struct weight_view &shape, const void *data)
-{
-    struct weight_view w = shape;
-    const unsigned char *at = (const unsigned char *)data;
-    if (w.bits)
-        w.records =
-            (const uint32_t *)(const void *)(at + ((const unsigned char *)(const void *)shape.records - shape.data));
-    w.data = at;
-    return w;
-}
-
-template <class X> __global__ void __launch_bounds__(SIMT_THREADS) grouped_kernel(struct grouped_call call, const X *x)
+template <class X> __global__ void __launch_bounds__(SIMT_THREADS) grouped_simt_tile(struct grouped_call grouped)
 {
     __shared__ struct simt_tiles tiles;
     const int e = (int)blockIdx.z;
-    const int64_t begin = call.offset[e], rows = call.offset[e + 1] - begin, n0 = (int64_t)blockIdx.y * SIMT_OUTPUTS;
+    const int64_t begin = grouped.offset[e], n0 = (int64_t)blockIdx.y * SIMT_OUTPUTS;
     const int64_t n = n0 + threadIdx.x % SIMT_OUTPUTS;
-    const struct weight_view w = weight_at(call.w, call.w_data[e]);
-    for (int64_t row0 = (int64_t)blockIdx.x * SIMT_ROWS; row0 < rows; row0 += (int64_t)gridDim.x * SIMT_ROWS) {
+    const struct linear_call call = grouped_expert(grouped, e);
+    for (int64_t row0 = (int64_t)blockIdx.x * SIMT_ROWS; row0 < call.rows; row0 += (int64_t)gridDim.x * SIMT_ROWS) {
         float sum[4] = {0, 0, 0, 0};
         __syncthreads();
         if (threadIdx.x < SIMT_ROWS) {
-            const int64_t j = begin + row0 + threadIdx.x;
-            tiles.at[threadIdx.x] = row0 + threadIdx.x >= rows ? -1 : call.token ? call.token[j] : j;
+            const int64_t row = row0 + threadIdx.x, j = begin + row;
+            tiles.at[threadIdx.x] = row >= call.rows ? -1 : grouped.token ? grouped.token[j] : j;
         }
         __syncthreads();
-        simt_product(tiles, w, x, call.x_ld, n0, 0, w.d_in, sum);
+        simt_product(tiles, call.w, (const X *)call.x, call.x_ld, n0, 0, call.w.d_in, sum);
         if (call.a.d_in > 0)
-            simt_product(tiles, weight_at(call.a, call.a_data[e]), call.r + e * call.r_step, call.r_ld, n0, 0,
-                         call.a.d_in, sum);
+            simt_product(tiles, call.a, call.r, call.r_ld, n0, 0, call.a.d_in, sum);
         for (int i = 0; i < 4; i++) {
             const int64_t row = row0 + threadIdx.x / SIMT_OUTPUTS * 4 + i;
-            if (row < rows && n < w.d_out)
-                call.y[(begin + row) * call.y_ld + n] = sum[i];
+            if (row < call.rows && n < call.w.d_out)
+                call.y[row * call.y_ld + n] = sum[i];
         }
     }
+}
+
+static int grouped_simt(struct backend *be, const struct grouped_call *call, enum dtype x)
+{
+    const dim3 grid((unsigned)min_i64(ROW_BLOCKS, (call->rows + SIMT_ROWS - 1) / SIMT_ROWS),
+                    (unsigned)((call->w.d_out + SIMT_OUTPUTS - 1) / SIMT_OUTPUTS), (unsigned)call->n);
+    if (x == DT_F32)
+        return LAUNCH(be, grid, SIMT_THREADS, 0, (grouped_simt_tile<float>), *call);
+    return LAUNCH(be, grid, SIMT_THREADS, 0, (grouped_simt_tile<uint16_t>), *call);
+}
+
+enum grouped_tier { GROUPED_CHOOSE, GROUPED_SIMT, GROUPED_DECODE, GROUPED_MMA };
+
+/* Few rows of x: no expert has more, and most have none. "grouped.tier" forces one, where it has a kernel. */
+static enum grouped_tier choose_tier(struct backend *be, const struct mat *x, const struct grouped_call *call)
+{
+    const int64_t forced = cuda_tune("grouped.tier", GROUPED_CHOOSE);
+    struct linear_call first = {};
+    first.w = call->w;
+    first.a = call->a;
+    first.x_ld = call->x_ld;
+    first.rows = max_i64(x->rows, call->rows);
+    first.n_parts = 1;
+    first.end[0] = call->w.d_in;
+    if (!linear_fast_tier_works(be) || !linear_fits_mma(x, &first))
+        return GROUPED_SIMT;
+    if (x->rows > DECODE_MAX_ROWS)
+        return forced == GROUPED_SIMT ? GROUPED_SIMT : GROUPED_MMA;
+    return forced == GROUPED_CHOOSE ? GROUPED_DECODE : (enum grouped_tier)forced;
 }
 
 int grouped_linear_cuda(struct backend *be, const struct mat *x, const struct grouped_args *args, struct mat *y)
 {
     int err = OK;
     struct grouped_call call = {};
-    dim3 grid;
+    enum grouped_tier tier;
     if (args->n == 0 || y->rows == 0 || y->cols == 0)
         goto out;
     assert((x->dtype == DT_F32 || x->dtype == DT_BF16) && y->dtype == DT_F32);
@@ -236,25 +242,29 @@ int grouped_linear_cuda(struct backend *be, const struct mat *x, const struct gr
         call.r_ld = args->r->ld;
         call.r_step = args->r_step;
     }
+    call.x = x->data;
     call.x_ld = x->ld;
     call.y = (float *)y->data;
     call.y_ld = y->ld;
+    call.rows = y->rows;
     call.token = args->token;
+    tier = choose_tier(be, x, &call);
     for (int64_t first = 0; first < args->n; first += EXPERTS) {
-        const int64_t n = min_i64(EXPERTS, args->n - first);
-        for (int64_t e = 0; e < n; e++) {
+        call.n = (int)min_i64(EXPERTS, args->n - first);
+        for (int e = 0; e < call.n; e++) {
             call.w_data[e] = args->w[first + e].data.p;
             call.a_data[e] = args->a ? args->a[first + e].data.p : NULL;
         }
+        call.w = weight_view_of(&args->w[first]);
         call.offset = args->offset + first;
         if (args->a)
             call.r = (const float *)args->r->data + first * args->r_step;
-        grid = dim3((unsigned)min_i64(ROW_BLOCKS, (y->rows + SIMT_ROWS - 1) / SIMT_ROWS),
-                    (unsigned)((y->cols + SIMT_OUTPUTS - 1) / SIMT_OUTPUTS), (unsigned)n);
-        if (x->dtype == DT_F32)
-            TRY(LAUNCH(be, grid, SIMT_THREADS, 0, (grouped_kernel<float>), call, (const float *)x->data));
+        if (tier == GROUPED_DECODE)
+            TRY(grouped_decode(be, &call, x->rows));
+        else if (tier == GROUPED_MMA)
+            TRY(grouped_mma(be, &call, args->n));
         else
-            TRY(LAUNCH(be, grid, SIMT_THREADS, 0, (grouped_kernel<uint16_t>), call, (const uint16_t *)x->data));
+            TRY(grouped_simt(be, &call, x->dtype));
     }
 out:
     return err;
