@@ -325,14 +325,18 @@ static void check_rows(struct backend *be, const struct grouped_args *args, cons
 
 enum { GATHER = 1, LOW_RANK = 2, STEP = 4 /* of R, every expert reads columns of its own */, ACT = 8 };
 
-/* x in f32, or (ACT) in be->act with rows aligned as the decoder's are. */
+/* x in f32, or (ACT) of bf16 numbers in be->act, with rows aligned as the decoder's are. */
 static struct device_mat device_x(struct backend *be, const float *x, int64_t rows, int64_t cols, int flags)
 {
     const enum dtype dtype = flags & ACT ? be->act : DT_F32;
     struct device_mat d = device_alloc(be, dtype, rows, cols, (8 - cols % 8) % 8);
     void *stored = must(malloc((size_t)(rows * cols) * sizeof(float) + 1));
-    convert(stored, dtype, x, DT_F32, rows * cols);
+    float *rounded = must(malloc((size_t)(rows * cols) * sizeof(float) + 1));
+    for (int64_t i = 0; i < rows * cols; i++)
+        rounded[i] = flags & ACT ? bf16_to_f32(f32_to_bf16(x[i])) : x[i];
+    convert(stored, dtype, rounded, DT_F32, rows * cols);
     device_put(be, &d, stored);
+    free(rounded);
     free(stored);
     return d;
 }
