@@ -19,6 +19,8 @@
 
 #include <cmocka.h>
 
+#include "tests/decoder_help.h"
+
 static const char *const families[] = {"llama2",
                                        "llama3",
                                        "llama_rope_parameters",
@@ -41,7 +43,7 @@ static const char *const families[] = {"llama2",
                                        "qwen3moe_layers",
                                        "tp_cut",
                                        "moe_cut"};
-enum { N_FAMILIES = sizeof families / sizeof families[0], MAX_TOKENS = 96 };
+enum { N_FAMILIES = sizeof families / sizeof families[0] };
 
 static struct comm world;
 static const char *only; /* one family, where more ranks run than the others have heads */
@@ -97,38 +99,10 @@ static void fixture_open(const char *family, struct comm *comm, struct fixture *
     fclose(file);
 }
 
-/* Logits of rows [begin, end) of sequences, fed in steps of `step` rows; all sequences in one batch. */
+/* Logits of n_seq sequences, fed in steps of `step` rows; all of them in one batch. */
 static float *run(struct fixture *f, int64_t n_seq, int64_t first_seq, int64_t step)
 {
-    const int64_t vocab = f->config.vocab_size, blocks_each = (f->length + KV_BLOCK - 1) / KV_BLOCK;
-    const int64_t width = (f->dec.shape.kv_heads.end - f->dec.shape.kv_heads.begin) * f->config.head_dim;
-    float *all = calloc((size_t)(n_seq * f->length * vocab), sizeof *all);
-    float *chunk = malloc((size_t)(n_seq * step * vocab) * sizeof *chunk);
-    struct batch batch;
-    struct kv_cache kv;
-    struct mat hidden;
-    assert_int_equal(batch_create(&backend, MAX_TOKENS, n_seq, blocks_each, &batch), OK);
-    assert_int_equal(kv_create(&backend, f->config.n_layers, n_seq * blocks_each, width, &kv), OK);
-    for (int64_t at = 0; at < f->length; at += step) {
-        int64_t n = f->length - at < step ? f->length - at : step;
-        batch_begin(&batch);
-        for (int64_t s = 0; s < n_seq; s++) {
-            int32_t blocks[16];
-            for (int64_t b = 0; b < blocks_each; b++)
-                blocks[b] = (int32_t)(b * n_seq + s); /* interleaved: a block table that isn't the identity */
-            assert_int_equal(
-                batch_add(&batch, f->ids + (first_seq + s) * f->length + at, n, at, blocks, blocks_each, 0), OK);
-        }
-        assert_int_equal(batch_end(&batch), OK);
-        assert_int_equal(decoder_forward(&f->dec, &batch, &kv, &hidden), OK);
-        assert_int_equal(decoder_logits(&f->dec, &batch, &hidden, chunk), OK);
-        for (int64_t s = 0; s < n_seq; s++)
-            memcpy(all + (s * f->length + at) * vocab, chunk + s * n * vocab, (size_t)(n * vocab) * sizeof *all);
-    }
-    batch_free(&batch);
-    kv_free(&kv);
-    free(chunk);
-    return all;
+    return logits_of(&f->dec, f->ids + first_seq * f->length, n_seq, f->length, step);
 }
 
 static void test_logits_equal_the_reference(void **state)
