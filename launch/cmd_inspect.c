@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * glowq inspect: what a model folder or file holds, from headers alone; no weight is read.
+ * glowq inspect: what a model folder or file holds, from headers and what is said about weights; no weight is read.
  */
 #include "launch/commands.h"
 
 #include "base/err.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "launch/inspect_experts.h"
 #include "launch/inspect_hdf5.h"
 #include "model/config.h"
 #include "model/manifest.h"
@@ -15,7 +16,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct option_spec table[] = {OPT_END};
+static const struct option_spec table[] = {
+    OPT_FLAG("experts", 0, "of a .glowq folder, a line for every expert of every layer, not only one for a layer's"),
+    OPT_END,
+};
 
 static int ends_with(const char *text, const char *end)
 {
@@ -170,59 +174,109 @@ out:
 
 /* ---- .glowq ----------------------------------------------------------------------------------------------------- */
 
+enum { N_BYTES = 3 }; /* of weights, of what they became, of factors */
+
+/* A line of the table: a group, or the routed downs of a layer, each a group of its own, together. */
+struct group_line {
+    int64_t layer, rank, n, bytes[N_BYTES];
+    double energy, energy_error, captured, trace;
+    const char *group;
+};
+
+static int group_line_read(const json_t *g, const char *where, struct group_line *line, int64_t *expert)
+{
+    int err = OK;
+    line->n = 1;
+    TRY(json_get_int(g, "layer", where, &line->layer));
+    TRY(json_opt_string(g, "group", "", where, &line->group));
+    TRY(json_opt_int(g, "expert", -1, where, expert));
+    TRY(json_get_int(g, "rank", where, &line->rank));
+    TRY(json_opt_double(g, "energy", 0, where, &line->energy));
+    TRY(json_opt_double(g, "energy_error", 0, where, &line->energy_error));
+    TRY(json_opt_double(g, "captured", 0, where, &line->captured));
+    TRY(json_opt_double(g, "trace", 0, where, &line->trace));
+    TRY(json_get_int(g, "weight_bytes", where, &line->bytes[0]));
+    TRY(json_get_int(g, "quantized_bytes", where, &line->bytes[1]));
+    TRY(json_get_int(g, "factor_bytes", where, &line->bytes[2]));
+out:
+    return err;
+}
+
+/* n 0: there is none. */
+static void print_group_line(const struct group_line *line, int64_t totals[N_BYTES])
+{
+    char text[N_BYTES][32], name[64];
+    if (line->n == 0)
+        return;
+    for (int k = 0; k < N_BYTES; k++) {
+        totals[k] += line->bytes[k];
+        format_bytes(line->bytes[k], text[k], sizeof text[k]);
+    }
+    snprintf(name, sizeof name, line->n > 1 ? "%s x%lld" : "%s", line->group, (long long)line->n);
+    const double energy = line->n > 1 && line->trace > 0 ? line->captured / line->trace : line->energy;
+    out_print("%5lld %-9s %5lld %8.2f%% %8.2f%% %11s %11s %11s\n", (long long)line->layer, name, (long long)line->rank,
+              100 * energy, 100 * line->energy_error, text[0], text[1], text[2]);
+}
+
 static int print_groups(const json_t *groups, const char *where)
 {
     int err = OK;
     size_t i;
     const json_t *g;
-    int64_t totals[3] = {0};
-    char text[3][32];
-    out_print("%5s %-8s %5s %9s %9s %11s %11s %11s\n", "layer", "group", "rank", "energy", "+-", "weights", "quantized",
+    int64_t totals[N_BYTES] = {0};
+    char text[N_BYTES][32];
+    struct group_line downs = {0}; /* routed, of the layer being read */
+    out_print("%5s %-9s %5s %9s %9s %11s %11s %11s\n", "layer", "group", "rank", "energy", "+-", "weights", "quantized",
               "factors");
     json_array_foreach(groups, i, g)
     {
-        int64_t layer, rank, bytes[3];
-        double energy, energy_error;
-        const char *group = "";
-        TRY(json_get_int(g, "layer", where, &layer));
-        TRY(json_opt_string(g, "group", "", where, &group));
-        TRY(json_get_int(g, "rank", where, &rank));
-        TRY(json_opt_double(g, "energy", 0, where, &energy));
-        TRY(json_opt_double(g, "energy_error", 0, where, &energy_error));
-        TRY(json_get_int(g, "weight_bytes", where, &bytes[0]));
-        TRY(json_get_int(g, "quantized_bytes", where, &bytes[1]));
-        TRY(json_get_int(g, "factor_bytes", where, &bytes[2]));
-        for (int k = 0; k < 3; k++) {
-            totals[k] += bytes[k];
-            format_bytes(bytes[k], text[k], sizeof text[k]);
+        struct group_line line = {0};
+        int64_t expert = -1;
+        TRY(group_line_read(g, where, &line, &expert));
+        if (downs.n > 0 && (expert < 0 || line.layer != downs.layer)) {
+            print_group_line(&downs, totals);
+            downs = (struct group_line){0};
         }
-        out_print("%5lld %-8s %5lld %8.2f%% %8.2f%% %11s %11s %11s\n", (long long)layer, group, (long long)rank,
-                  100 * energy, 100 * energy_error, text[0], text[1], text[2]);
+        if (expert < 0) {
+            print_group_line(&line, totals);
+        } else if (downs.n == 0) {
+            downs = line;
+        } else {
+            downs.n++;
+            downs.captured += line.captured;
+            downs.trace += line.trace;
+            for (int k = 0; k < N_BYTES; k++)
+                downs.bytes[k] += line.bytes[k];
+        }
     }
-    for (int k = 0; k < 3; k++)
+    print_group_line(&downs, totals);
+    for (int k = 0; k < N_BYTES; k++)
         format_bytes(totals[k], text[k], sizeof text[k]);
-    out_print("%-40s %11s %11s %11s\n", "total", text[0], text[1], text[2]);
+    out_print("%-41s %11s %11s %11s\n", "total", text[0], text[1], text[2]);
 out:
     return err;
 }
 
-static int inspect_glowq(const char *path, int as_json)
+static int inspect_glowq(const char *path, int as_json, int each_expert)
 {
     int err = OK;
     char name[PATH_MAX];
-    json_t *manifest = NULL;
+    json_t *manifest = NULL, *experts = NULL;
     struct model_config config;
     TRY(file_join(name, sizeof name, path, "manifest.json"));
     TRY(manifest_read(path, &manifest));
     const json_t *groups = json_object_get(manifest, "groups");
     if (!json_is_array(groups))
         FAIL(ERR_FORMAT, "%s: \"groups\" must be an array", name);
+    const int known = has_config(path, &config);
+    const int64_t n_layers = known && count_moe_layers(&config) > 0 ? config.n_layers : 0;
     if (as_json) {
-        TRY(out_json(json_pack("{s:i,s:s,s:s,s:O}", "schema_version", JSON_SCHEMA_VERSION, "path", path, "kind",
-                               "glowq", "manifest", manifest)));
+        TRY(experts_of_store_json(path, n_layers, &experts));
+        TRY(out_json(json_pack("{s:i,s:s,s:s,s:O,s:O}", "schema_version", JSON_SCHEMA_VERSION, "path", path, "kind",
+                               "glowq", "manifest", manifest, "experts", experts)));
         goto out;
     }
-    if (has_config(path, &config))
+    if (known)
         print_config(&config);
     const char *key;
     json_t *value;
@@ -234,7 +288,9 @@ static int inspect_glowq(const char *path, int as_json)
     }
     out_print("\n");
     TRY(print_groups(groups, name));
+    TRY(print_experts_of_store(path, n_layers, each_expert));
 out:
+    json_decref(experts);
     json_decref(manifest);
     return err;
 }
@@ -246,7 +302,7 @@ static int run(struct comm *comm, const struct options *o)
     char manifest[PATH_MAX];
     (void)comm;
     if (file_is_dir(path) && file_join(manifest, sizeof manifest, path, "manifest.json") == OK && file_exists(manifest))
-        return inspect_glowq(path, json);
+        return inspect_glowq(path, json, options_flag(o, "experts"));
     if (ends_with(path, ".h5"))
         return inspect_hdf5(path, json);
     return inspect_checkpoint(path, json);
@@ -258,10 +314,11 @@ const struct command command_inspect = {
     .positional = "PATH",
     .about =
         "Lists what a Hugging Face folder, a .safetensors file, a .glowq folder or one of its .h5 files holds. Only "
-        "headers are read.",
+        "headers are read, and what calibration found out about experts.",
     .examples = "Examples:\n"
                 "  glowq inspect llama\n"
                 "  glowq inspect llama.glowq\n"
+                "  glowq inspect mixtral.glowq --experts\n"
                 "  glowq inspect llama.glowq/layers/0000.h5 --json\n",
     .options = table,
     .rank0_only = 1,

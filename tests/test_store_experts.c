@@ -417,6 +417,79 @@ static void the_configuration_is_believed(void **state)
     err_quiet(0);
 }
 
+/* ---- inspect ------------------------------------------------------------------------------------------------------ */
+
+static void run_inspect(const char *dir, const char *options, char *out, size_t size)
+{
+    char command[3 * PATH_MAX];
+    const char *binary = getenv("GLOWQ_BINARY");
+    assert_non_null(binary);
+    snprintf(command, sizeof command, "'%s' inspect '%s' %s", binary, dir, options);
+    FILE *p = popen(command, "r");
+    assert_non_null(p);
+    const size_t n = fread(out, 1, size - 1, p);
+    out[n] = 0;
+    assert_int_equal(pclose(p), 0);
+}
+
+static int count(const char *text, const char *word)
+{
+    int n = 0;
+    for (; (text = strstr(text, word)); text++)
+        n++;
+    return n;
+}
+
+/* Layer 1 of 5 experts: tokens 1000, 1000, 1014, 1021, 1028. */
+static void inspect_tells_of_experts(void **state)
+{
+    (void)state;
+    static char text[1 << 16];
+    char dir[PATH_MAX];
+    struct plan p = with_experts;
+    p.name = "inspect.glowq";
+    write_store(&p, dir);
+    run_inspect(dir, "", text, sizeof text);
+    assert_non_null(strstr(text, "5 experts of width 136 in 1 of the layers"));
+    assert_non_null(strstr(text, "down x5 "));
+    assert_int_equal(count(text, "    0 down  "), 1);
+    /* downs 4 .. 8 of the layer's list capture 6 - i / 4 of 8 each */
+    assert_non_null(strstr(text, " 56.25%"));
+    assert_int_equal(count(text, "\nlayer experts "), 1);
+    assert_non_null(strstr(text, "\n    1       5       1000       1014       1028       0"));
+    assert_null(strstr(text, "layer  expert "));
+    run_inspect(dir, "--experts", text, sizeof text);
+    assert_non_null(strstr(text, "layer  expert "));
+    assert_non_null(strstr(text, "\n    1       4       1028    20.304%     0.1429"));
+    run_inspect(dir, "--json", text, sizeof text);
+    json_t *all = json_loads(text, 0, NULL), *layers = json_object_get(all, "experts");
+    assert_int_equal(json_array_size(layers), 1);
+    json_t *layer = json_array_get(layers, 0), *captured = json_object_get(layer, "captured");
+    assert_int_equal(json_integer_value(json_object_get(layer, "layer")), 1);
+    for (int64_t e = 0; e < 5; e++) {
+        const struct store_expert want = known_expert(1, e);
+        assert_int_equal(json_integer_value(json_array_get(json_object_get(layer, "tokens"), (size_t)e)), want.tokens);
+        assert_true(json_number_value(json_array_get(json_object_get(captured, "up_proj"), (size_t)e)) ==
+                    want.captured[MOD_UP]);
+    }
+    json_decref(all);
+
+    p.name = "inspect_starved.glowq"; /* tokens of layer 0: 0, 0, 14, 21, 28, for a rank of 16 */
+    p.kind = ROUTED;
+    write_store(&p, dir);
+    run_inspect(dir, "--experts", text, sizeof text);
+    assert_non_null(strstr(text, "\n    0       5          0         14         28       3"));
+    assert_int_equal(count(text, "%  starved\n"), 3);
+
+    p = usual;
+    p.name = "inspect_dense.glowq";
+    write_store(&p, dir);
+    run_inspect(dir, "--experts", text, sizeof text);
+    assert_null(strstr(text, "expert"));
+    run_inspect(dir, "--json", text, sizeof text);
+    assert_non_null(strstr(text, "\"experts\": null"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -429,6 +502,7 @@ int main(void)
         cmocka_unit_test(impossible_facts_are_refused),
         cmocka_unit_test(other_datasets_are_refused),
         cmocka_unit_test(the_configuration_is_believed),
+        cmocka_unit_test(inspect_tells_of_experts),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }
