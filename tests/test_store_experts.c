@@ -15,7 +15,9 @@ static void what_is_put_is_read(void **state)
         {"e3.glowq", 8, 1, 0, 128, 300, DT_F32, DT_F32, ROUTED, 3, 0, 1},
         {"e4.glowq", 4, 1, 0, 16, 7, DT_BF16, DT_BF16, SHARED, 200, 200, 1},
     };
-    char dir[PATH_MAX];
+    char dir[PATH_MAX], path[PATH_MAX];
+    struct places p;
+    int n_large = 0;
     for (size_t k = 0; k < sizeof plans / sizeof plans[0]; k++) {
         int64_t n_problems = -1;
         write_store(&plans[k], dir);
@@ -24,7 +26,14 @@ static void what_is_put_is_read(void **state)
             assert_int_equal(check_store(dir, pick * 1000), OK);
         assert_int_equal(store_verify(dir, &n_problems), OK);
         assert_int_equal(n_problems, 0);
+        path_of(path, dir, files[1]);
+        find_places(path, &p);
+        for (int i = 0; i < p.n; i++) { /* a page's worth begins on one */
+            n_large += p.at[i].bytes >= 65536;
+            assert_true(p.at[i].bytes < 65536 || p.at[i].offset % 4096 == 0);
+        }
     }
+    assert_true(n_large > 4);
 }
 
 static void facts_are_kept(void **state)
