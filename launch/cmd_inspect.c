@@ -174,85 +174,38 @@ out:
 
 /* ---- .glowq ----------------------------------------------------------------------------------------------------- */
 
-enum { N_BYTES = 3 }; /* of weights, of what they became, of factors */
-
-/* A line of the table: a group, or the routed downs of a layer, each a group of its own, together. */
-struct group_line {
-    int64_t layer, rank, n, bytes[N_BYTES];
-    double energy, energy_error, captured, trace;
-    const char *group;
-};
-
-static int group_line_read(const json_t *g, const char *where, struct group_line *line, int64_t *expert)
-{
-    int err = OK;
-    line->n = 1;
-    TRY(json_get_int(g, "layer", where, &line->layer));
-    TRY(json_opt_string(g, "group", "", where, &line->group));
-    TRY(json_opt_int(g, "expert", -1, where, expert));
-    TRY(json_get_int(g, "rank", where, &line->rank));
-    TRY(json_opt_double(g, "energy", 0, where, &line->energy));
-    TRY(json_opt_double(g, "energy_error", 0, where, &line->energy_error));
-    TRY(json_opt_double(g, "captured", 0, where, &line->captured));
-    TRY(json_opt_double(g, "trace", 0, where, &line->trace));
-    TRY(json_get_int(g, "weight_bytes", where, &line->bytes[0]));
-    TRY(json_get_int(g, "quantized_bytes", where, &line->bytes[1]));
-    TRY(json_get_int(g, "factor_bytes", where, &line->bytes[2]));
-out:
-    return err;
-}
-
-/* n 0: there is none. */
-static void print_group_line(const struct group_line *line, int64_t totals[N_BYTES])
-{
-    char text[N_BYTES][32], name[64];
-    if (line->n == 0)
-        return;
-    for (int k = 0; k < N_BYTES; k++) {
-        totals[k] += line->bytes[k];
-        format_bytes(line->bytes[k], text[k], sizeof text[k]);
-    }
-    snprintf(name, sizeof name, line->n > 1 ? "%s x%lld" : "%s", line->group, (long long)line->n);
-    const double energy = line->n > 1 && line->trace > 0 ? line->captured / line->trace : line->energy;
-    out_print("%5lld %-9s %5lld %8.2f%% %8.2f%% %11s %11s %11s\n", (long long)line->layer, name, (long long)line->rank,
-              100 * energy, 100 * line->energy_error, text[0], text[1], text[2]);
-}
-
 static int print_groups(const json_t *groups, const char *where)
 {
     int err = OK;
     size_t i;
     const json_t *g;
-    int64_t totals[N_BYTES] = {0};
-    char text[N_BYTES][32];
-    struct group_line downs = {0}; /* routed, of the layer being read */
-    out_print("%5s %-9s %5s %9s %9s %11s %11s %11s\n", "layer", "group", "rank", "energy", "+-", "weights", "quantized",
-              "factors");
+    int64_t totals[3] = {0};
+    char text[3][32];
+    out_print("%5s %-11s %5s %9s %9s %11s %11s %11s\n", "layer", "group", "rank", "energy", "+-", "weights",
+              "quantized", "factors");
     json_array_foreach(groups, i, g)
     {
-        struct group_line line = {0};
-        int64_t expert = -1;
-        TRY(group_line_read(g, where, &line, &expert));
-        if (downs.n > 0 && (expert < 0 || line.layer != downs.layer)) {
-            print_group_line(&downs, totals);
-            downs = (struct group_line){0};
+        int64_t layer, rank, bytes[3];
+        double energy, energy_error;
+        const char *group = "";
+        TRY(json_get_int(g, "layer", where, &layer));
+        TRY(json_opt_string(g, "group", "", where, &group));
+        TRY(json_get_int(g, "rank", where, &rank));
+        TRY(json_opt_double(g, "energy", 0, where, &energy));
+        TRY(json_opt_double(g, "energy_error", 0, where, &energy_error));
+        TRY(json_get_int(g, "weight_bytes", where, &bytes[0]));
+        TRY(json_get_int(g, "quantized_bytes", where, &bytes[1]));
+        TRY(json_get_int(g, "factor_bytes", where, &bytes[2]));
+        for (int k = 0; k < 3; k++) {
+            totals[k] += bytes[k];
+            format_bytes(bytes[k], text[k], sizeof text[k]);
         }
-        if (expert < 0) {
-            print_group_line(&line, totals);
-        } else if (downs.n == 0) {
-            downs = line;
-        } else {
-            downs.n++;
-            downs.captured += line.captured;
-            downs.trace += line.trace;
-            for (int k = 0; k < N_BYTES; k++)
-                downs.bytes[k] += line.bytes[k];
-        }
+        out_print("%5lld %-11s %5lld %8.2f%% %8.2f%% %11s %11s %11s\n", (long long)layer, group, (long long)rank,
+                  100 * energy, 100 * energy_error, text[0], text[1], text[2]);
     }
-    print_group_line(&downs, totals);
-    for (int k = 0; k < N_BYTES; k++)
+    for (int k = 0; k < 3; k++)
         format_bytes(totals[k], text[k], sizeof text[k]);
-    out_print("%-41s %11s %11s %11s\n", "total", text[0], text[1], text[2]);
+    out_print("%-43s %11s %11s %11s\n", "total", text[0], text[1], text[2]);
 out:
     return err;
 }

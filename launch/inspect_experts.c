@@ -50,11 +50,10 @@ static double share(double captured, double trace)
     return trace > 0 ? 100 * captured / trace : 100;
 }
 
-/* Too few tokens to say anything of as many directions as its correction has. */
+/* Too few tokens to say anything of as many directions as the correction of gate and up has. */
 static int is_starved(const struct found *f, int64_t e)
 {
-    const struct store_module *expert = f->facts.expert;
-    return f->experts[e].tokens < max_i64(expert[MOD_GATE].rank, expert[MOD_DOWN].rank);
+    return f->experts[e].tokens < max_i64(f->facts.expert[MOD_GATE].rank, 1);
 }
 
 /* ---- tables ------------------------------------------------------------------------------------------------------- */
