@@ -2,6 +2,8 @@
  * Talk and progress on stderr: see log.h. */
 #include "base/log.h"
 
+#include "base/activity.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -55,6 +57,7 @@ void progress_begin(struct progress *p, const char *what, int64_t n_units)
 {
     *p = (struct progress){.what = what, .n_units = n_units, .start_s = now_s()};
     p->last_s = p->start_s;
+    activity_set(what, 0);
 }
 
 static void format_left(char *out, size_t size, double s)
@@ -71,6 +74,7 @@ void progress_update(struct progress *p, int64_t done, const char *note)
 {
     /* Logs: a line a unit where units are few and not too quick, else one now and then. */
     const double line_every_s = p->n_units <= 200 ? 1 : 30;
+    activity_set(p->what, done);
     if (!talks || p->n_units <= 0)
         return;
     double t = now_s();

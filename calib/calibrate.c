@@ -5,6 +5,7 @@
 #include "base/err.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/interrupt.h"
 #include "base/log.h"
 #include "calib/calibrate_memory.h"
 #include "calib/corpus.h"
@@ -406,6 +407,22 @@ static int64_t last_missing(const struct job *job)
     return l;
 }
 
+/* ERR_STOPPED once a signal has asked any rank for it. Collective. */
+static int stop_if_asked(struct job *job, int64_t done, int64_t n)
+{
+    int err = OK;
+    int64_t signal = interrupt_pending();
+    TRY(comm_max_i64(job->comm, &signal, 1));
+    if (signal && done < n) {
+        progress_end(&job->progress);
+        log_warn("stopped by %s after %lld of %lld layers; the same command goes on from there, on any number of ranks",
+                 interrupt_name((int)signal), (long long)done, (long long)n);
+        err = ERR_STOPPED;
+    }
+out:
+    return err;
+}
+
 int calibrate(struct comm *comm, const struct calibrate_options *options, struct calibrate_result *result)
 {
     int err = OK, local = OK;
@@ -428,6 +445,7 @@ int calibrate(struct comm *comm, const struct calibrate_options *options, struct
         TRY(calibrate_layer(&job, l));
         TRY(facts_layer_done(&job.facts, l, layer_start, job.finished[l]));
         progress_update(&job.progress, l + 1, job.finished[l] ? "was finished" : "");
+        TRY(stop_if_asked(&job, l + 1, last + 1));
     }
     progress_end(&job.progress);
     TRY(facts_gather_ranks(&job.facts, comm, now_s() - start));

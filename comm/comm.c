@@ -4,10 +4,20 @@
 #include "comm/comm_nccl.h"
 #include "comm/shard.h"
 
+#include "base/activity.h"
 #include "base/err.h"
 
 #include <assert.h>
 #include <stdlib.h>
+
+/* A call that may wait for other ranks: who watches us shall not take that for our own slowness. */
+#define TOGETHER(call) (activity_wait(1), back((call)))
+
+static int back(int err)
+{
+    activity_wait(0);
+    return err;
+}
 
 void comm_close(struct comm *comm)
 {
@@ -42,45 +52,45 @@ out:
 int comm_agree(struct comm *comm, int err)
 {
     int64_t worst = -(int64_t)err; /* codes are negative: the worst of all ranks is the maximum of their negations */
-    int moved = comm->ops->max_i64(comm, &worst, 1);
+    int moved = TOGETHER(comm->ops->max_i64(comm, &worst, 1));
     return moved ? moved : (int)-worst;
 }
 
 int comm_agree_to_end(struct comm *comm, int err)
 {
     int64_t worst = -(int64_t)err;
-    int moved = comm->ops->end(comm, &worst);
+    int moved = TOGETHER(comm->ops->end(comm, &worst));
     return moved ? moved : (int)-worst;
 }
 
 int comm_barrier(struct comm *comm)
 {
-    return comm->ops->barrier(comm);
+    return TOGETHER(comm->ops->barrier(comm));
 }
 
 int comm_bcast(struct comm *comm, void *host, size_t bytes, int root)
 {
-    return comm->ops->bcast(comm, host, bytes, root);
+    return TOGETHER(comm->ops->bcast(comm, host, bytes, root));
 }
 
 int comm_max_f64(struct comm *comm, double *host, int64_t n)
 {
-    return comm->ops->max_f64(comm, host, n);
+    return TOGETHER(comm->ops->max_f64(comm, host, n));
 }
 
 int comm_max_i64(struct comm *comm, int64_t *host, int64_t n)
 {
-    return comm->ops->max_i64(comm, host, n);
+    return TOGETHER(comm->ops->max_i64(comm, host, n));
 }
 
 int comm_sum_i64(struct comm *comm, int64_t *host, int64_t n)
 {
-    return comm->ops->sum_i64(comm, host, n);
+    return TOGETHER(comm->ops->sum_i64(comm, host, n));
 }
 
 int comm_allgather(struct comm *comm, const void *mine, const size_t *bytes, void *all)
 {
-    return comm->ops->allgather(comm, mine, bytes, all);
+    return TOGETHER(comm->ops->allgather(comm, mine, bytes, all));
 }
 
 int comm_allgather_each(struct comm *comm, const void *mine, size_t bytes, void *all)
@@ -91,31 +101,31 @@ int comm_allgather_each(struct comm *comm, const void *mine, size_t bytes, void 
     size_t *each = scratch;
     for (int p = 0; p < comm->size; p++)
         each[p] = bytes;
-    TRY(comm->ops->allgather(comm, mine, each, all));
+    TRY(TOGETHER(comm->ops->allgather(comm, mine, each, all)));
 out:
     return err;
 }
 
 int comm_gather(struct comm *comm, const void *mine, const size_t *bytes, void *all, int root)
 {
-    return comm->ops->gather(comm, mine, bytes, all, root);
+    return TOGETHER(comm->ops->gather(comm, mine, bytes, all, root));
 }
 
 int comm_scatter(struct comm *comm, const void *all, const size_t *bytes, void *mine, int root)
 {
-    return comm->ops->scatter(comm, all, bytes, mine, root);
+    return TOGETHER(comm->ops->scatter(comm, all, bytes, mine, root));
 }
 
 int comm_send(struct comm *comm, const void *host, size_t bytes, int to, int tag)
 {
     assert(tag >= 0 && tag < 1024);
-    return comm->ops->send(comm, host, bytes, to, tag);
+    return TOGETHER(comm->ops->send(comm, host, bytes, to, tag));
 }
 
 int comm_recv(struct comm *comm, void *host, size_t bytes, int from, int tag)
 {
     assert(tag >= 0 && tag < 1024);
-    return comm->ops->recv(comm, host, bytes, from, tag);
+    return TOGETHER(comm->ops->recv(comm, host, bytes, from, tag));
 }
 
 /* Shapes are the same on every rank, so what is empty on one is empty on all: nobody calls the transport. */
@@ -128,7 +138,7 @@ static int is_empty(const struct mat *m)
 int comm_sum_exact(struct comm *comm, struct mat *acc)
 {
     assert(acc->dtype == DT_I64);
-    return is_empty(acc) ? OK : comm->ops->sum_exact(comm, acc);
+    return is_empty(acc) ? OK : TOGETHER(comm->ops->sum_exact(comm, acc));
 }
 
 int comm_reduce_exact(struct comm *comm, struct mat *acc, int root)
@@ -140,12 +150,12 @@ int comm_reduce_exact(struct comm *comm, struct mat *acc, int root)
 int comm_allgather_rows(struct comm *comm, struct mat *m, const int64_t *row0)
 {
     assert(row0[0] == 0 && row0[comm->size] == m->rows);
-    return is_empty(m) ? OK : comm->ops->allgather_rows(comm, m, row0);
+    return is_empty(m) ? OK : TOGETHER(comm->ops->allgather_rows(comm, m, row0));
 }
 
 int comm_bcast_mat(struct comm *comm, struct mat *m, int root)
 {
-    return is_empty(m) ? OK : comm->ops->bcast_mat(comm, m, root);
+    return is_empty(m) ? OK : TOGETHER(comm->ops->bcast_mat(comm, m, root));
 }
 
 int comm_tree_sum(struct comm *comm, const struct mat *parts, struct mat *sum)
@@ -158,7 +168,7 @@ int comm_tree_sum(struct comm *comm, const struct mat *parts, struct mat *sum)
     assert(parts->cols == sum->cols && parts->rows == sum->rows * shard_parts(comm->rank, comm->size, own));
     (void)own;
     if (!is_empty(sum))
-        TRY(comm->ops->tree_sum(comm, parts, sum));
+        TRY(TOGETHER(comm->ops->tree_sum(comm, parts, sum)));
 out:
     return err;
 }

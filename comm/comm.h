@@ -38,7 +38,7 @@ struct comm {
 
 /* A single rank without MPI. */
 int comm_open_self(struct comm *comm, struct backend *be);
-/* All ranks of MPI_COMM_WORLD; initializes MPI (FUNNELED) if it isn't, and sets the rank that messages show
+/* All ranks of MPI_COMM_WORLD; initializes MPI (asking for MPI_THREAD_MULTIPLE) if it isn't, and sets the rank that messages show
  * (err_set_rank). Started by no launcher (mpirun, srun --mpi=pmix: known by their environment variables) it is
  * comm_open_self: MPI isn't touched, which saves 0.1-0.3 s. ERR_COMM when srun started several tasks but MPI sees only
  * one. */

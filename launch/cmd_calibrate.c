@@ -188,5 +188,6 @@ const struct command command_calibrate = {
                 "  glowq calibrate --synthetic examples/shapes/llama-3-8b.json --layers 2 -o out.glowq\n",
     .options = table,
     .check = check,
+    .resumable = 1,
     .run = run,
 };

@@ -8,7 +8,9 @@
 #include "launch/commands.h"
 
 #include "base/err.h"
+#include "base/interrupt.h"
 #include "base/log.h"
+#include "comm/watchdog.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -58,6 +60,9 @@ static int refuse(struct comm *comm, int err, const char *prefix, const char *me
     return comm_agree(comm, err);
 }
 
+static struct watchdog *dog;
+static unsigned patience_s; /* of the watchdog; 0: none */
+
 static int run_command(struct comm *comm, const struct command *command, int argc, char **argv)
 {
     int err = OK;
@@ -79,6 +84,11 @@ static int run_command(struct comm *comm, const struct command *command, int arg
     err = options_complete(&options);
     TRY(refuse(comm, err, prefix, options.error, hint));
     log_init(comm->rank, !options_flag(&options, "quiet"));
+    patience_s = (unsigned)options_int(&options, "watchdog");
+    TRY(watchdog_start(comm, patience_s, &dog));
+    if (command->resumable)
+        interrupt_catch(comm->rank == 0 ? "glowq: stopping after what is under way; a second INT or TERM ends at once\n"
+                                        : NULL);
     if (!command->rank0_only || comm->rank == 0)
         err = command->run(comm, &options);
 out:
@@ -129,20 +139,25 @@ static void on_alarm(int number)
     comm_abort(ending, ending_code);
 }
 
+/* Leave with this code if what comes isn't over in time; 0 seconds: however long it takes. */
+static void end_within(struct comm *comm, int code, unsigned seconds)
+{
+    struct sigaction action = {.sa_handler = on_alarm, .sa_flags = SA_NODEFER};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGALRM, &action, NULL);
+    ending = comm;
+    ending_code = code;
+    alarm(seconds);
+}
+
 /* The code that all ranks hold, if they can still be met. */
 static int agree_to_end(struct comm *comm, int err)
 {
-    const unsigned patience_s = 3; /* ranks that hold the same error differ by what they free, not by work */
+    const unsigned free_s = 3; /* ranks that hold the same error differ by what they free, not by work */
     if (err == ERR_COMM)
         comm_abort(comm, err_exit_code(err));
-    ending = comm;
-    ending_code = err_exit_code(err);
-    if (err != OK) {
-        struct sigaction action = {.sa_handler = on_alarm, .sa_flags = SA_NODEFER};
-        sigemptyset(&action.sa_mask);
-        sigaction(SIGALRM, &action, NULL);
-        alarm(patience_s);
-    }
+    if (err != OK)
+        end_within(comm, err_exit_code(err), free_s);
     int agreed = comm_agree_to_end(comm, err);
     alarm(0);
     if (agreed == ERR_COMM)
@@ -162,6 +177,9 @@ int main(int argc, char **argv)
     int err = run(&comm, argc, argv);
     int out_err = out_close();
     err = agree_to_end(&comm, err != OK ? err : out_err);
+    watchdog_stop(dog);
+    end_within(&comm, err_exit_code(ERR_COMM), patience_s); /* MPI_Finalize waits for all ranks, watched by nobody */
     comm_close(&comm);
+    alarm(0);
     return err_exit_code(err);
 }

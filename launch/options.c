@@ -22,6 +22,8 @@ const struct option_spec common_options[] = {
     OPT_FLAG("quiet", 'q', "no progress and no remarks on standard error; warnings and errors stay"),
     OPT_STRING("config", 'c', "FILE",
                "read options from FILE: lines `name = value`, at top level or inside `SUBCOMMAND { ... }`"),
+    OPT_INT("watchdog", 0, "SECONDS", "60", 0, 86400,
+            "end all ranks when one gives no sign of life for so long; 0: wait for it without end"),
     OPT_FLAG("print-config", 0, "print every option's value and where it came from, then exit"),
     OPT_FLAG("help", 'h', "print this help, then exit"),
     OPT_END,

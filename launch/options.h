@@ -100,6 +100,7 @@ struct command {
     int (*check)(struct options *options); /* what options must keep to beside their own ranges; NULL: nothing. Uses
                                               options_refuse */
     int rank0_only;                        /* not collective: the other ranks wait for rank 0's code */
+    int resumable;                         /* stops by itself on USR1, TERM and INT (base/interrupt.h) */
     int (*run)(struct comm *comm, const struct options *options);
 };
 

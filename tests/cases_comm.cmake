@@ -46,3 +46,7 @@ if(TARGET test_nccl)
     target_include_directories(test_nccl SYSTEM PRIVATE ${folders})
   endif()
 endif()
+
+if(TARGET test_watchdog AND TARGET glowq)
+  add_cli(watchdog fault 300 $<TARGET_FILE:test_watchdog>)
+endif()
