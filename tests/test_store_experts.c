@@ -364,6 +364,46 @@ static void impossible_facts_are_refused(void **state)
     err_quiet(0);
 }
 
+/* Numbers with the right checksum, which only another writer can have put there. */
+static void impossible_numbers_are_refused(void **state)
+{
+    (void)state;
+    char dir[PATH_MAX], path[PATH_MAX];
+    struct plan p = with_experts;
+    struct places places;
+    static const char *const names[] = {"/experts/tokens", "/experts/weight", "/experts/captured", "/experts/trace"};
+    static const char *const say[] = {"expert 2 has -1 tokens", "expert 2 has 1014 tokens, weight -nan",
+                                      "expert 0 captures", "expert 0 captures"};
+    p.name = "numbers.glowq";
+    err_quiet(1);
+    for (int k = 0; k < 4; k++) {
+        const struct place *data = NULL, *sums = NULL;
+        const int64_t minus = -1; /* as f64: a NaN */
+        uint8_t all[5 * 3 * 8], sum[16];
+        write_store(&p, dir);
+        path_of(path, dir, files[1]);
+        find_places(path, &places);
+        for (int i = 0; i < places.n; i++) {
+            data = strcmp(places.at[i].name, names[k]) == 0 ? &places.at[i] : data;
+            const int is_sum = strncmp(places.at[i].name, "/checksums", 10) == 0;
+            sums = is_sum && strcmp(places.at[i].name + 10, names[k]) == 0 ? &places.at[i] : sums;
+        }
+        assert_true(data && sums && data->bytes <= (int64_t)sizeof all && sums->bytes == 16);
+        int fd = open(path, O_RDWR);
+        assert_int_equal(pwrite(fd, &minus, 8, data->offset + 16), 8);
+        assert_int_equal(pread(fd, all, (size_t)data->bytes, data->offset), data->bytes);
+        xxh3_128(all, (size_t)data->bytes, sum);
+        assert_int_equal(pwrite(fd, sum, 16, sums->offset), 16);
+        close(fd);
+        rewrite_manifest(dir);
+        assert_int_equal(store_verify(dir, NULL), OK); /* every byte is as written */
+        assert_int_equal(check_store(dir, 0), ERR_FORMAT);
+        if (!strstr(err_last(), say[k]))
+            fail_msg("%s: %s", names[k], err_last());
+    }
+    err_quiet(0);
+}
+
 static void other_datasets_are_refused(void **state)
 {
     (void)state;
@@ -505,6 +545,7 @@ int main(void)
         cmocka_unit_test(plans_follow_the_families),
         cmocka_unit_test(misuse_publishes_nothing),
         cmocka_unit_test(impossible_facts_are_refused),
+        cmocka_unit_test(impossible_numbers_are_refused),
         cmocka_unit_test(other_datasets_are_refused),
         cmocka_unit_test(the_configuration_is_believed),
         cmocka_unit_test(inspect_tells_of_experts),
