@@ -8,7 +8,7 @@ JOBS="${JOBS:-$(nproc)}"               # compilers at a time
 FLAGS="${FLAGS:-}"                     # more for CMake, e.g. -DGLOWQ_WERROR=ON
 PACKAGES="cmake make gcc g++ libc6-dev pkg-config git python3 libopenmpi-dev openmpi-bin libhdf5-dev hdf5-tools
     libopenblas-dev liblapacke-dev libpcre2-dev libutf8proc-dev libjansson-dev libssl-dev libxxhash-dev libconfuse-dev
-    libcmocka-dev"
+    libmicrohttpd-dev libcmocka-dev"
 
 run() { echo "+ $*" >&2; "$@"; }
 

@@ -1,0 +1,1 @@
+add_case(NAME http PROGRAM test_http LABELS serve)
