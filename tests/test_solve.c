@@ -26,7 +26,7 @@ static struct comm world;
 static enum solver solver = SOLVER_KRYLOV;
 static enum qr_kind qr_kind = QR_GRAM;
 
-enum { MAX_MODULES = 4 };
+enum { MAX_MODULES = 160 };
 enum spectrum { FLAT, DECAYING, LOW_RANK, ZERO };
 
 /* One problem: E from a spectrum, X = tokens with channels of given variance. */
@@ -223,6 +223,7 @@ struct result {
     struct solution s; /* buffers freed; a and b point to the next two */
     void *a, *b;
     double captured[MAX_MODULES];
+    int64_t first[MAX_MODULES], n[MAX_MODULES]; /* module_first, module_rank */
 };
 
 static void forget(struct result *r)
@@ -263,7 +264,11 @@ static void solve_on(struct comm *comm, const struct made *made, const struct so
     if (!r->err) {
         r->a = fetch(be, &r->s.a);
         r->b = fetch(be, &r->s.b);
-        memcpy(r->captured, r->s.module_captured, (size_t)panels.n_modules * sizeof *r->captured);
+        for (int64_t i = 0; i < panels.n_modules; i++) {
+            r->captured[i] = r->s.module_captured[i];
+            r->first[i] = r->s.module_first[i];
+            r->n[i] = r->s.module_rank[i];
+        }
     }
     solution_free(&r->s);
     r->s.a.data = r->a;
@@ -278,7 +283,7 @@ static void solve_on(struct comm *comm, const struct made *made, const struct so
 static void collect(const struct made *made, const struct result *part, struct result *whole)
 {
     struct panels panels;
-    size_t row_bytes = (size_t)part->s.rank * 2, b_bytes = (size_t)made->scene->d * row_bytes;
+    size_t row_bytes = (size_t)part->s.a.cols * 2, b_bytes = (size_t)(made->scene->d * part->s.rank) * 2;
     size_t *bytes = malloc((size_t)world.size * sizeof *bytes);
     *whole = *part;
     whole->a = malloc((size_t)made->m * row_bytes + 1);
@@ -326,9 +331,9 @@ static void solve_both(const struct made *made, const struct solve_params *param
         assert_int_equal(alone->err, OK);
         comm_close(&self);
     }
-    row_bytes = (size_t)part.s.rank * 2;
+    row_bytes = (size_t)part.s.a.cols * 2;
     a_bytes = (size_t)made->m * row_bytes;
-    b_bytes = (size_t)made->scene->d * row_bytes;
+    b_bytes = (size_t)(made->scene->d * part.s.rank) * 2;
     a = malloc(a_bytes + 1);
     b = malloc(b_bytes + 1);
     assert_non_null(a);
@@ -353,6 +358,8 @@ static void solve_both(const struct made *made, const struct solve_params *param
     assert_memory_equal(&part.s.captured, &same.s.captured, sizeof same.s.captured);
     assert_memory_equal(&part.s.error_norm2, &same.s.error_norm2, sizeof same.s.error_norm2);
     assert_memory_equal(part.captured, same.captured, sizeof same.captured);
+    assert_memory_equal(part.first, same.first, sizeof same.first);
+    assert_memory_equal(part.n, same.n, sizeof same.n);
     panels_free(&panels);
     free(a);
     free(b);
@@ -382,17 +389,16 @@ static double allowed(const struct truth *truth, enum dtype dtype)
     return 1.005 * truth->optimum + (dtype == DT_F16 ? 1e-6 : 2 * 0x1p-16 / 3) * truth->trace;
 }
 
-static void check_scene(const struct scene *scene, enum dtype dtype)
+static void check_made(const struct made *made, enum dtype dtype)
 {
-    struct made made;
+    const struct scene *scene = made->scene;
     struct result r;
     struct solve_params params = defaults(scene->r);
     params.factor_dtype = dtype;
-    make(scene, &made);
-    solve_both(&made, &params, &r);
+    solve_both(made, &params, &r);
     if (world.rank == 0) {
-        struct truth truth = find_truth(&made);
-        double left = objective(&made, &r.s), beyond = truth.trace - truth.optimum - truth.first;
+        struct truth truth = find_truth(made);
+        double left = objective(made, &r.s), beyond = truth.trace - truth.optimum - truth.first;
         double got = truth.trace - left - truth.first, modules = 0;
         print_message("  %-24s %-4s %d steps: %.6g left, optimum %.6g, tr C %.6g; eta %.5f; trace off by %+.2f sd\n",
                       scene->name, dtype_name(dtype), r.s.steps, left, truth.optimum, truth.trace, r.s.energy,
@@ -409,6 +415,13 @@ static void check_scene(const struct scene *scene, enum dtype dtype)
         assert_true(fabs(modules - r.s.captured) <= 1e-12 * truth.trace);
     }
     forget(&r);
+}
+
+static void check_scene(const struct scene *scene, enum dtype dtype)
+{
+    struct made made;
+    make(scene, &made);
+    check_made(&made, dtype);
     unmake(&made);
 }
 
@@ -574,12 +587,130 @@ static void test_factor_range(void **state)
     }
 }
 
+/* As many modules as a layer of experts has, most of them with a short panel at their end. */
+static void test_many_modules(void **state)
+{
+    struct scene scene = {.name = "150 modules",
+                          .n_modules = 150,
+                          .d = 96,
+                          .n_tokens = 512,
+                          .r = 12,
+                          .e = DECAYING,
+                          .anisotropy = 10,
+                          .gap = 1};
+    (void)state;
+    for (int i = 0; i < scene.n_modules; i++)
+        scene.modules[i] = i % 50 == 7 ? 256 : 5 + i % 13;
+    check_scene(&scene, DT_F16);
+}
+
+/* The rows of module i as a problem of its own. */
+static struct made alone_of(const struct made *made, struct scene *scene, int module)
+{
+    struct made one = *made;
+    for (int i = 0; i < module; i++)
+        one.e += made->scene->modules[i] * made->scene->d;
+    *scene = *made->scene;
+    scene->n_modules = 1;
+    scene->modules[0] = one.m = made->scene->modules[module];
+    one.scene = scene;
+    return one;
+}
+
+/* A B for every module: each module's factors are, to the bit, what it gets as a group of its own. */
+static void test_apart(void **state)
+{
+    static const struct scene scene = {"apart", {700, 20, 300, 4}, 4, 96, 1024, 12, DECAYING, 10, 0, 1};
+    struct solve_params params = defaults(scene.r);
+    struct made made;
+    struct result r;
+    (void)state;
+    params.sharing = SHARE_MODULE;
+    make(&scene, &made);
+    solve_both(&made, &params, &r);
+    int64_t row = 0, first = 0;
+    for (int i = 0; i < scene.n_modules; i++) {
+        struct scene of_one;
+        const struct made module = alone_of(&made, &of_one, i);
+        struct result shared_one, apart_one;
+        params.sub = solve_module_sub(defaults(0).sub, i);
+        params.sharing = SHARE_GROUP;
+        solve_both(&module, &params, &shared_one);
+        params.sharing = SHARE_MODULE;
+        params.sub = defaults(0).sub;
+        if (i == 0)
+            solve_both(&module, &params, &apart_one);
+        if (world.rank == 0) {
+            const int64_t rank = shared_one.s.rank;
+            assert_int_equal(r.first[i], first);
+            assert_int_equal(r.n[i], rank);
+            assert_int_equal(rank, min_i64(scene.r, module.m));
+            assert_memory_equal((uint16_t *)r.b + first * scene.d, shared_one.b, (size_t)(rank * scene.d) * 2);
+            for (int64_t k = 0; k < module.m; k++)
+                for (int64_t j = 0; j < r.s.a.cols; j++)
+                    assert_int_equal(((uint16_t *)r.a)[(row + k) * r.s.a.cols + j],
+                                     j < rank ? ((uint16_t *)shared_one.a)[k * rank + j] : 0);
+            assert_true(r.captured[i] == shared_one.s.captured);
+            if (i == 0) { /* a group of one module: what is shared doesn't matter */
+                assert_memory_equal(apart_one.a, shared_one.a, (size_t)(module.m * rank) * 2);
+                assert_memory_equal(apart_one.b, shared_one.b, (size_t)(rank * scene.d) * 2);
+                assert_true(apart_one.s.trace == shared_one.s.trace && apart_one.s.energy == shared_one.s.energy);
+            }
+            row += module.m;
+            first += rank;
+        }
+        if (i == 0)
+            forget(&apart_one);
+        forget(&shared_one);
+    }
+    if (world.rank == 0) {
+        struct truth truth = find_truth(&made);
+        assert_int_equal(r.s.rank, first);
+        assert_true(fabs(r.s.trace - truth.trace) <= 4 * r.s.trace_error + 1e-6 * truth.trace);
+        assert_true(r.s.captured > truth.trace - truth.optimum); /* more factors than one B has */
+    }
+    forget(&r);
+    unmake(&made);
+}
+
+/* S mixed with equal channels: the optimum is that of (n S + t tau I) / (n + t), with no token at all that of plain SVD. */
+static void test_prior(void **state)
+{
+    (void)state;
+    for (int empty = 0; empty < 2; empty++) {
+        struct made made;
+        const int64_t d = scenes[4].d;
+        const double t = 1000, prior = 0.3;
+        make(&scenes[4], &made);
+        if (empty) {
+            made.moment.n_tokens = 0;
+            memset(made.moment.acc.data, 0, mat_bytes(&made.moment.acc));
+        }
+        made.moment.prior = prior;
+        made.moment.prior_tokens = t;
+        for (int64_t i = 0; i < d * d; i++) {
+            const double n = (double)made.moment.n_tokens;
+            made.s[i] = (n * made.s[i] + (i % (d + 1) == 0 ? t * prior : 0)) / (n + t);
+        }
+        check_made(&made, DT_F16);
+        struct solve_params params = defaults(scenes[4].r);
+        struct result r;
+        params.exact_energy = 1;
+        solve_both(&made, &params, &r);
+        if (world.rank == 0)
+            assert_true(fabs(r.s.trace - find_truth(&made).trace) <= 1e-11 * r.s.trace);
+        forget(&r);
+        unmake(&made);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_objective),  cmocka_unit_test(test_exact_energy), cmocka_unit_test(test_damping),
         cmocka_unit_test(test_zero_error), cmocka_unit_test(test_rank_zero),    cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_no_tokens),  cmocka_unit_test(test_factor_range),
+        cmocka_unit_test(test_no_tokens),  cmocka_unit_test(test_factor_range), cmocka_unit_test(test_many_modules),
+        cmocka_unit_test(test_apart),      cmocka_unit_test(test_prior),
     };
     const char *device = argc > 2 ? argv[2] : "cpu";
     int failed, opened;
