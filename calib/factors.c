@@ -26,6 +26,9 @@ int gram_inverse(struct backend *be, enum dtype dtype, const struct mat *gram, s
     double *n = host, *v = host + r * r, *unit = v + r * r;
     double rounding = dtype == DT_F64 ? 1e-12 : 1e-7;
     TRY(ops->get(be, n, gram->data, mat_bytes(gram)));
+    for (int64_t i = 0; i < r * r && !err; i++)
+        err = isfinite(n[i]) ? OK : ERR_NUMERIC; /* LAPACK and cuSOLVER disagree about what becomes of it */
+    TRY(err);
     for (int64_t i = 0; i < r; i++)
         unit[i] = n[i * r + i] > 0 ? 1 / sqrt(n[i * r + i]) : 0;
     for (int64_t i = 0; i < r; i++)
@@ -147,6 +150,9 @@ static int refit_once(struct refit *f, const struct right_factor *right, struct 
     if (p->comm->rank == 0) {
         failed = ops->gemm(f->be, 0, 0, 1, &f->b, &f->sbt, 0, &f->n);
         failed = failed ? failed : gram_inverse(f->be, p->metric->dtype, &f->n, &f->inverse, &f->w, f->host);
+        if (failed == ERR_NUMERIC)
+            failed = err_set(ERR_NUMERIC, __FILE__, __LINE__, "B S B^T of a rank %lld correction isn't finite",
+                             (long long)r);
     }
     TRY(comm_agree(p->comm, failed));
     TRY(comm_bcast_mat(p->comm, &f->n, 0));

@@ -9,7 +9,8 @@ enum { FACTOR_LIMIT = 30000 }; /* no entry of a factor is larger: half of f16's 
 
 /* inverse = N^+ for a symmetric N = B S B^T, f64 [r, r], by eigenvectors of N scaled to a unit diagonal (Jacobi), so that
  * directions of very different size count alike. What lies below the rounding of S (dtype: of the products that made N) is no
- * direction at all. w f64 [1, r] and host [2 r r + r] are working memory. Not collective. */
+ * direction at all. w f64 [1, r] and host [2 r r + r] are working memory. ERR_NUMERIC, silently, where N isn't finite. Not
+ * collective. */
 int gram_inverse(struct backend *be, enum dtype dtype, const struct mat *gram, struct mat *inverse, struct mat *w,
                  double *host);
 /* B's row times 2^shift, A's column by as much less, brings a pair with largest entries a and b into range and splits it evenly;

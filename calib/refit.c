@@ -325,7 +325,10 @@ static int unit_factors(struct refit *f, int64_t u, int by_layer, int with_a)
         if (!part->same) {
             TRY(module_gram(f, u, part, &gt, &n));
             inverse = part_of(&f->inverse, part->rank, part->rank);
-            TRY(gram_inverse(f->be, f->metric.dtype, &n, &inverse, &w, f->host));
+            err = gram_inverse(f->be, f->metric.dtype, &n, &inverse, &w, f->host);
+            if (err == ERR_NUMERIC)
+                FAIL(err, "statistics of expert %lld aren't finite", (long long)(f->first_unit + u));
+            TRY(err);
         }
         TRY(ops->gemm(f->be, 0, 0, 1, &g, &inverse, 0, &a));
     }
