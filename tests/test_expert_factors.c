@@ -237,6 +237,28 @@ static void test_ranks_and_batches_give_the_same_bits(void **state)
         }
 }
 
+/* Ranks differ from group to group and among layers: what a correction costs, allocated and planned. The plan pads rows to 16, as
+ * the CPU does: a B of 8 rows takes half as much on a GPU. */
+static void test_planned_memory(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_MODELS; i++)
+        for (int kind = SHARED; kind <= STACKED; kind++) {
+            struct model model;
+            double planned = 0, allocated = 0;
+            for (int off = 0; off < 2; off++) {
+                const size_t before = backend.bytes_now;
+                open_store(&world, i, (enum kind)kind, off, &model);
+                planned += (off ? -1 : 1) * (double)model.planned_bytes;
+                allocated += (off ? -1 : 1) * (double)(backend.bytes_now - before);
+                model_close(&model);
+                assert_int_equal(backend.bytes_now, before);
+            }
+            if (!(planned > 0.9 * allocated && planned < 1.4 * allocated))
+                fail_msg("model %d, kind %d: a correction of %.0f bytes, planned %.0f", i, kind, allocated, planned);
+        }
+}
+
 /* ---- observers ------------------------------------------------------------------------------------------------------ */
 
 /* What came, in order, of one layer. */
@@ -387,6 +409,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_own_columns_of_r_are_a_stack_padded_with_zeros),
         cmocka_unit_test(test_ranks_and_batches_give_the_same_bits),
         cmocka_unit_test(test_what_an_observer_sees),
+        cmocka_unit_test(test_planned_memory),
     };
     int failed = 1;
     err_quiet(1);
