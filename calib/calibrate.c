@@ -7,9 +7,13 @@
 #include "base/hash.h"
 #include "base/interrupt.h"
 #include "base/log.h"
+#include "calib/bounds.h"
+#include "calib/budget.h"
 #include "calib/calibrate_memory.h"
 #include "calib/corpus.h"
+#include "calib/correct.h"
 #include "calib/covariance.h"
+#include "calib/cross.h"
 #include "calib/facts.h"
 #include "calib/forward.h"
 #include "calib/slices.h"
@@ -29,7 +33,7 @@ struct job {
     struct tokenizer *tokenizer;
     struct weights weights;
     struct corpus corpus;
-    struct slices slices;
+    struct store_settings settings;
     struct forward forward;
     char fingerprint[65];
     int64_t planned_bytes; /* of this rank's device */
@@ -53,7 +57,6 @@ static int job_open_local(struct job *job)
     int err = OK;
     const struct calibrate_options *o = job->options;
     TRY(o->synthetic.config ? synthetic_config(&o->synthetic, &job->config) : config_read(o->model, &job->config));
-    TRY(config_refuse_moe(&job->config, o->synthetic.config ? o->synthetic.config : o->model));
     TRY(weights_open(job));
     if (o->n_texts > 0)
         TRY(tokenizer_open(o->model, &job->tokenizer));
@@ -92,6 +95,26 @@ out:
     return err;
 }
 
+/* Ranks and formats, of layers with experts too. */
+static void choose_settings(struct job *job)
+{
+    const struct calibrate_options *o = job->options;
+    const int share_modules = o->solve.sharing == SHARE_MODULE;
+    job->settings = (struct store_settings){.bits = o->bits,
+                                            .group_size = o->group_size,
+                                            .rank = o->solve.rank,
+                                            .share_modules = share_modules,
+                                            .factor_dtype = o->solve.factor_dtype,
+                                            .vector_dtype = DT_F32};
+    if (job->config.n_experts > 0) {
+        const struct expert_ranks ranks = budget_ranks(&job->config, share_modules, o->expert_rank, o->solve.rank);
+        job->settings.gate_up_rank = ranks.gate_up;
+        job->settings.down_rank = ranks.down;
+        log_info("layers with experts: rank %lld for gates and ups, %lld for downs", (long long)ranks.gate_up,
+                 (long long)ranks.down);
+    }
+}
+
 /* What the results depend on; never ranks, threads, paths or times. */
 static int job_fingerprint(struct job *job)
 {
@@ -104,14 +127,17 @@ static int job_fingerprint(struct job *job)
         TRY(file_join(path, sizeof path, o->model, "config.json"));
     TRY(sha256_file(o->synthetic.config ? o->synthetic.config : path, config_hex));
     int n = snprintf(text, sizeof text,
-                     "glowq numerics 1\n%s\n%s\n%s\nsequences %lld x %lld, block %lld, panel %d\nbits %d group %lld\n"
+                     "glowq numerics 2\n%s\n%s\n%s\nsequences %lld x %lld, block %lld, panel %d\nbits %d group %lld\n"
                      "solver %d qr %d rank %lld + %lld power %d stop %.17g steps %d damp %d %.17g factors %d exact %d "
-                     "seed %llu\n%s\n",
+                     "seed %llu\n%s\n"
+                     "sharing %d experts: rank %lld %lld weights %d refit %d\n",
                      weights_hex, config_hex, job->corpus.ids_sha256, (long long)job->corpus.n_sequences,
                      (long long)job->corpus.seq_len, (long long)job->corpus.block_sequences, PANEL_ROWS, o->bits,
                      (long long)o->group_size, (int)s->solver, (int)s->qr, (long long)s->rank, (long long)s->oversample,
                      s->power, s->stop, s->max_steps, (int)s->damp, s->alpha, (int)s->factor_dtype, s->exact_energy,
-                     (unsigned long long)s->seed, job->comm->be->numerics);
+                     (unsigned long long)s->seed, job->comm->be->numerics, (int)s->sharing,
+                     (long long)job->settings.gate_up_rank, (long long)job->settings.down_rank, (int)o->expert_weights,
+                     (int)o->expert_refit);
     if (n < 0 || (size_t)n >= sizeof text)
         FAIL(ERR_ARG, "the settings' text is too long");
     TRY(sha256_hex(text, (size_t)n, job->fingerprint));
@@ -126,8 +152,8 @@ static int check_memory(struct job *job)
     enum dtype stored;
     struct memory_needs needs;
     TRY(comm_agree(job->comm, weights_dtype(&job->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q, 0}, &stored)));
-    TRY(comm_agree(job->comm,
-                   calibrate_memory(job->options, &job->config, &job->corpus, &job->slices, stored, &needs)));
+    TRY(comm_agree(job->comm, calibrate_memory(job->comm, job->options, &job->config, &job->settings, &job->corpus,
+                                               stored, &needs)));
     TRY(memory_check(job->comm, &needs, "more ranks on more machines, fewer --samples or a shorter --seq-len"));
     job->planned_bytes = (int64_t)memory_total(&needs);
 out:
@@ -184,7 +210,7 @@ static int job_open(struct job *job)
     struct comm *comm = job->comm;
     TRY(comm_agree(comm, job_open_local(job)));
     TRY(agree_on_numerics(comm));
-    TRY(comm_agree(comm, slices_create(comm, &job->config, &job->slices)));
+    choose_settings(job);
     TRY(check_memory(job));
     TRY(comm_agree(comm, job_fingerprint(job)));
     if (comm->rank == 0)
@@ -205,7 +231,6 @@ out:
 static void job_close(struct job *job)
 {
     forward_free(&job->forward);
-    slices_free(&job->slices);
     facts_free(&job->facts);
     corpus_free(&job->corpus);
     weights_close(&job->weights);
@@ -217,148 +242,93 @@ static void job_close(struct job *job)
 
 /* ---- one layer ---------------------------------------------------------------------------------------------------- */
 
-struct group_bufs {
-    struct buf e, codes, scales, zeros;
+/* A layer while it is worked on. */
+struct stages {
+    struct slices slices;  /* this rank's rows of its weights */
+    struct layer layer;    /* all of its weights, to run it */
+    struct bounds bounds;  /* of what may come */
+    struct covariance cov; /* what came */
+    struct cross cross;    /* what a second sweep needs */
 };
 
-static void group_bufs_free(struct group_bufs *b)
+static void stages_free(struct stages *s)
 {
-    buf_free(&b->e);
-    buf_free(&b->codes);
-    buf_free(&b->scales);
-    buf_free(&b->zeros);
+    cross_free(&s->cross);
+    covariance_free(&s->cov);
+    bounds_free(&s->bounds);
+    layer_free(&s->layer);
+    slices_free(&s->slices);
 }
 
-/* Names the row whose scale leaves f16's range. */
-static int bad_row(const struct job *job, int64_t l, enum group group, int64_t local_row)
-{
-    const struct panels *panels = &job->slices.panels[group];
-    int64_t row = panels_rows(panels, job->comm->rank).begin + local_row;
-    enum module first;
-    int count, i = 0;
-    char name[160];
-    group_modules(group, &first, &count);
-    while (i < count - 1 && row >= panels->module_rows[i])
-        row -= panels->module_rows[i++];
-    tensor_of_module(l, (enum module)(first + i), 0, name, sizeof name);
-    return err_set(ERR_NUMERIC, __FILE__, __LINE__,
-                   "%s, row %lld: the range of a quantization group has no scale within f16's normal numbers", name,
-                   (long long)row);
-}
-
-/* W rows of this rank -> codes, scales, zeros, and the error E in place of W. Rank-local. */
-static int quantize_group(struct job *job, int64_t l, enum group group, struct group_bufs *bufs, struct mat *e,
-                          struct quantized *q)
+/* Every rank its own rows from the checkpoint, and from the others what it needs to run the layer. */
+static int read_layer(struct job *job, int64_t l, struct stages *s)
 {
     int err = OK;
-    struct backend *be = job->comm->be;
-    const struct range rows = panels_rows(&job->slices.panels[group], job->comm->rank);
-    const int64_t m = rows.end - rows.begin, d = job->slices.d_in[group];
-    const int64_t group_size =
-        job->options->group_size > 0 && job->options->group_size < d ? job->options->group_size : d;
-    const int64_t n_groups = (d + group_size - 1) / group_size;
-    int64_t bad = -1;
-    struct buf first_bad = {0};
-    TRY(buf_alloc(be, sizeof bad, &first_bad));
-    TRY(mat_alloc(be, DT_F32, m, d, &bufs->e, e));
-    TRY(mat_alloc(be, DT_U8, m, d, &bufs->codes, &q->codes));
-    TRY(mat_alloc(be, DT_F16, m, n_groups, &bufs->scales, &q->scales));
-    TRY(mat_alloc(be, DT_U8, m, n_groups, &bufs->zeros, &q->zeros));
-    TRY(slices_stack(&job->slices, group, e));
-    slices_drop_group(&job->slices, group);
-    TRY(be->ops->quantize(be, e, job->options->bits, group_size, &q->codes, &q->scales, &q->zeros, first_bad.p));
-    TRY(be->ops->get(be, &bad, first_bad.p, sizeof bad));
-    if (bad >= 0)
-        err = bad_row(job, l, group, bad);
+    struct comm *comm = job->comm;
+    int local = slices_plan(comm, &job->config, l, &s->slices);
+    TRY(comm_agree(comm, local ? local : slices_read(&s->slices, &job->weights)));
+    const struct module_source source = slices_source(&s->slices);
+    local = load_layer_weights(&job->weights, &job->forward.dec.shape, l, &source, NULL, &s->layer);
+    if (local && comm->size > 1) /* others may wait in this layer's broadcasts: they can't be told */
+        comm_abort(comm, err_exit_code(local));
+    TRY(local);
 out:
-    buf_free(&first_bad);
     return err;
 }
 
-static int calibrate_group(struct job *job, int64_t l, enum group group, struct covariance *cov,
-                           struct layer_file *file)
+/* Room for what will be observed. */
+static int observe_layer(struct job *job, int64_t l, struct stages *s)
 {
-    int err = OK;
-    struct group_bufs bufs = {0};
-    struct quantized quantized;
-    struct mat e;
-    struct solution solution = {0};
-    struct solve_params params = job->options->solve;
-    params.sub = (uint32_t)(l * N_GROUPS + group);
-    double start = now_s();
-    TRY(comm_agree(job->comm, quantize_group(job, l, group, &bufs, &e, &quantized)));
-    facts_stage(&job->facts, STAGE_QUANTIZE, start);
-    start = now_s();
-    TRY(solve_group(job->comm, &params, &job->slices.panels[group], &e, &cov->moment[group], &solution));
-    moment_free(&cov->moment[group]);
-    facts_stage(&job->facts, STAGE_SOLVE, start);
-    start = now_s();
-    TRY(layer_file_group(file, &job->slices, group, &quantized, &solution));
-    facts_stage(&job->facts, STAGE_WRITE, start);
+    int err = OK, local = OK;
+    const int sweeps_twice = config_is_moe(&job->config, l) && job->options->expert_refit == REFIT_OWN;
+    TRY(bounds_create(&s->slices, &job->weights, &s->bounds));
+    if (sweeps_twice)
+        local = cross_create(&s->slices, &s->bounds, job->forward.blocks.end - job->forward.blocks.begin,
+                             job->forward.hidden.rows, &s->cross);
+    local = local ? local
+                  : covariance_begin(&s->slices, &job->corpus, &s->bounds, sweeps_twice ? &s->cross : NULL, &s->cov);
+    TRY(comm_agree(job->comm, local));
 out:
-    group_bufs_free(&bufs);
-    solution_free(&solution);
     return err;
 }
 
-/* Quantizes, solves and publishes layer l from its Sigma_x. */
-static int solve_layer(struct job *job, int64_t l, struct covariance *cov)
-{
-    int err = OK;
-    const struct calibrate_options *o = job->options;
-    struct store_layer_facts shapes;
-    struct layer_file file = {0};
-    double start = now_s();
-    TRY(comm_agree(job->comm, layer_facts(&job->weights, l, job->fingerprint, o->bits, o->group_size, o->solve.rank,
-                                          o->solve.factor_dtype, &shapes)));
-    TRY(layer_file_create(job->comm, o->out, (int)(l % job->comm->size), &shapes, &file));
-    facts_stage(&job->facts, STAGE_WRITE, start);
-    for (int g = 0; g < N_GROUPS; g++)
-        TRY(calibrate_group(job, l, (enum group)g, cov, &file));
-    start = now_s();
-    TRY(layer_file_vectors(&file, &job->weights));
-    TRY(layer_file_publish(&file));
-    facts_stage(&job->facts, STAGE_WRITE, start);
-out:
-    layer_file_discard(&file);
-    return err;
-}
-
-/* read -> forward + observe -> Sigma_x -> quantize -> solve -> write; a finished layer is only run forward. */
+/* read -> forward + observe -> Sigma_x -> quantize + solve + write (correct.c); a finished layer is only run forward. */
 static int calibrate_layer(struct job *job, int64_t l)
 {
     int err = OK;
     struct comm *comm = job->comm;
-    struct covariance cov = {0};
-    struct layer layer = {0};
+    struct stages s = {0};
     const int finished = job->finished[l];
     double start = now_s();
-    TRY(comm_agree(comm, slices_read(&job->slices, &job->weights, l)));
-    const struct module_source source = slices_source(&job->slices);
-    int local = load_layer_weights(&job->weights, &job->forward.dec.shape, l, &source, NULL, &layer);
-    if (local && comm->size > 1) /* others may wait in this layer's broadcasts: they can't be told */
-        comm_abort(comm, err_exit_code(local));
-    TRY(local);
+    TRY(read_layer(job, l, &s));
     facts_stage(&job->facts, STAGE_READ, start);
     start = now_s();
     if (!finished)
-        TRY(covariance_begin(comm, &job->config, &job->corpus, &job->weights, &job->slices, l, &cov));
+        TRY(observe_layer(job, l, &s));
     const double compute_start = now_s();
-    local = forward_layer(&job->forward, &layer, l, finished ? NULL : &cov);
+    const int local = forward_layer(&job->forward, &s.layer, l, finished ? NULL : &s.cov);
     job->facts.compute_s += now_s() - compute_start;
     TRY(comm_agree(comm, local));
-    layer_free(&layer);
+    layer_free(&s.layer);
     facts_stage(&job->facts, STAGE_FORWARD, start);
-    if (!finished) {
-        start = now_s();
-        TRY(covariance_reduce(&cov));
-        facts_stage(&job->facts, STAGE_MOMENTS, start);
-        TRY(solve_layer(job, l, &cov));
-    }
+    if (finished)
+        goto out;
+    start = now_s();
+    TRY(covariance_reduce(&s.cov));
+    facts_stage(&job->facts, STAGE_MOMENTS, start);
+    struct correct correct = {.options = job->options,
+                              .settings = &job->settings,
+                              .fingerprint = job->fingerprint,
+                              .comm = comm,
+                              .self = &job->forward.self,
+                              .weights = &job->weights,
+                              .slices = &s.slices,
+                              .cov = &s.cov,
+                              .cross = s.cov.cross,
+                              .facts = &job->facts};
+    TRY(correct_layer(&correct));
 out:
-    slices_drop(&job->slices);
-    covariance_free(&cov);
-    layer_free(&layer);
+    stages_free(&s);
     return err;
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Calibration: checkpoint (or synthetic weights) + text -> NAME.glowq. The pipeline, one file a stage:
- *   corpus.c (text -> token sequences) -> covariance.c (Sigma_x of every group) -> quantize + solve.c (E, A, B) -> write.c
+ *   corpus.c (text -> token sequences) -> covariance.c (Sigma_x of every group)
+ *   -> correct.c: quantize + solve.c (E, A, B), with experts cross.c + refit.c -> write.c
  * Layer by layer, memory of one layer; a finished layer is published as one file and skipped on a rerun.
  */
 #ifndef GLOWQ_CALIB_CALIBRATE_H
@@ -12,6 +13,12 @@
 
 #include <stdint.h>
 
+/* How much an expert's error counts where one B is found for all: by the share of tokens that chose it, by the mean of their squared
+ * weights, or as much as any other's. */
+enum expert_weights { WEIGH_TOKENS, WEIGH_GATES, WEIGH_NONE };
+/* Left factors of an expert under statistics of its own, shrunk to the layer's, or under the layer's. */
+enum expert_refit { REFIT_OWN, REFIT_LAYER };
+
 struct calibrate_options {
     const char *model;          /* Hugging Face folder; with synthetic: where its tokenizer is */
     struct synthetic synthetic; /* config != NULL: weights made from the seed instead of read */
@@ -22,16 +29,21 @@ struct calibrate_options {
     int64_t group_size;        /* > 0; 0: one group a row */
     int64_t samples, seq_len;  /* at most samples windows of seq_len ids (BOS included where the tokenizer adds one) */
     struct solve_params solve; /* sub is set per group */
-    int overwrite;             /* replace a finished or foreign output */
-    const char *command;       /* the command line, for run.json */
+    int64_t expert_rank;       /* of layers with experts; -1: as budget.h says, at most solve.rank */
+    enum expert_weights expert_weights;
+    enum expert_refit expert_refit;
+    int overwrite;       /* replace a finished or foreign output */
+    const char *command; /* the command line, for run.json */
 };
 
 struct calibrate_result {
     int64_t n_layers, n_resumed; /* layers found finished */
     int64_t n_sequences, n_tokens;
     int64_t weight_bytes, quantized_bytes,
-        factor_bytes; /* of the linears: as stored before; codes+scales+zeros; A and B */
-    double energy;    /* sum of captured / sum of traces over all groups */
+        factor_bytes;                /* of the linears: as stored before; codes+scales+zeros; A and B */
+    double energy;                   /* sum of captured / sum of traces over all groups */
+    int64_t gate_up_rank, down_rank; /* of layers with experts; 0 without */
+    int64_t n_experts, n_starved;    /* routed ones, of all layers; those that the text hardly reached */
     double seconds;
 };
 

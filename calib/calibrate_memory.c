@@ -4,7 +4,9 @@
 #include "calib/calibrate_memory.h"
 
 #include "base/err.h"
+#include "calib/cross.h"
 #include "calib/problem.h"
+#include "calib/slices.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -33,17 +35,19 @@ struct share {
     int root;
 };
 
-static struct share share_of(const struct slices *slices, enum group group)
+/* A group on the ranks that hold it: a routed down is whole on one, and so is its S. */
+static struct share share_of(const struct slices *slices, int64_t group)
 {
-    const struct panels *panels = &slices->panels[group];
-    const struct range own = panels_rows(panels, panels->rank);
-    const int64_t d = slices->d_in[group], n = (d + PANEL_ROWS - 1) / PANEL_ROWS;
-    const struct range s = shard_even(n, panels->rank, panels->n_ranks);
-    return (struct share){.m = panels->n_rows,
+    const struct slice_group *g = &slices->group[group];
+    const int is_alone = g->id.expert >= 0, rank = is_alone ? 0 : g->panels.rank;
+    const struct range own = panels_rows(&g->panels, g->panels.rank);
+    const int64_t d = g->d_in, n = (d + PANEL_ROWS - 1) / PANEL_ROWS;
+    const struct range s = shard_even(n, rank, is_alone ? 1 : g->panels.n_ranks);
+    return (struct share){.m = g->panels.n_rows,
                           .m_p = own.end - own.begin,
                           .d = d,
                           .d_p = min_i64(s.end * PANEL_ROWS, d) - min_i64(s.begin * PANEL_ROWS, d),
-                          .root = panels->rank == 0};
+                          .root = rank == 0};
 }
 
 /* Rows of E turned into f64 on the way into a product. */
@@ -82,10 +86,22 @@ static size_t qr_rsvd_bytes(const struct share *s, const struct solve_params *pa
     return x + max_size(reduce, max_size(core, sketch)) + f64s(r * s->d);
 }
 
-static void solve_needs(const struct calibrate_options *o, const struct share *s, struct memory_needs *needs)
+/* The second sweep (cross.c): what the experts' owners sum, what one expert's sum is made with; width: columns of F. Refit itself
+ * works on one expert at a time. */
+static size_t refit_bytes(const struct slices *slices, int64_t d, int64_t width, enum dtype act)
+{
+    const struct range own = slices_experts(slices, slices->comm->rank);
+    const int64_t n = own.end - own.begin;
+    size_t bytes = f64s(n * d * width) + (size_t)((n + 1) * d * EXPERT_PROBES) * sizeof(float); /* Y, V */
+    bytes += (size_t)(CROSS_ROWS * d) * dtype_bytes(act) + f64s(CROSS_ROWS * (d + width));      /* X, X F */
+    return bytes + f64s(3 * d * width);                                                         /* F twice, its sum */
+}
+
+static void solve_needs(const struct calibrate_options *o, int64_t rank, const struct share *s,
+                        struct memory_needs *needs)
 {
     const struct solve_params *p = &o->solve;
-    const int64_t r = min_i64(p->rank, min_i64(s->m, s->d)), b = min_i64(r + p->oversample, min_i64(s->m, s->d));
+    const int64_t r = min_i64(rank, min_i64(s->m, s->d)), b = min_i64(r + p->oversample, min_i64(s->m, s->d));
     const int64_t group = o->group_size > 0 ? min_i64(o->group_size, s->d) : s->d;
     memory_add(needs, "error and codes",
                (size_t)(s->m_p * s->d) * (sizeof(float) + 1) + (size_t)(s->m_p * ((s->d + group - 1) / group)) * 3);
@@ -96,75 +112,119 @@ static void solve_needs(const struct calibrate_options *o, const struct share *s
     memory_add(needs, "solver", n);
 }
 
-static size_t slice_bytes(const struct slices *slices, int module, enum dtype stored)
+/* This rank's rows of the groups from `first` on. */
+static size_t slice_bytes(const struct slices *slices, int64_t first, enum dtype stored)
 {
-    const int64_t d = slices->d_in[module_group((enum module)module)];
-    return (size_t)((slices->rows[module].end - slices->rows[module].begin) * d) * dtype_bytes(stored);
-}
-
-/* The layer runs: its weights whole in the backend's layout, this rank's slices, all four moments. */
-static void forward_needs(const struct model_config *config, const struct slices *slices, enum dtype stored,
-                          struct memory_needs *needs)
-{
-    size_t weights = 0, moments = 0;
-    for (int i = 0; i < N_MODULES; i++) {
-        int64_t d_out, d_in;
-        module_shape(config, (enum module)i, &d_out, &d_in);
-        weights += memory_packed(d_out, d_in, 0, stored, 0) + slice_bytes(slices, i, stored);
+    size_t n = 0;
+    for (int64_t i = first; i < slices->n_groups; i++) {
+        const struct slice_group *g = &slices->group[i];
+        const struct range own = panels_rows(&g->panels, g->panels.rank);
+        n += (size_t)((own.end - own.begin) * g->d_in) * dtype_bytes(stored);
     }
-    for (int g = 0; g < N_GROUPS; g++)
-        moments += moment_bytes(slices->d_in[g]);
-    memory_add(needs, "layer weights", weights);
-    memory_add(needs, "second moments", moments);
+    return n;
 }
 
-/* Group `group` is solved: it and those after it still hold their moments, those after it their slices. */
-static void group_needs(const struct calibrate_options *o, const struct slices *slices, enum dtype stored, int group,
-                        struct memory_needs *needs)
+/* Moments of the groups from `first` on; owned: of routed downs, this rank's alone. */
+static size_t moments_bytes(const struct slices *slices, int64_t first, int owned)
 {
-    size_t moments = 0, weights = 0;
-    const struct share share = share_of(slices, (enum group)group);
-    for (int i = 0; i < N_MODULES; i++)
-        if ((int)module_group((enum module)i) > group)
-            weights += slice_bytes(slices, i, stored);
-    for (int g = group; g < N_GROUPS; g++)
-        moments += moment_bytes(slices->d_in[g]);
-    memory_add(needs, "layer weights", weights);
-    memory_add(needs, "second moments", moments);
-    solve_needs(o, &share, needs);
+    const struct range own = slices_experts(slices, slices->comm->rank);
+    size_t n = 0;
+    for (int64_t i = first; i < slices->n_groups; i++) {
+        const int64_t expert = slices->group[i].id.expert;
+        if (!owned || expert < 0 || (expert >= own.begin && expert < own.end))
+            n += moment_bytes(slices->group[i].d_in);
+    }
+    return n;
 }
 
-int calibrate_memory(const struct calibrate_options *options, const struct model_config *config,
-                     const struct corpus *corpus, const struct slices *slices, enum dtype stored,
-                     struct memory_needs *needs)
+/* The layer runs: its weights whole in the backend's layout, this rank's slices, all moments. */
+static void forward_needs(const struct slices *slices, enum dtype stored, struct memory_needs *needs)
+{
+    size_t weights = slice_bytes(slices, 0, stored);
+    for (int64_t i = 0; i < slices->n_groups; i++)
+        for (int64_t k = 0; k < slices->group[i].n; k++)
+            weights += memory_packed(slices->group[i].panels.module_rows[k], slices->group[i].d_in, 0, stored, 0);
+    for (int i = 0; i < N_ROUTERS && config_is_moe(slices->config, slices->layer); i++) {
+        int64_t rows, cols;
+        router_shape(slices->config, (enum router)i, &rows, &cols);
+        weights += memory_packed(rows, cols, 0, stored, 0);
+    }
+    memory_add(needs, "layer weights", weights);
+    memory_add(needs, "second moments", moments_bytes(slices, 0, 0));
+}
+
+/* Group `group` is solved: it and those after it still hold their moments and slices, its own slice until E is made. */
+static void group_needs(const struct calibrate_options *o, const struct store_settings *settings,
+                        const struct slices *slices, enum dtype stored, int64_t group, struct memory_needs *needs)
+{
+    const int is_moe = config_is_moe(slices->config, slices->layer);
+    const struct share share = share_of(slices, group);
+    const int64_t rank = !is_moe || group < GROUP_GATE_UP ? settings->rank
+                         : group == GROUP_GATE_UP         ? settings->gate_up_rank
+                                                          : settings->down_rank;
+    memory_add(needs, "layer weights", slice_bytes(slices, group + 1, stored));
+    memory_add(needs, "second moments", moments_bytes(slices, group, 1));
+    solve_needs(o, rank, &share, needs);
+    if (is_moe && group == GROUP_GATE_UP && o->expert_refit == REFIT_OWN)
+        memory_add(needs, "refit of experts",
+                   refit_bytes(slices, share.d, (settings->share_modules ? 2 : 1) * rank + EXPERT_PROBES,
+                               slices->comm->be->act));
+}
+
+/* The most that layer l needs, beside what is there all the time. */
+static int layer_needs(struct comm *comm, const struct calibrate_options *options, const struct model_config *config,
+                       const struct store_settings *settings, int64_t l, int64_t rows, enum dtype stored,
+                       const struct memory_needs *common, struct memory_needs *needs)
 {
     int err = OK;
-    const struct comm *comm = slices->comm;
+    struct slices slices = {0};
+    struct memory_needs always = *common, other;
+    TRY(slices_plan(comm, config, l, &slices));
+    if (config_is_moe(config, l) &&
+        options->expert_refit == REFIT_OWN) /* inputs and routes wait for the second sweep */
+        memory_add(&always, "hidden states",
+                   (size_t)rows * ((size_t)config->d_model * dtype_bytes(comm->be->act) +
+                                   (size_t)config->top_k * sizeof(int32_t)));
+    other = always;
+    forward_needs(&slices, stored, &other);
+    if (memory_total(&other) > memory_total(needs))
+        *needs = other;
+    for (int64_t i = 0; i < slices.n_groups; i++) {
+        other = always;
+        group_needs(options, settings, &slices, stored, i, &other);
+        if (memory_total(&other) > memory_total(needs))
+            *needs = other;
+    }
+out:
+    slices_free(&slices);
+    return err;
+}
+
+int calibrate_memory(struct comm *comm, const struct calibrate_options *options, const struct model_config *config,
+                     const struct store_settings *settings, const struct corpus *corpus, enum dtype stored,
+                     struct memory_needs *needs)
+{
+    int err = OK, seen[2] = {0};
     const enum dtype act = comm->be->act;
     const int64_t tokens = corpus->block_sequences * corpus->seq_len;
     const int64_t slots = corpus->block_sequences * ((corpus->seq_len + KV_BLOCK - 1) / KV_BLOCK) * KV_BLOCK;
     const struct range blocks = shard_even(corpus->n_blocks, comm->rank, comm->size);
-    const int64_t rows = min_i64(corpus->n_sequences, blocks.end * corpus->block_sequences) -
-                         min_i64(corpus->n_sequences, blocks.begin * corpus->block_sequences);
+    const int64_t sequences = min_i64(corpus->n_sequences, blocks.end * corpus->block_sequences) -
+                              min_i64(corpus->n_sequences, blocks.begin * corpus->block_sequences);
+    const int64_t rows = sequences * corpus->seq_len;
     struct shape whole;
     struct memory_needs common = {0};
     TRY(shape_of(config, 0, 0, 1, &whole));
-    memory_add(&common, "hidden states", (size_t)(rows * corpus->seq_len * config->d_model) * sizeof(float));
+    memory_add(&common, "hidden states", (size_t)(rows * config->d_model) * sizeof(float));
     memory_add(&common, "activations",
                decoder_activation_bytes(config, &whole, act, tokens, 0) + memory_kv(config, &whole, act, 1, slots));
-    *needs = common;
-    forward_needs(config, slices, stored, needs);
-    for (int g = 0; g < N_GROUPS; g++) {
-        struct memory_needs other = common;
-        group_needs(options, slices, stored, g, &other);
-        if (memory_total(&other) > memory_total(needs))
-            *needs = other;
-    }
     /* Before the layers: the embedding beside the hidden states. */
-    struct memory_needs first = common;
-    memory_add(&first, "embedding", memory_packed(config->vocab_size, config->d_model, 0, stored, 0));
-    if (memory_total(&first) > memory_total(needs))
-        *needs = first;
+    *needs = common;
+    memory_add(needs, "embedding", memory_packed(config->vocab_size, config->d_model, 0, stored, 0));
+    for (int64_t l = 0; l < config->n_layers; l++) { /* of each kind the first */
+        if (seen[config_is_moe(config, l)]++ == 0)
+            TRY(layer_needs(comm, options, config, settings, l, rows, stored, &common, needs));
+    }
 out:
     return err;
 }

@@ -7,12 +7,12 @@
 
 #include "calib/calibrate.h"
 #include "calib/corpus.h"
-#include "calib/slices.h"
 #include "model/memory.h"
+#include "model/store.h"
 
-/* stored: dtype of the weights. Not collective. */
-int calibrate_memory(const struct calibrate_options *options, const struct model_config *config,
-                     const struct corpus *corpus, const struct slices *slices, enum dtype stored,
+/* stored: dtype of the weights. Not collective, for all its comm. */
+int calibrate_memory(struct comm *comm, const struct calibrate_options *options, const struct model_config *config,
+                     const struct store_settings *settings, const struct corpus *corpus, enum dtype stored,
                      struct memory_needs *needs);
 
 #endif

@@ -5,6 +5,7 @@
 #include "base/err.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,186 +34,105 @@ out:
     return err;
 }
 
-void moment_free(struct moment *moment)
-{
-    buf_free(&moment->acc_buf);
-    buf_free(&moment->exp_buf);
-}
-
-/* Device memory in which the row norms of one layer's matrices are made, a panel at a time. */
-struct row_norms {
-    struct buf gain_buf, wide_buf, turned_buf, sums_buf;
-    struct mat gain, sums; /* f64 [1, d_model]; f64 [1, rows] */
-};
-
-static void row_norms_free(struct row_norms *n)
-{
-    buf_free(&n->gain_buf);
-    buf_free(&n->wide_buf);
-    buf_free(&n->turned_buf);
-    buf_free(&n->sums_buf);
-}
-
-static int row_norms_create(struct backend *be, int64_t d, int64_t rows, struct row_norms *n)
+int covariance_begin(const struct slices *slices, const struct corpus *corpus, const struct bounds *bounds,
+                     struct cross *cross, struct covariance *cov)
 {
     int err = OK;
-    TRY(mat_alloc(be, DT_F64, 1, d, &n->gain_buf, &n->gain));
-    TRY(mat_alloc(be, DT_F64, 1, rows, &n->sums_buf, &n->sums));
-    TRY(buf_alloc(be, (size_t)(PANEL_ROWS * d) * sizeof(float), &n->wide_buf));
-    TRY(buf_alloc(be, (size_t)(PANEL_ROWS * d) * sizeof(float), &n->turned_buf));
-out:
-    return err;
-}
-
-/* sums[i] = ||W_i g||^2 over the rows of w. */
-static int row_norms_make(struct backend *be, struct row_norms *n, const struct mat *w)
-{
-    int err = OK;
-    for (int64_t row = 0; row < w->rows; row += PANEL_ROWS) {
-        const int64_t rows = min_i64(w->rows - row, PANEL_ROWS);
-        struct mat stored = mat_rows(w, row, rows), wide = mat_view(n->wide_buf.p, DT_F32, rows, w->cols);
-        struct mat turned = mat_view(n->turned_buf.p, DT_F32, w->cols, rows), sums = mat_cols(&n->sums, row, rows);
-        TRY(be->ops->convert(be, &stored, &wide));
-        TRY(be->ops->scale(be, &wide, NULL, &n->gain));
-        TRY(be->ops->transpose(be, &wide, &turned));
-        TRY(be->ops->col_sumsq(be, &turned, &sums));
+    struct backend *be = slices->comm->be;
+    const int64_t tokens = corpus->n_sequences * corpus->seq_len;
+    *cov =
+        (struct covariance){.comm = slices->comm, .corpus = corpus, .slices = slices, .bad_route = -1, .cross = cross};
+    if (!(cov->moment = calloc((size_t)slices->n_groups, sizeof *cov->moment)))
+        FAIL(ERR_NOMEM, "%lld second moments", (long long)slices->n_groups);
+    TRY(buf_alloc(be, (size_t)slices->n_groups * sizeof(int32_t), &cov->outside));
+    TRY(be->ops->zero(be, cov->outside.p, cov->outside.bytes));
+    for (int64_t i = 0; i < slices->n_groups; i++)
+        TRY(moment_create(be, slices->group[i].d_in, tokens, bounds->input[i], &cov->moment[i]));
+    if (config_is_moe(slices->config, slices->layer)) {
+        cov->tokens = calloc((size_t)slices->config->n_experts, sizeof *cov->tokens);
+        cov->gates = calloc((size_t)slices->config->n_experts, sizeof *cov->gates);
+        if (!cov->tokens || !cov->gates)
+            FAIL(ERR_NOMEM, "counts of %lld experts", (long long)slices->config->n_experts);
     }
 out:
+    if (err)
+        covariance_free(cov);
     return err;
 }
 
-/* bound[row] = ||W_row g|| sqrt(d) + |b_row| for this rank's rows of a module, 0 elsewhere: a MAX over ranks completes it. */
-static int row_bounds(struct weights *weights, const struct slices *slices, int64_t l, enum module module,
-                      const double *gain, struct row_norms *norms, double *bound)
-{
-    int err = OK;
-    struct backend *be = weights->be;
-    const struct range rows = slices->rows[module];
-    const int64_t d = weights->config->d_model, n = rows.end - rows.begin;
-    float *bias = malloc((size_t)n * sizeof *bias + 1);
-    if (!bias)
-        FAIL(ERR_NOMEM, "%lld biases", (long long)n);
-    if (n == 0)
-        goto out;
-    TRY(be->ops->put(be, norms->gain.data, gain, (size_t)d * sizeof *gain));
-    TRY(row_norms_make(be, norms, &slices->stored[module]));
-    TRY(be->ops->get(be, bound + rows.begin, norms->sums.data, (size_t)n * sizeof *bound));
-    for (int64_t i = rows.begin; i < rows.end; i++)
-        bound[i] = sqrt(bound[i] * (double)d);
-    if (module_has_bias(weights->config, module)) {
-        TRY(weights_vector(weights, &(struct tensor_id){PART_BIAS, l, module, 0}, rows.begin, n, bias));
-        for (int64_t i = rows.begin; i < rows.end; i++)
-            bound[i] += fabs((double)bias[i - rows.begin]);
-    }
-out:
-    free(bias);
-    return err;
-}
+/* ---- observing ---------------------------------------------------------------------------------------------------- */
 
-/* Host arrays of one layer's bounds. */
-struct bounds {
-    double *attn_gain, *mlp_gain;            /* [d_model] */
-    double *normed, *values, *o, *gate, *up; /* normed [d_model]; values [kv]; o [q]; gate, up [d_ff] */
-};
-
-static void bounds_free(struct bounds *b)
+static int add_leaf(struct covariance *cov, int64_t group, const struct mat *x)
 {
-    free(b->attn_gain);
-    free(b->mlp_gain);
-    free(b->normed);
-    free(b->values);
-    free(b->o);
-    free(b->gate);
-    free(b->up);
-}
-
-static int gain_read(struct weights *weights, int64_t l, enum vector vector, double *gain)
-{
-    int err = OK;
-    const int64_t d = weights->config->d_model;
-    float *host = malloc((size_t)d * sizeof *host);
-    if (!host)
-        FAIL(ERR_NOMEM, "a norm of %lld", (long long)d);
-    TRY(weights_vector(weights, &(struct tensor_id){PART_VECTOR, l, vector, 0}, 0, d, host));
-    for (int64_t j = 0; j < d; j++)
-        gain[j] = (double)host[j];
-out:
-    free(host);
-    return err;
-}
-
-static int bounds_local(struct weights *weights, const struct slices *slices, int64_t l, struct bounds *b)
-{
-    int err = OK;
-    const struct model_config *c = weights->config;
-    struct row_norms norms = {0};
-    const int64_t d = c->d_model;
-    b->attn_gain = malloc((size_t)d * sizeof(double));
-    b->mlp_gain = malloc((size_t)d * sizeof(double));
-    b->normed = malloc((size_t)d * sizeof(double));
-    b->values = calloc((size_t)(c->n_kv_heads * c->head_dim), sizeof(double));
-    b->o = calloc((size_t)(c->n_heads * c->head_dim), sizeof(double));
-    b->gate = calloc((size_t)c->d_ff, sizeof(double));
-    b->up = calloc((size_t)c->d_ff, sizeof(double));
-    if (!b->attn_gain || !b->mlp_gain || !b->normed || !b->values || !b->o || !b->gate || !b->up)
-        FAIL(ERR_NOMEM, "bounds of layer %lld", (long long)l);
-    TRY(gain_read(weights, l, VEC_ATTN_NORM, b->attn_gain));
-    TRY(gain_read(weights, l, VEC_MLP_NORM, b->mlp_gain));
-    TRY(row_norms_create(weights->be, d, max_i64(c->n_kv_heads * c->head_dim, c->d_ff), &norms));
-    TRY(row_bounds(weights, slices, l, MOD_V, b->attn_gain, &norms, b->values));
-    TRY(row_bounds(weights, slices, l, MOD_GATE, b->mlp_gain, &norms, b->gate));
-    TRY(row_bounds(weights, slices, l, MOD_UP, b->mlp_gain, &norms, b->up));
-out:
-    row_norms_free(&norms);
-    return err;
-}
-
-static void norm_bounds(const double *gain, int64_t d, double *bound)
-{
-    for (int64_t j = 0; j < d; j++)
-        bound[j] = fabs(gain[j]) * sqrt((double)d);
-}
-
-int covariance_begin(struct comm *comm, const struct model_config *config, const struct corpus *corpus,
-                     struct weights *weights, const struct slices *slices, int64_t l, struct covariance *cov)
-{
-    int err = OK;
-    const struct model_config *c = config;
-    struct bounds b = {0};
-    const int64_t tokens = corpus->n_sequences * corpus->seq_len, hd = c->head_dim, per_kv = c->n_heads / c->n_kv_heads;
-    memset(cov, 0, sizeof *cov);
-    cov->comm = comm;
-    cov->corpus = corpus;
-    TRY(buf_alloc(comm->be, N_GROUPS * sizeof(int32_t), &cov->outside));
-    TRY(comm->be->ops->zero(comm->be, cov->outside.p, cov->outside.bytes));
-    TRY(comm_agree(comm, bounds_local(weights, slices, l, &b)));
-    TRY(comm_max_f64(comm, b.values, c->n_kv_heads * hd));
-    TRY(comm_max_f64(comm, b.gate, c->d_ff));
-    TRY(comm_max_f64(comm, b.up, c->d_ff));
-    for (int64_t h = 0; h < c->n_heads; h++)
-        for (int64_t j = 0; j < hd; j++)
-            b.o[h * hd + j] = b.values[h / per_kv * hd + j];
-    for (int64_t j = 0; j < c->d_ff; j++)
-        b.gate[j] *= b.up[j];
-    norm_bounds(b.attn_gain, c->d_model, b.normed);
-    TRY(moment_create(comm->be, c->d_model, tokens, b.normed, &cov->moment[GROUP_QKV]));
-    norm_bounds(b.mlp_gain, c->d_model, b.normed);
-    TRY(moment_create(comm->be, c->d_model, tokens, b.normed, &cov->moment[GROUP_GATE_UP]));
-    TRY(moment_create(comm->be, c->n_heads * hd, tokens, b.o, &cov->moment[GROUP_O]));
-    TRY(moment_create(comm->be, c->d_ff, tokens, b.gate, &cov->moment[GROUP_DOWN]));
-out:
-    bounds_free(&b);
-    return err;
+    struct backend *be = cov->comm->be;
+    struct moment *m = &cov->moment[group];
+    return be->ops->moment_add(be, x, &m->exp, m->shift, &m->acc, (int32_t *)cov->outside.p + group);
 }
 
 int covariance_observe(void *ctx, int64_t layer, enum group group, const struct mat *x)
 {
+    int err = OK;
+    struct covariance *cov = ctx;
+    (void)layer;
+    TRY(add_leaf(cov, group, x)); /* what isn't a routed expert's stands at its group's own number */
+    if (cov->cross && group == GROUP_GATE_UP)
+        TRY(cross_keep_input(cov->cross, x));
+out:
+    return err;
+}
+
+/* Who was chosen, and how much that counts. */
+static int count_routes(struct covariance *cov, const struct routes *routes)
+{
+    int err = OK;
+    struct backend *be = cov->comm->be;
+    const int64_t k = routes->id.cols, n = routes->id.rows * k;
+    int32_t *id = malloc((size_t)n * sizeof *id);
+    float *weight = malloc((size_t)n * sizeof *weight);
+    if (!id || !weight)
+        FAIL(ERR_NOMEM, "%lld choices", (long long)n);
+    TRY(be->ops->get(be, id, routes->id.data, (size_t)n * sizeof *id));
+    TRY(be->ops->get(be, weight, routes->weight.data, (size_t)n * sizeof *weight));
+    for (int64_t i = 0; i < n; i++) {
+        const double p = (double)weight[i]; /* at most 1: its square is exact in f64, and rounded once */
+        if (!isfinite(p)) {
+            cov->bad_route = i / k;
+            break;
+        }
+        cov->tokens[id[i]]++;
+        cov->gates[id[i]] += llrint(ldexp(p * p, GATE_SHIFT));
+    }
+out:
+    free(id);
+    free(weight);
+    return err;
+}
+
+int covariance_observe_experts(void *ctx, int64_t layer, const struct routes *routes, const struct mat *product)
+{
+    int err = OK;
     struct covariance *cov = ctx;
     struct backend *be = cov->comm->be;
-    struct moment *m = &cov->moment[group];
+    const int64_t n = cov->slices->config->n_experts, first = cov->slices->n_groups - n;
+    int32_t *offset = malloc((size_t)(n + 1) * sizeof *offset);
     (void)layer;
-    return be->ops->moment_add(be, x, &m->exp, m->shift, &m->acc, (int32_t *)cov->outside.p + group);
+    if (!offset)
+        FAIL(ERR_NOMEM, "routes to %lld experts", (long long)n);
+    TRY(count_routes(cov, routes));
+    TRY(be->ops->get(be, offset, routes->offset, (size_t)(n + 1) * sizeof *offset));
+    for (int64_t e = 0; e < n; e++) {
+        const struct mat rows = mat_rows(product, offset[e], offset[e + 1] - offset[e]);
+        if (rows.rows > 0)
+            TRY(add_leaf(cov, first + e, &rows));
+    }
+    if (cov->cross)
+        TRY(cross_keep_routes(cov->cross, routes, offset));
+out:
+    free(offset);
+    return err;
 }
+
+/* ---- what isn't finite -------------------------------------------------------------------------------------------- */
 
 /* First row of m (f32) that isn't finite, or 0. */
 static int first_bad_row(struct backend *be, const struct mat *m, int64_t *bad)
@@ -236,40 +156,85 @@ out:
     return err;
 }
 
+/* "group down of expert 5" */
+static void describe_group(struct group_id id, char *out, size_t size)
+{
+    if (id.expert >= 0)
+        snprintf(out, size, "group %s of expert %lld", group_name(id.group), (long long)id.expert);
+    else
+        snprintf(out, size, "group %s%s", group_name(id.group),
+                 id.expert == EXPERT_SHARED ? " of the shared expert" : "");
+}
+
 /* The flags are looked at once a super-block, when the group's input is gone: but what isn't finite there isn't finite in the
- * layer's output either, and attention carries it to later tokens only, so its first row is the same. */
+ * layer's output either, and attention carries it to later tokens only, so its first row is the same. What comes first in the layer
+ * is the cause of what follows. */
 int covariance_check(struct covariance *cov, int64_t layer, int64_t first_sequence, const struct mat *hidden)
 {
     int err = OK;
     struct backend *be = cov->comm->be;
-    int32_t outside[N_GROUPS];
-    int64_t row;
-    TRY(be->ops->get(be, outside, cov->outside.p, sizeof outside));
-    for (int g = 0; g < N_GROUPS; g++) {
+    const int64_t n = cov->slices->n_groups, seq_len = cov->corpus->seq_len;
+    int32_t *outside = malloc((size_t)n * sizeof *outside);
+    int64_t row = cov->bad_route;
+    char what[64];
+    if (!outside)
+        FAIL(ERR_NOMEM, "flags of %lld groups", (long long)n);
+    TRY(be->ops->get(be, outside, cov->outside.p, (size_t)n * sizeof *outside));
+    for (int64_t g = 0; g < n; g++) {
+        if (g == GROUP_DOWN && cov->bad_route >= 0)
+            break;
         if (!outside[g])
             continue;
         TRY(first_bad_row(be, hidden, &row));
-        FAIL(ERR_NUMERIC,
-             "layer %lld, group %s: the input holds NaN or infinity at calibration sequence %lld, token %lld",
-             (long long)layer, group_name((enum group)g), (long long)(first_sequence + row / cov->corpus->seq_len),
-             (long long)(row % cov->corpus->seq_len));
+        describe_group(cov->slices->group[g].id, what, sizeof what);
+        FAIL(ERR_NUMERIC, "layer %lld, %s: the input holds NaN or infinity at calibration sequence %lld, token %lld",
+             (long long)layer, what, (long long)(first_sequence + row / seq_len), (long long)(row % seq_len));
     }
+    if (cov->bad_route >= 0)
+        FAIL(ERR_NUMERIC,
+             "layer %lld, router: the logits hold NaN or infinity at calibration sequence %lld, token %lld",
+             (long long)layer, (long long)(first_sequence + row / seq_len), (long long)(row % seq_len));
 out:
+    free(outside);
     return err;
 }
+
+/* ---- over the ranks ----------------------------------------------------------------------------------------------- */
 
 int covariance_reduce(struct covariance *cov)
 {
     int err = OK;
-    for (int g = 0; g < N_GROUPS; g++)
-        TRY(comm_sum_exact(cov->comm, &cov->moment[g].acc));
+    const struct slices *s = cov->slices;
+    for (int64_t i = 0; i < s->n_groups; i++) {
+        const int64_t expert = s->group[i].id.expert;
+        struct moment *m = &cov->moment[i];
+        if (expert < 0) {
+            TRY(comm_sum_exact(cov->comm, &m->acc));
+            continue;
+        }
+        const int owner = slices_owner(s, expert);
+        TRY(comm_reduce_exact(cov->comm, &m->acc, owner));
+        if (owner != cov->comm->rank)
+            moment_free(m);
+    }
+    if (cov->tokens) {
+        const int64_t n = s->config->n_experts;
+        TRY(comm_sum_i64(cov->comm, cov->tokens, n));
+        TRY(comm_sum_i64(cov->comm, cov->gates, n));
+        for (int64_t e = 0; e < n; e++)
+            cov->moment[s->n_groups - n + e].n_tokens = cov->tokens[e];
+    }
 out:
     return err;
 }
 
 void covariance_free(struct covariance *cov)
 {
-    for (int g = 0; g < N_GROUPS; g++)
-        moment_free(&cov->moment[g]);
+    for (int64_t i = 0; cov->moment && i < cov->slices->n_groups; i++)
+        moment_free(&cov->moment[i]);
     buf_free(&cov->outside);
+    free(cov->moment);
+    free(cov->tokens);
+    free(cov->gates);
+    *cov = (struct covariance){0};
 }

@@ -1,18 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Covariance: Sigma_x of the four groups of one layer, observed while the decoder runs over a rank's super-blocks.
+ * Covariance: Sigma_x of every group of one layer, observed while the decoder runs over a rank's super-blocks; and how often each
+ * routed expert was chosen.
  *
- * Sums are 64-bit integers, so every channel needs a bound on sum over tokens of x_j^2 before the first token is seen. It
- * comes from the weights alone, and so is the same for any number of ranks:
- *   after RMSNorm      |x_j| <= |g_j| sqrt(d)                                            (qkv, gate_up)
- *   attention output   is a convex combination of values: |x| <= ||W_v g|| sqrt(d) + |b|  (o)
- *   silu(a) u          |silu(a)| <= |a|, a and u bounded like values                      (down)
- * The bounds are loose by up to d^2 in x_j^2 (2^26 for d = 8192): of 62 bits some 36 remain for a typical channel, more than
- * the 24 of the f32 products that are summed. A leaf outside its bound can only come from NaN or infinity.
+ * Sums are 64-bit integers, whose scale is set by bounds.h before the first token is seen. A leaf is a super-block; of a routed
+ * expert's down, the rows of a super-block that chose the expert. A leaf outside its bound can only come from NaN or infinity.
  */
 #ifndef GLOWQ_CALIB_COVARIANCE_H
 #define GLOWQ_CALIB_COVARIANCE_H
 
+#include "calib/bounds.h"
 #include "calib/corpus.h"
+#include "calib/cross.h"
 #include "calib/moment.h"
 #include "calib/slices.h"
 #include "model/decoder.h"
@@ -20,21 +18,30 @@
 struct covariance {
     struct comm *comm;
     const struct corpus *corpus;
-    struct moment moment[N_GROUPS];
-    struct buf outside; /* i32 [N_GROUPS]: a leaf left its bound */
+    const struct slices *slices;
+    struct moment *moment; /* [slices->n_groups] */
+    struct buf outside;    /* i32 [n_groups]: a leaf left its bound */
+    /* Of routed experts, [n_experts], NULL in a dense layer: tokens that chose each, and the sum of their squared weights in
+     * units of 2^-GATE_SHIFT: integers, for any number of ranks the same. */
+    int64_t *tokens, *gates;
+    int64_t bad_route;   /* row of the super-block whose router answers NaN; -1: none */
+    struct cross *cross; /* what a second sweep needs is kept there; NULL: there is none */
 };
 
-/* Zero moments with exponents for layer l, whose slices are read. Collective. */
-int covariance_begin(struct comm *comm, const struct model_config *config, const struct corpus *corpus,
-                     struct weights *weights, const struct slices *slices, int64_t l, struct covariance *cov);
-/* The observer's callback: adds one leaf. Not collective. */
+enum { GATE_SHIFT = 40 };
+
+/* Zero moments for the layer whose slices are read. Keeps comm, corpus, slices and cross. Rank-local. */
+int covariance_begin(const struct slices *slices, const struct corpus *corpus, const struct bounds *bounds,
+                     struct cross *cross, struct covariance *cov);
+/* The observer's callbacks (model/decoder.h): add one leaf of a group, or one of each routed expert. Not collective. */
 int covariance_observe(void *ctx, int64_t layer, enum group group, const struct mat *x);
-/* After each super-block, with what came out of the layer: ERR_NUMERIC names layer, group, calibration sequence and token where
- * something wasn't finite. Waits. Not collective. */
+int covariance_observe_experts(void *ctx, int64_t layer, const struct routes *routes, const struct mat *product);
+/* After each super-block, with what came out of the layer: ERR_NUMERIC names layer, group or router, calibration sequence and
+ * token where something wasn't finite. Waits. Not collective. */
 int covariance_check(struct covariance *cov, int64_t layer, int64_t first_sequence, const struct mat *hidden);
-/* Sums over the ranks: every rank ends with the whole Sigma_x of each group. Collective. */
+/* Sums over the ranks: every rank ends with the whole Sigma_x of each group, but of a routed expert's down, which goes to its owner
+ * and is empty elsewhere, and with all counts. Collective. */
 int covariance_reduce(struct covariance *cov);
-void covariance_free(struct covariance *cov);
-void moment_free(struct moment *moment);
+void covariance_free(struct covariance *cov); /* accepts a zeroed one */
 
 #endif

@@ -6,37 +6,55 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "calib/budget.h"
 #include "calib/report.h"
 #include "model/manifest.h"
 #include "model/store.h"
 
 #include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
-static const char *const stage_names[N_STAGES] = {"read", "forward", "moments", "quantize", "solve", "write"};
+static const char *const stage_names[N_STAGES] = {"read", "forward", "moments", "quantize", "solve", "refit", "write"};
 
-static json_t *settings_json(const struct calibrate_options *o)
+static json_t *settings_json(const struct calibrate_options *o, int is_moe)
 {
     static const char *const solvers[] = {"krylov", "qr-rsvd"}, *const damps[] = {"diag", "median", "trace"};
     static const char *const qrs[] = {"gram", "householder"};
+    static const char *const sharings[] = {"group", "module"}, *const weights[] = {"tokens", "gates", "none"};
+    static const char *const refits[] = {"own", "layer"};
     const struct solve_params *s = &o->solve;
-    return json_pack("{s:i, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:i, s:f, s:i, s:s, s:f, s:s, s:b, s:I}", "bits",
-                     o->bits, "group_size", (json_int_t)o->group_size, "samples", (json_int_t)o->samples, "seq_len",
-                     (json_int_t)o->seq_len, "rank", (json_int_t)s->rank, "solver", solvers[s->solver], "qr",
-                     qrs[s->qr], "oversample", (json_int_t)s->oversample, "power", s->power, "stop", s->stop,
-                     "max_steps", s->max_steps, "damp", damps[s->damp], "alpha", s->alpha, "factor_dtype",
-                     dtype_name(s->factor_dtype), "exact_energy", s->exact_energy, "seed", (json_int_t)s->seed);
+    json_t *settings =
+        json_pack("{s:i, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:i, s:f, s:i, s:s, s:f, s:s, s:b, s:I, s:s}", "bits",
+                  o->bits, "group_size", (json_int_t)o->group_size, "samples", (json_int_t)o->samples, "seq_len",
+                  (json_int_t)o->seq_len, "rank", (json_int_t)s->rank, "solver", solvers[s->solver], "qr", qrs[s->qr],
+                  "oversample", (json_int_t)s->oversample, "power", s->power, "stop", s->stop, "max_steps",
+                  s->max_steps, "damp", damps[s->damp], "alpha", s->alpha, "factor_dtype", dtype_name(s->factor_dtype),
+                  "exact_energy", s->exact_energy, "seed", (json_int_t)s->seed, "sharing", sharings[s->sharing]);
+    if (is_moe) {
+        json_object_set_new(settings, "expert_rank", json_integer(o->expert_rank));
+        json_object_set_new(settings, "expert_weights", json_string(weights[o->expert_weights]));
+        json_object_set_new(settings, "expert_refit", json_string(refits[o->expert_refit]));
+    }
+    return settings;
 }
 
 static json_t *model_json(const struct model_config *c)
 {
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "family", c->family, "n_layers",
-                     (json_int_t)c->n_layers, "d_model", (json_int_t)c->d_model, "d_ff", (json_int_t)c->d_ff, "n_heads",
-                     (json_int_t)c->n_heads, "n_kv_heads", (json_int_t)c->n_kv_heads, "head_dim",
-                     (json_int_t)c->head_dim, "vocab_size", (json_int_t)c->vocab_size);
+    json_t *model = json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "family", c->family, "n_layers",
+                              (json_int_t)c->n_layers, "d_model", (json_int_t)c->d_model, "d_ff", (json_int_t)c->d_ff,
+                              "n_heads", (json_int_t)c->n_heads, "n_kv_heads", (json_int_t)c->n_kv_heads, "head_dim",
+                              (json_int_t)c->head_dim, "vocab_size", (json_int_t)c->vocab_size);
+    if (c->n_experts > 0) {
+        json_object_set_new(model, "n_experts", json_integer(c->n_experts));
+        json_object_set_new(model, "top_k", json_integer(c->top_k));
+        json_object_set_new(model, "d_expert", json_integer(c->d_expert));
+        json_object_set_new(model, "d_shared", json_integer(c->d_shared));
+    }
+    return model;
 }
 
 int facts_create(const struct calibrate_options *options, const struct model_config *config,
@@ -56,9 +74,9 @@ int facts_create(const struct calibrate_options *options, const struct model_con
     facts->result.n_tokens = corpus->n_sequences * corpus->seq_len;
     facts->manifest =
         json_pack("{s:o, s:o, s:s, s:{s:s, s:s, s:I, s:I}, s:[]}", "model", model_json(config), "settings",
-                  settings_json(options), "fingerprint", fingerprint, "text", "sha256", corpus->text_sha256,
-                  "ids_sha256", corpus->ids_sha256, "sequences", (json_int_t)corpus->n_sequences, "tokens",
-                  (json_int_t)facts->result.n_tokens, "groups");
+                  settings_json(options, config->n_experts > 0), "fingerprint", fingerprint, "text", "sha256",
+                  corpus->text_sha256, "ids_sha256", corpus->ids_sha256, "sequences", (json_int_t)corpus->n_sequences,
+                  "tokens", (json_int_t)facts->result.n_tokens, "groups");
     facts->run = json_pack("{s:s, s:s, s:{}, s:[], s:[]}", "command", options->command ? options->command : "",
                            "started", started, "stages", "layers", "ranks");
     if (!facts->manifest || !facts->run)
@@ -129,55 +147,174 @@ out:
     return err;
 }
 
-/* One group of one layer, from its file; its bytes into the totals. */
-static json_t *group_json(struct facts *facts, const struct store_layer_facts *layer, enum group group)
+/* ---- the layers --------------------------------------------------------------------------------------------------- */
+
+/* What a group's linears are stored as. */
+struct bytes {
+    int64_t weight, quantized, factors;
+};
+
+/* n equal matrices, of which id is one. */
+static void add_matrices(struct facts *facts, const struct store_module *m, int64_t n, const struct tensor_id *id,
+                         const struct store_group *g, struct bytes *bytes)
+{
+    enum dtype dtype;
+    if (m->d_out == 0 || weights_dtype(facts->weights, id, &dtype) != OK) /* it was there when the layer was made */
+        return;
+    bytes->weight += n * m->d_out * m->d_in * (int64_t)dtype_bytes(dtype);
+    bytes->quantized += n * m->d_out * (m->row_bytes + 3 * m->n_groups);
+    bytes->factors += n * m->d_out * m->rank * (int64_t)dtype_bytes(g->factor_dtype);
+}
+
+static int64_t b_bytes(const struct store_group *g)
+{
+    return g->rank * g->d_in * (int64_t)dtype_bytes(g->factor_dtype);
+}
+
+/* Takes modules. */
+static int add_group(struct facts *facts, int64_t layer, const char *name, const struct store_group *g,
+                     const struct bytes *bytes, json_t *modules)
+{
+    facts->result.weight_bytes += bytes->weight;
+    facts->result.quantized_bytes += bytes->quantized;
+    facts->result.factor_bytes += bytes->factors;
+    facts->captured += g->captured;
+    facts->trace += g->trace;
+    facts->max_rank = max_i64(facts->max_rank, g->rank);
+    json_t *entry =
+        json_pack("{s:I, s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o}", "layer", (json_int_t)layer,
+                  "group", name, "rank", (json_int_t)g->rank, "steps", (json_int_t)g->steps, "energy", g->energy,
+                  "energy_error", g->energy_error, "trace", g->trace, "captured", g->captured, "error_norm2",
+                  g->error_norm2, "weight_bytes", (json_int_t)bytes->weight, "quantized_bytes",
+                  (json_int_t)bytes->quantized, "factor_bytes", (json_int_t)bytes->factors, "modules", modules);
+    return json_array_append_new(json_object_get(facts->manifest, "groups"), entry) == 0 ? OK : ERR_NOMEM;
+}
+
+/* One group of one layer; gates and ups of routed experts are counted in bytes, and told of with their experts. */
+static int group_facts(struct facts *facts, const struct store_layer_facts *layer, enum group group)
 {
     const struct store_group *g = &layer->group[group];
-    int64_t weight = 0, quantized = 0, factors = g->rank * g->d_in * (int64_t)dtype_bytes(g->factor_dtype);
+    const int is_moe = layer->n_experts > 0 && group >= GROUP_GATE_UP;
+    struct bytes bytes = {.factors = b_bytes(g)};
     json_t *modules = json_array();
     enum module first;
     int count;
     group_modules(group, &first, &count);
-    for (int i = 0; i < count; i++) {
-        const struct store_module *m = &layer->module[first + i];
-        enum dtype dtype;
-        if (weights_dtype(facts->weights, &(struct tensor_id){PART_WEIGHT, layer->layer, (int)first + i, 0}, &dtype) !=
-            OK)
-            continue; /* it was there when the layer was made */
-        weight += m->d_out * m->d_in * (int64_t)dtype_bytes(dtype);
-        quantized += m->d_out * (m->row_bytes + 3 * m->n_groups);
-        factors += m->d_out * m->rank * (int64_t)dtype_bytes(g->factor_dtype);
-        json_array_append_new(modules,
-                              json_pack("{s:s, s:I, s:I, s:f}", "name", module_name((enum module)(first + i)), "d_out",
-                                        (json_int_t)m->d_out, "d_in", (json_int_t)m->d_in, "captured", m->captured));
+    for (int i = (int)first; i < (int)first + count; i++) {
+        const struct store_module *m = &layer->module[i];
+        struct tensor_id id = {is_moe ? PART_EXPERT : PART_WEIGHT, layer->layer, i, EXPERT_SHARED};
+        add_matrices(facts, m, 1, &id, g, &bytes);
+        if (m->d_out > 0)
+            json_array_append_new(modules, json_pack("{s:s, s:I, s:I, s:f}", "name", module_name((enum module)i),
+                                                     "d_out", (json_int_t)m->d_out, "d_in", (json_int_t)m->d_in,
+                                                     "captured", m->captured));
+        id.expert = 0;
+        if (is_moe && group == GROUP_GATE_UP)
+            add_matrices(facts, &layer->expert[i], layer->n_experts, &id, g, &bytes);
     }
-    facts->result.weight_bytes += weight;
-    facts->result.quantized_bytes += quantized;
-    facts->result.factor_bytes += factors;
-    facts->max_rank = g->rank > facts->max_rank ? g->rank : facts->max_rank;
-    return json_pack("{s:I, s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o}", "layer",
-                     (json_int_t)layer->layer, "group", group_name(group), "rank", (json_int_t)g->rank, "steps",
-                     (json_int_t)g->steps, "energy", g->energy, "energy_error", g->energy_error, "trace", g->trace,
-                     "captured", g->captured, "error_norm2", g->error_norm2, "weight_bytes", (json_int_t)weight,
-                     "quantized_bytes", (json_int_t)quantized, "factor_bytes", (json_int_t)factors, "modules", modules);
+    if (g->d_in > 0)
+        return add_group(facts, layer->layer, group_name(group), g, &bytes, modules);
+    json_decref(modules);
+    return OK;
+}
+
+static double share_of(double captured, double trace)
+{
+    return trace > 0 ? captured / trace : 1;
+}
+
+/* The routed downs of a layer as if they were one group: an expert's errors count as its use does. */
+static int downs_facts(struct facts *facts, const struct store_layer_facts *layer, const struct store_expert *experts)
+{
+    const struct store_module *m = &layer->expert[MOD_DOWN];
+    const struct tensor_id id = {PART_EXPERT, layer->layer, MOD_DOWN, 0};
+    struct store_group all = layer->expert_down;
+    struct bytes bytes = {.factors = layer->n_experts * b_bytes(&all)};
+    add_matrices(facts, m, layer->n_experts, &id, &all, &bytes);
+    for (int64_t e = 0; e < layer->n_experts; e++) {
+        all.captured += experts[e].weight * experts[e].captured[MOD_DOWN];
+        all.trace += experts[e].weight * experts[e].trace[MOD_DOWN];
+    }
+    all.energy = share_of(all.captured, all.trace);
+    return add_group(facts, layer->layer, "expert_down", &all, &bytes, json_array());
+}
+
+/* One layer's experts, expert by expert. */
+static int experts_facts(struct facts *facts, const struct store_layer_facts *layer, const struct store_expert *experts)
+{
+    const int64_t rank = layer->expert[MOD_GATE].rank;
+    json_t *tokens = json_array(), *weight = json_array(), *gate_up = json_array(), *down = json_array();
+    json_t *starved = json_array();
+    for (int64_t e = 0; e < layer->n_experts; e++) {
+        const struct store_expert *x = &experts[e];
+        json_array_append_new(tokens, json_integer(x->tokens));
+        json_array_append_new(weight, json_real(x->weight));
+        json_array_append_new(gate_up, json_real(share_of(x->captured[MOD_GATE] + x->captured[MOD_UP],
+                                                          x->trace[MOD_GATE] + x->trace[MOD_UP])));
+        json_array_append_new(down, json_real(share_of(x->captured[MOD_DOWN], x->trace[MOD_DOWN])));
+        if (expert_is_starved(x->tokens, rank))
+            json_array_append_new(starved, json_integer(e));
+    }
+    facts->result.n_experts += layer->n_experts;
+    facts->result.n_starved += (int64_t)json_array_size(starved);
+    json_t *entry = json_pack("{s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "layer", (json_int_t)layer->layer, "rank",
+                              (json_int_t)rank, "down_rank", (json_int_t)layer->expert[MOD_DOWN].rank, "tokens", tokens,
+                              "weight", weight, "gate_up_energy", gate_up, "down_energy", down, "starved", starved);
+    return json_array_append_new(json_object_get(facts->manifest, "experts"), entry) == 0 ? OK : ERR_NOMEM;
+}
+
+/* What the gates' and ups' one B saves: bytes of A and B of all layers with experts, however B is shared. */
+static int sharing_facts(struct facts *facts, const struct store_layer_facts *layer)
+{
+    const struct model_config *c = facts->config;
+    const int64_t rank = layer->expert[MOD_GATE].rank;
+    int64_t bytes = rank * (int64_t)dtype_bytes(layer->group[GROUP_GATE_UP].factor_dtype), n = 0;
+    json_t *list = json_array();
+    for (int64_t l = 0; l < c->n_layers; l++)
+        n += config_is_moe(c, l);
+    bytes *= n;
+    for (int with_shared = 0; with_shared <= (c->d_shared > 0); with_shared++)
+        json_array_append_new(
+            list, json_pack("{s:s, s:I, s:I, s:I}", "experts", with_shared ? "routed and shared" : "routed",
+                            "b_per_layer", (json_int_t)(bytes * budget_gate_up(c, B_PER_LAYER, with_shared)),
+                            "b_per_pair", (json_int_t)(bytes * budget_gate_up(c, B_PER_PAIR, with_shared)),
+                            "b_per_matrix", (json_int_t)(bytes * budget_gate_up(c, B_PER_MATRIX, with_shared))));
+    json_t *entry = json_pack("{s:I, s:I, s:o}", "rank", (json_int_t)rank, "layers", (json_int_t)n, "bytes", list);
+    return json_object_set_new(facts->manifest, "sharing", entry) == 0 ? OK : ERR_NOMEM;
+}
+
+static int layer_experts(struct facts *facts, const char *dir, const struct store_layer_facts *layer)
+{
+    int err = OK;
+    struct store_expert *experts = calloc((size_t)layer->n_experts, sizeof *experts);
+    if (!experts)
+        FAIL(ERR_NOMEM, "facts of %lld experts", (long long)layer->n_experts);
+    TRY(store_layer_read_experts(dir, layer->layer, layer->n_experts, experts));
+    TRY(downs_facts(facts, layer, experts));
+    if (!json_object_get(facts->manifest, "experts")) {
+        json_object_set_new(facts->manifest, "experts", json_array());
+        TRY(sharing_facts(facts, layer));
+    }
+    TRY(experts_facts(facts, layer, experts));
+    facts->result.gate_up_rank = layer->expert[MOD_GATE].rank;
+    facts->result.down_rank = layer->expert[MOD_DOWN].rank;
+out:
+    free(experts);
+    return err;
 }
 
 int facts_read_layers(struct facts *facts, const char *dir)
 {
     int err = OK;
-    double captured = 0, trace = 0;
     for (int64_t l = 0; l < facts->config->n_layers; l++) {
         struct store_layer_facts layer;
         TRY(store_layer_read_facts(dir, l, &layer));
-        for (int g = 0; g < N_GROUPS; g++) {
-            captured += layer.group[g].captured;
-            trace += layer.group[g].trace;
-            if (json_array_append_new(json_object_get(facts->manifest, "groups"),
-                                      group_json(facts, &layer, (enum group)g)) != 0)
-                FAIL(ERR_NOMEM, "facts of layer %lld", (long long)l);
-        }
+        for (int g = 0; g < N_GROUPS; g++)
+            TRY(group_facts(facts, &layer, (enum group)g));
+        if (layer.n_experts > 0)
+            TRY(layer_experts(facts, dir, &layer));
     }
-    facts->result.energy = trace > 0 ? captured / trace : 1;
+    facts->result.energy = share_of(facts->captured, facts->trace);
 out:
     return err;
 }

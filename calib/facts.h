@@ -12,16 +12,26 @@
 
 #include <jansson.h>
 
-enum stage { STAGE_READ, STAGE_FORWARD, STAGE_MOMENTS, STAGE_QUANTIZE, STAGE_SOLVE, STAGE_WRITE, N_STAGES };
+enum stage {
+    STAGE_READ,
+    STAGE_FORWARD,
+    STAGE_MOMENTS,
+    STAGE_QUANTIZE,
+    STAGE_SOLVE,
+    STAGE_REFIT,
+    STAGE_WRITE,
+    N_STAGES
+};
 
 struct facts {
     const struct model_config *config;
     struct weights *weights;
     json_t *manifest, *run;
     double stage_s[N_STAGES];
-    double compute_s;      /* of the forward pass on this rank, without waiting for others */
-    int64_t max_rank;      /* of any group */
-    int64_t planned_bytes; /* of this rank's device memory, before the start */
+    double compute_s;       /* of the forward pass on this rank, without waiting for others */
+    int64_t max_rank;       /* of any group */
+    double captured, trace; /* of all groups */
+    int64_t planned_bytes;  /* of this rank's device memory, before the start */
     struct calibrate_result result;
 };
 

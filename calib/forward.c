@@ -94,7 +94,8 @@ void forward_free(struct forward *f)
 int forward_layer(struct forward *f, const struct layer *layer, int64_t l, struct covariance *cov)
 {
     int err = OK;
-    const struct observer observer = {.on_group_input = covariance_observe, .ctx = cov};
+    const struct observer observer = {
+        .on_group_input = covariance_observe, .on_experts = covariance_observe_experts, .ctx = cov};
     for (int64_t b = f->blocks.begin; b < f->blocks.end; b++) {
         struct mat rows = block_rows(f, b);
         TRY(batch_of_block(f, b));

@@ -33,45 +33,14 @@ out:
     return err;
 }
 
-/* The packed sums' diagonal, [d], to the host in one piece: element i stands at i (i + 3) / 2. */
-static int gather_diagonal(struct metric *s, int64_t *diagonal)
-{
-    int err = OK;
-    struct backend *be = s->be;
-    struct buf rows_buf = {0}, out_buf = {0};
-    struct mat rows, out, packed = mat_view(s->moment->acc.data, DT_I64, s->moment->acc.cols, 1);
-    int32_t *index = malloc((size_t)s->d * sizeof *index);
-    if (packed.rows > INT32_MAX)
-        FAIL(ERR_UNSUPPORTED, "a second moment of %lld channels", (long long)s->d);
-    if (!index)
-        FAIL(ERR_NOMEM, "%lld row numbers", (long long)s->d);
-    for (int64_t i = 0; i < s->d; i++)
-        index[i] = (int32_t)(i * (i + 3) / 2);
-    TRY(mat_alloc(be, DT_I32, 1, s->d, &rows_buf, &rows));
-    TRY(mat_alloc(be, DT_I64, s->d, 1, &out_buf, &out));
-    TRY(be->ops->put(be, rows.data, index, mat_bytes(&rows)));
-    TRY(be->ops->gather_rows(be, &packed, rows.data, &out));
-    TRY(be->ops->get(be, diagonal, out.data, mat_bytes(&out)));
-out:
-    buf_free(&rows_buf);
-    buf_free(&out_buf);
-    free(index);
-    return err;
-}
-
 /* Diagonal of S from the packed sums, and the power of two that brings its largest element near 1. */
 static int read_diagonal(struct metric *s)
 {
     int err = OK;
-    int32_t *exp = malloc((size_t)s->d * sizeof *exp);
-    int64_t *sum = malloc((size_t)s->d * sizeof *sum);
     double max = 0, weight = (double)s->moment->n_tokens + s->moment->prior_tokens;
-    if (!exp || !sum)
-        FAIL(ERR_NOMEM, "%lld exponents", (long long)s->d);
-    TRY(s->be->ops->get(s->be, exp, s->moment->exp.data, (size_t)s->d * sizeof *exp));
-    TRY(gather_diagonal(s, sum));
+    TRY(moment_squares(s->be, s->moment, s->diag));
     for (int64_t i = 0; i < s->d; i++) {
-        s->diag[i] = ldexp((double)sum[i], 2 * exp[i] - s->moment->shift) / weight + s->ridge;
+        s->diag[i] = s->diag[i] / weight + s->ridge;
         if (!isfinite(s->diag[i]) || s->diag[i] < 0)
             FAIL(ERR_NUMERIC, "second moment of channel %lld is %g", (long long)i, s->diag[i]);
         max = fmax(max, s->diag[i]);
@@ -86,8 +55,6 @@ static int read_diagonal(struct metric *s)
         s->trace += s->diag[i];
     }
 out:
-    free(exp);
-    free(sum);
     return err;
 }
 

@@ -24,4 +24,8 @@ struct moment {
     double prior, prior_tokens;
 };
 
+void moment_free(struct moment *moment);
+/* Sum over tokens of x_j^2: acc's diagonal, host [d]. Waits. Not collective. */
+int moment_squares(struct backend *be, const struct moment *moment, double *squares);
+
 #endif

@@ -18,10 +18,11 @@
 static const char style[] =
     ":root{--ground:#fbfaf8;--ink:#1f2328;--soft:#6a6f76;--line:#e4e1da;--accent:#b4531a;--on:#fff;--p1:#b4531a;--p2:#"
     "2f6f73;"
-    "--p3:#8a7a3b;--p4:#5b5f97;--p5:#9aa0a6;--p6:#3d4752;--empty:#ece9e2}\n"
+    "--p3:#8a7a3b;--p4:#5b5f97;--p5:#9aa0a6;--p6:#3d4752;--p7:#b08bbb;--empty:#ece9e2}\n"
     "@media(prefers-color-scheme:dark){:root{--ground:#16181b;--ink:#e6e4df;--soft:#979ba1;--line:#2c3036;--accent:#"
     "f0975a;"
-    "--on:#16181b;--p1:#f0975a;--p2:#5fb3b3;--p3:#cdb86a;--p4:#9a9ee0;--p5:#6c727a;--p6:#b8bec6;--empty:#24282d}}\n"
+    "--on:#16181b;--p1:#f0975a;--p2:#5fb3b3;--p3:#cdb86a;--p4:#9a9ee0;--p5:#6c727a;--p6:#b8bec6;--p7:#cfa9d8;--empty:#"
+    "24282d}}\n"
     "*{box-sizing:border-box}body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.5 "
     "system-ui,-apple-system,"
     "\"Segoe UI\",sans-serif}\n"
@@ -39,8 +40,9 @@ static const char style[] =
     ".none{fill:var(--empty)}.on{fill:var(--on)}.off{fill:var(--ink)}\n"
     ".grid{stroke:var(--line)}.chord{stroke:var(--soft);stroke-dasharray:3 4}.curve{fill:none;stroke:var(--accent);"
     "stroke-width:2}.above{paint-order:stroke;stroke:var(--ground);stroke-width:5px}.dot{fill:var(--accent);stroke:var("
-    "--ground);stroke-width:2}\n"
+    "--ground);stroke-width:2}.starved{fill:none;stroke:var(--ink);stroke-width:1.5}\n"
     ".p1{fill:var(--p1)}.p2{fill:var(--p2)}.p3{fill:var(--p3)}.p4{fill:var(--p4)}.p5{fill:var(--p5)}.p6{fill:var(--p6)}"
+    ".p7{fill:var(--p7)}"
     ".empty{fill:var(--empty)}\n"
     ".legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 24px;margin:12px 0 0;padding:0}.legend "
     "li{display:flex;"
@@ -133,7 +135,7 @@ static void print_general(FILE *f, double v)
         fputs("–", f);
 }
 
-static double number_of(const json_t *object, const char *key)
+double report_number(const json_t *object, const char *key)
 {
     const json_t *v = json_object_get(object, key);
     return json_is_number(v) ? json_number_value(v) : NAN;
@@ -189,23 +191,23 @@ static int read_groups(struct report_data *d)
     json_array_foreach(list, i, entry)
     {
         const char *name = string_of(entry, "group");
-        double layer = number_of(entry, "layer");
+        double layer = report_number(entry, "layer");
         int kind = kind_of(d, name ? name : "?");
         if (!(layer >= 0 && layer < (double)most_layers) || kind < 0)
             FAIL(ERR_FORMAT, "report: group %zu of the manifest has no usable layer or group name", i);
         d->groups[d->n_groups++] = (struct report_group){
             .layer = (int64_t)layer,
             .kind = kind,
-            .rank = number_of(entry, "rank"),
-            .steps = number_of(entry, "steps"),
-            .energy = number_of(entry, "energy"),
-            .energy_error = number_of(entry, "energy_error"),
-            .trace = number_of(entry, "trace"),
-            .captured = number_of(entry, "captured"),
-            .error_norm2 = number_of(entry, "error_norm2"),
-            .weight_bytes = number_of(entry, "weight_bytes"),
-            .quantized_bytes = number_of(entry, "quantized_bytes"),
-            .factor_bytes = number_of(entry, "factor_bytes"),
+            .rank = report_number(entry, "rank"),
+            .steps = report_number(entry, "steps"),
+            .energy = report_number(entry, "energy"),
+            .energy_error = report_number(entry, "energy_error"),
+            .trace = report_number(entry, "trace"),
+            .captured = report_number(entry, "captured"),
+            .error_norm2 = report_number(entry, "error_norm2"),
+            .weight_bytes = report_number(entry, "weight_bytes"),
+            .quantized_bytes = report_number(entry, "quantized_bytes"),
+            .factor_bytes = report_number(entry, "factor_bytes"),
         };
     }
     sum_up(d);
@@ -252,7 +254,7 @@ static void print_count(FILE *f, double v)
 static void write_head(FILE *f, const struct report_data *d)
 {
     const json_t *model = json_object_get(d->manifest, "model"), *settings = json_object_get(d->manifest, "settings");
-    const char *family = string_of(model, "family");
+    const char *family = string_of(model, "family"), *sharing = string_of(settings, "sharing");
     fputs("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
           "content=\"width=device-width,initial-scale=1\"><meta name=\"color-scheme\" content=\"light "
           "dark\"><title>GlowQ: ",
@@ -261,12 +263,13 @@ static void write_head(FILE *f, const struct report_data *d)
     fprintf(f, "</title>\n<style>%s</style></head>\n<body><main>\n<header><p>GlowQ calibration</p><h1>", style);
     report_text(f, family ? family : "model");
     fputs(" at ", f);
-    print_general(f, number_of(settings, "bits"));
+    print_general(f, report_number(settings, "bits"));
     fputs(" bits</h1><p>", f);
-    print_general(f, number_of(model, "n_layers"));
+    print_general(f, report_number(model, "n_layers"));
     fputs(" layers, correction of rank ", f);
-    print_general(f, number_of(settings, "rank"));
-    fputs(", one shared right factor per group of linears</p></header>\n", f);
+    print_general(f, report_number(settings, "rank"));
+    fprintf(f, ", one right factor per %s</p></header>\n",
+            sharing && strcmp(sharing, "module") == 0 ? "linear" : "group of linears");
 }
 
 static void write_facts(FILE *f, const struct report_data *d)
@@ -279,8 +282,8 @@ static void write_facts(FILE *f, const struct report_data *d)
     fact(f, report_bytes, d->quantized_bytes + d->factor_bytes, "for the linears, correction included");
     fact(f, print_percent, d->weight_bytes > 0 ? (d->quantized_bytes + d->factor_bytes) / d->weight_bytes : NAN,
          "of their size as stored");
-    fact(f, print_count, number_of(text, "tokens"), "calibration tokens");
-    fact(f, report_seconds, number_of(d->run, "seconds"), "from start to end");
+    fact(f, print_count, report_number(text, "tokens"), "calibration tokens");
+    fact(f, report_seconds, report_number(d->run, "seconds"), "from start to end");
     fputs("</section>\n", f);
 }
 
@@ -297,13 +300,13 @@ static void write_bytes(FILE *f, const struct report_data *d)
 
 static void write_time(FILE *f, const struct report_data *d)
 {
-    enum { MOST = 6 };
-    static const char *const classes[MOST] = {"p1", "p2", "p3", "p4", "p5", "p6"};
+    enum { MOST = 7 };
+    static const char *const classes[MOST] = {"p1", "p2", "p3", "p4", "p5", "p6", "p7"};
     struct report_part parts[MOST + 1];
     const char *stage;
     json_t *seconds;
     int n = 0;
-    double known = 0, total = number_of(d->run, "seconds");
+    double known = 0, total = report_number(d->run, "seconds");
     json_object_foreach((json_t *)(uintptr_t)json_object_get(d->run, "stages"), stage, seconds)
     {
         if (n < MOST && json_is_number(seconds)) {
@@ -328,8 +331,8 @@ static void write_ranks(FILE *f, const struct report_data *d)
         return;
     json_array_foreach(ranks, i, rank)
     {
-        if (number_of(rank, "seconds") > most) {
-            most = number_of(rank, "seconds");
+        if (report_number(rank, "seconds") > most) {
+            most = report_number(rank, "seconds");
             slowest = i;
         }
     }
@@ -343,21 +346,21 @@ static void write_ranks(FILE *f, const struct report_data *d)
     json_array_foreach(ranks, i, rank)
     {
         fputs("<tr><td class=\"name\">", f);
-        print_general(f, number_of(rank, "rank"));
+        print_general(f, report_number(rank, "rank"));
         fputs("</td><td class=\"name\">", f);
         report_text(f, string_of(rank, "host"));
         fputs("</td><td class=\"name\">", f);
         report_text(f, string_of(rank, "backend"));
         fputs("</td><td>", f);
-        print_general(f, number_of(rank, "threads"));
+        print_general(f, report_number(rank, "threads"));
         fputs("</td>", f);
         if (most >= 0) {
             fputs("<td>", f);
-            report_seconds(f, number_of(rank, "seconds"));
+            report_seconds(f, report_number(rank, "seconds"));
             fputs("</td>", f);
         }
         fputs("<td>", f);
-        report_bytes(f, number_of(rank, "peak_rss_bytes"));
+        report_bytes(f, report_number(rank, "peak_rss_bytes"));
         fputs("</td></tr>\n", f);
     }
     fputs("</tbody></table></div>\n", f);
@@ -412,7 +415,7 @@ static void write_files(FILE *f, const json_t *files)
         fputs("<tr><td class=\"name\">", f);
         report_text(f, name);
         fputs("</td><td>", f);
-        report_bytes(f, number_of(entry, "bytes"));
+        report_bytes(f, report_number(entry, "bytes"));
         fputs("</td><td class=\"name hash\">", f);
         report_text(f, string_of(entry, "sha256"));
         fputs("</td></tr>\n", f);
@@ -472,6 +475,7 @@ static void write_page(FILE *f, const struct report_data *d)
               f);
         report_elbow(f, d);
     }
+    report_experts(f, d);
     write_bytes(f, d);
     write_time(f, d);
     write_ranks(f, d);

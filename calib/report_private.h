@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What report.c (the page) and report_figures.c (its drawings) share. Nobody else includes this.
+ * What report.c (the page), report_experts.c (its sections about experts) and report_figures.c (its drawings) share. Nobody else includes this.
  */
 #ifndef GLOWQ_CALIB_REPORT_PRIVATE_H
 #define GLOWQ_CALIB_REPORT_PRIVATE_H
@@ -36,6 +36,12 @@ void report_text(FILE *f, const char *text);
 void report_bytes(FILE *f, double bytes);
 /* "42 ms", "3.1 s", "12 min 5 s", "3 h 20 min". */
 void report_seconds(FILE *f, double s);
+
+/* A member of an object; NAN where it isn't there or no number. */
+double report_number(const json_t *object, const char *key);
+
+/* The sections about experts, nothing where the manifest has none. */
+void report_experts(FILE *f, const struct report_data *d);
 
 /* Drawings, each one <svg> or a few elements around one. */
 void report_heat_map(FILE *f, const struct report_data *d);

@@ -4,24 +4,50 @@
 
 #include "base/err.h"
 
+#include <assert.h>
+#include <stdlib.h>
 #include <string.h>
 
-int slices_create(struct comm *comm, const struct model_config *config, struct slices *slices)
+/* Matrices of the group gate_up that a unit is made of. */
+enum { GATE_AND_UP = 2 };
+
+static int group_plan(struct slices *s, int64_t i)
 {
     int err = OK;
-    memset(slices, 0, sizeof *slices);
-    slices->comm = comm;
-    for (int g = 0; g < N_GROUPS; g++) {
-        enum module first;
-        int count;
-        int64_t rows[N_MODULES];
-        group_modules((enum group)g, &first, &count);
-        for (int i = 0; i < count; i++)
-            module_shape(config, (enum module)(first + i), &rows[i], &slices->d_in[g]);
-        TRY(panels_create(rows, count, 0, comm->rank, comm->size, &slices->panels[g]));
-        for (int i = 0; i < count; i++)
-            slices->rows[first + i] = panels_module_rows(&slices->panels[g], i, comm->rank);
+    struct slice_group *g = &s->group[i];
+    const struct model_config *config = s->config;
+    const int rank = s->comm->rank, size = s->comm->size;
+    int64_t *rows = NULL;
+    g->id = layer_group(config, s->layer, i);
+    g->n = group_matrices(config, s->layer, g->id);
+    g->whole = g->id.group == GROUP_GATE_UP && config_is_moe(config, s->layer) ? GATE_AND_UP : 0;
+    g->slice = calloc((size_t)g->n, sizeof *g->slice);
+    rows = malloc((size_t)g->n * sizeof *rows);
+    if (!g->slice || !rows)
+        FAIL(ERR_NOMEM, "slices of %lld matrices", (long long)g->n);
+    for (int64_t k = 0; k < g->n; k++) {
+        g->slice[k].matrix = group_matrix(config, s->layer, g->id, k);
+        matrix_shape(config, g->slice[k].matrix, &rows[k], &g->d_in);
     }
+    if (g->id.expert >= 0)
+        TRY(panels_create_on(rows, g->n, slices_owner(s, g->id.expert), rank, size, &g->panels));
+    else
+        TRY(panels_create(rows, g->n, g->whole, rank, size, &g->panels));
+    for (int64_t k = 0; k < g->n; k++)
+        g->slice[k].rows = panels_module_rows(&g->panels, k, rank);
+out:
+    free(rows);
+    return err;
+}
+
+int slices_plan(struct comm *comm, const struct model_config *config, int64_t l, struct slices *slices)
+{
+    int err = OK;
+    *slices = (struct slices){.comm = comm, .config = config, .layer = l, .n_groups = layer_groups(config, l)};
+    if (!(slices->group = calloc((size_t)slices->n_groups, sizeof *slices->group)))
+        FAIL(ERR_NOMEM, "slices of %lld groups", (long long)slices->n_groups);
+    for (int64_t i = 0; i < slices->n_groups; i++)
+        TRY(group_plan(slices, i));
 out:
     if (err)
         slices_free(slices);
@@ -30,60 +56,110 @@ out:
 
 void slices_free(struct slices *slices)
 {
-    slices_drop(slices);
-    for (int g = 0; g < N_GROUPS; g++)
-        panels_free(&slices->panels[g]);
+    for (int64_t i = 0; slices->group && i < slices->n_groups; i++) {
+        slices_drop_group(slices, i);
+        panels_free(&slices->group[i].panels);
+        free(slices->group[i].slice);
+    }
+    free(slices->group);
+    memset(slices, 0, sizeof *slices);
 }
 
-int slices_read(struct slices *slices, struct weights *weights, int64_t l)
+void slices_drop_group(struct slices *slices, int64_t group)
+{
+    struct slice_group *g = &slices->group[group];
+    for (int64_t k = 0; g->slice && k < g->n; k++)
+        buf_free(&g->slice[k].buf);
+}
+
+/* ---- who has what ------------------------------------------------------------------------------------------------- */
+
+/* Units of the group gate_up: the routed experts, then the shared one. */
+static struct range units_of(const struct slices *s, int rank)
+{
+    return shard_even(s->config->n_experts + (s->config->d_shared > 0), rank, s->comm->size);
+}
+
+struct range slices_experts(const struct slices *slices, int rank)
+{
+    const int64_t n = config_is_moe(slices->config, slices->layer) ? slices->config->n_experts : 0;
+    const struct range units = units_of(slices, rank);
+    return (struct range){min_i64(units.begin, n), min_i64(units.end, n)};
+}
+
+int slices_owner(const struct slices *slices, int64_t expert)
+{
+    int rank = 0;
+    while (units_of(slices, rank).end <= expert)
+        rank++;
+    return rank;
+}
+
+int64_t slices_find(const struct slices *slices, struct matrix matrix, int64_t *place)
+{
+    const enum group group = module_group(matrix.module);
+    const int has_shared = slices->config->d_shared > 0;
+    enum module first;
+    int count;
+    group_modules(group, &first, &count);
+    *place = matrix.module - first;
+    if (group == GROUP_DOWN && matrix.expert >= 0)
+        return GROUP_DOWN + has_shared + matrix.expert;
+    if (group == GROUP_GATE_UP && matrix.expert != EXPERT_NONE)
+        *place += count * (matrix.expert == EXPERT_SHARED ? slices->config->n_experts : matrix.expert);
+    return group;
+}
+
+struct tensor_id slices_tensor(const struct slices *slices, struct matrix matrix)
+{
+    return (struct tensor_id){.part = matrix.expert == EXPERT_NONE ? PART_WEIGHT : PART_EXPERT,
+                              .layer = slices->layer,
+                              .index = matrix.module,
+                              .expert = matrix.expert};
+}
+
+/* ---- what is in them ---------------------------------------------------------------------------------------------- */
+
+static int slice_read(struct slices *slices, struct weights *weights, struct slice *slice)
 {
     int err = OK;
-    for (int i = 0; i < N_MODULES; i++) {
-        const struct tensor_id id = {PART_WEIGHT, l, i, 0};
-        const int64_t n = slices->rows[i].end - slices->rows[i].begin;
-        int64_t d_out, d_in;
-        enum dtype dtype;
-        weights_shape(weights, &id, &d_out, &d_in);
-        TRY(weights_dtype(weights, &id, &dtype));
-        TRY(mat_alloc(weights->be, dtype, n, d_in, &slices->buf[i], &slices->stored[i]));
-        for (int64_t row = 0; row < n; row += PANEL_ROWS) {
-            struct mat panel = mat_rows(&slices->stored[i], row, min_i64(n - row, PANEL_ROWS));
-            TRY(weights_panel(weights, &id, slices->rows[i].begin + row, &panel));
-        }
+    const struct tensor_id id = slices_tensor(slices, slice->matrix);
+    const int64_t n = slice->rows.end - slice->rows.begin;
+    int64_t d_out, d_in;
+    enum dtype dtype;
+    weights_shape(weights, &id, &d_out, &d_in);
+    TRY(weights_dtype(weights, &id, &dtype));
+    TRY(mat_alloc(weights->be, dtype, n, d_in, &slice->buf, &slice->stored));
+    for (int64_t row = 0; row < n; row += PANEL_ROWS) {
+        struct mat panel = mat_rows(&slice->stored, row, min_i64(n - row, PANEL_ROWS));
+        TRY(weights_panel(weights, &id, slice->rows.begin + row, &panel));
     }
 out:
     return err;
 }
 
-void slices_drop(struct slices *slices)
+int slices_read(struct slices *slices, struct weights *weights)
 {
-    for (int i = 0; i < N_MODULES; i++)
-        buf_free(&slices->buf[i]);
-}
-
-void slices_drop_group(struct slices *slices, enum group group)
-{
-    for (int i = 0; i < N_MODULES; i++)
-        if (module_group((enum module)i) == group)
-            buf_free(&slices->buf[i]);
+    int err = OK;
+    for (int64_t i = 0; i < slices->n_groups; i++)
+        for (int64_t k = 0; k < slices->group[i].n; k++)
+            TRY(slice_read(slices, weights, &slices->group[i].slice[k]));
+out:
+    return err;
 }
 
 static int broadcast_panel(void *ctx, struct matrix matrix, int64_t row0, struct mat *panel)
 {
-    int err = OK;
+    int err = OK, owner = 0;
     struct slices *s = ctx;
-    const enum module module = matrix.module;
-    const enum group group = module_group(module);
-    enum module first;
-    int count, owner = -1;
-    group_modules(group, &first, &count);
-    for (int p = 0; p < s->comm->size && owner < 0; p++) {
-        struct range r = panels_module_rows(&s->panels[group], module - first, p);
-        if (row0 >= r.begin && row0 + panel->rows <= r.end)
-            owner = p;
-    }
+    int64_t place;
+    const struct slice_group *g = &s->group[slices_find(s, matrix, &place)];
+    const struct slice *slice = &g->slice[place];
+    while (panels_module_rows(&g->panels, place, owner).end < row0 + panel->rows)
+        owner++;
+    assert(owner < s->comm->size && panels_module_rows(&g->panels, place, owner).begin <= row0);
     if (owner == s->comm->rank) {
-        const struct mat own = mat_rows(&s->stored[module], row0 - s->rows[module].begin, panel->rows);
+        const struct mat own = mat_rows(&slice->stored, row0 - slice->rows.begin, panel->rows);
         TRY(s->comm->be->ops->copy(s->comm->be, &own, panel));
     }
     TRY(comm_bcast_mat(s->comm, panel, owner));
@@ -96,19 +172,19 @@ struct module_source slices_source(struct slices *slices)
     return (struct module_source){broadcast_panel, slices};
 }
 
-int slices_stack(const struct slices *slices, enum group group, struct mat *w)
+int slices_stack(const struct slices *slices, int64_t group, struct mat *w)
 {
     int err = OK;
     struct backend *be = slices->comm->be;
-    enum module first;
-    int count;
+    const struct slice_group *g = &slices->group[group];
     int64_t row = 0;
-    group_modules(group, &first, &count);
-    for (int i = (int)first; i < (int)first + count; i++) {
-        struct mat to = mat_rows(w, row, slices->stored[i].rows);
-        TRY(be->ops->convert(be, &slices->stored[i], &to));
+    for (int64_t k = 0; k < g->n; k++) {
+        struct mat to = mat_rows(w, row, g->slice[k].rows.end - g->slice[k].rows.begin);
+        if (to.rows > 0)
+            TRY(be->ops->convert(be, &g->slice[k].stored, &to));
         row += to.rows;
     }
+    assert(row == w->rows);
 out:
     return err;
 }

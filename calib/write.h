@@ -23,14 +23,17 @@ struct layer_file {
 };
 
 /* Shapes and dtypes from the configuration and the weights. Rank-local. */
-int layer_facts(struct weights *weights, int64_t l, const char *fingerprint, int bits, int64_t group_size, int64_t rank,
-                enum dtype factor_dtype, struct store_layer_facts *facts);
-/* Collective, all four. After an error of any, call layer_file_discard. */
+int layer_facts(struct weights *weights, int64_t l, const char *fingerprint, const struct store_settings *settings,
+                struct store_layer_facts *facts);
+/* Collective, all six. After an error of any, call layer_file_discard. */
 int layer_file_create(struct comm *comm, const char *dir, int root, const struct store_layer_facts *facts,
                       struct layer_file *file);
-int layer_file_group(struct layer_file *file, const struct slices *slices, enum group group,
+/* Of a routed down: its owner has quantized and solution, others need none. */
+int layer_file_group(struct layer_file *file, const struct slices *slices, int64_t group,
                      const struct quantized *quantized, const struct solution *solution);
-/* Biases and norms, which the root reads itself. */
+/* What is known of each routed expert, the same on all ranks: [n_experts]. */
+int layer_file_experts(struct layer_file *file, const struct store_expert *experts);
+/* Biases, norms and routers, which the root reads itself. */
 int layer_file_vectors(struct layer_file *file, struct weights *weights);
 int layer_file_publish(struct layer_file *file);
 void layer_file_discard(struct layer_file *file);

@@ -23,6 +23,15 @@ static const struct option_spec table[] = {
     OPT_INT("group-size", 'g', "N", "128", 0, 1 << 20, "columns that share a scale and a zero point; 0: a whole row"),
     OPT_INT("rank", 'r', "R", "64", 0, 1 << 16, "rank of the correction of every group; 0: plain quantization"),
     OPT_CHOICE("factor-dtype", 0, "bf16|f16", "bf16", "number format of the factors A and B"),
+    OPT_CHOICE("sharing", 0, "group|module", "group",
+               "one B for all modules of a group, or one for each: the control of what sharing costs"),
+    OPT_HEADING("Mixtures of experts:"),
+    OPT_INT("expert-rank", 0, "R", "-1", -1, 1 << 16,
+            "rank in layers with experts; -1: the largest up to --rank that costs no more than 1/4 bit per weight"),
+    OPT_CHOICE("expert-weights", 0, "tokens|gates|none", "tokens",
+               "what makes an expert's error count: the share of tokens that chose it, their squared weights, nothing"),
+    OPT_CHOICE("expert-refit", 0, "own|layer", "own",
+               "the statistics that an expert's factors are fitted to: its own, shrunk to the layer's, or the layer's"),
     OPT_HEADING("Statistics:"),
     OPT_INT("samples", 'n', "N", "64", 1, 1 << 24, "windows of text, drawn without overlap"),
     OPT_INT("seq-len", 'l', "L", "2048", 2, 1 << 24, "tokens per window, BOS included"),
@@ -102,6 +111,7 @@ static struct solve_params solve_params_of(const struct options *o)
     return (struct solve_params){
         .solver = (enum solver)options_choice(o, "solver"),
         .qr = (enum qr_kind)options_choice(o, "qr"),
+        .sharing = (enum sharing)options_choice(o, "sharing"),
         .rank = options_int(o, "rank"),
         .oversample = options_int(o, "oversample"),
         .power = (int)options_int(o, "power"),
@@ -115,17 +125,27 @@ static struct solve_params solve_params_of(const struct options *o)
     };
 }
 
+static json_t *experts_json(const struct calibrate_result *r)
+{
+    return json_pack("{s:I,s:I,s:I,s:I}", "gate_up_rank", (json_int_t)r->gate_up_rank, "down_rank",
+                     (json_int_t)r->down_rank, "routed", (json_int_t)r->n_experts, "starved", (json_int_t)r->n_starved);
+}
+
 static int print_result(const struct options *o, const struct calibrate_options *c, const struct calibrate_result *r)
 {
     char weights[32], quantized[32], factors[32];
-    if (options_flag(o, "json"))
-        return out_json(json_pack(
+    if (options_flag(o, "json")) {
+        json_t *json = json_pack(
             "{s:i,s:s,s:s,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o}", "schema_version", JSON_SCHEMA_VERSION,
             "model", source_name(o), "out", c->out, "bits", c->bits, "group_size", (json_int_t)c->group_size, "rank",
             (json_int_t)c->solve.rank, "n_layers", (json_int_t)r->n_layers, "n_resumed", (json_int_t)r->n_resumed,
             "n_sequences", (json_int_t)r->n_sequences, "n_tokens", (json_int_t)r->n_tokens, "weight_bytes",
             (json_int_t)r->weight_bytes, "quantized_bytes", (json_int_t)r->quantized_bytes, "factor_bytes",
-            (json_int_t)r->factor_bytes, "energy", json_number(r->energy), "seconds", json_number(r->seconds)));
+            (json_int_t)r->factor_bytes, "energy", json_number(r->energy), "seconds", json_number(r->seconds));
+        if (r->n_experts > 0)
+            json_object_set_new(json, "experts", experts_json(r));
+        return out_json(json);
+    }
     format_bytes(r->weight_bytes, weights, sizeof weights);
     format_bytes(r->quantized_bytes, quantized, sizeof quantized);
     format_bytes(r->factor_bytes, factors, sizeof factors);
@@ -136,6 +156,10 @@ static int print_result(const struct options *o, const struct calibrate_options 
     out_print("linear weights  %s as stored, %s in %d bits, %s of correction\n", weights, quantized, c->bits, factors);
     if (c->solve.rank > 0)
         out_print("energy          %.2f%% of the quantization error's output energy is captured\n", 100 * r->energy);
+    if (r->n_experts > 0)
+        out_print(
+            "experts         rank %lld for gates and ups, %lld for downs; %lld of %lld saw fewer tokens than that\n",
+            (long long)r->gate_up_rank, (long long)r->down_rank, (long long)r->n_starved, (long long)r->n_experts);
     out_print("time            %.1f s\n", r->seconds);
     return OK;
 }
@@ -154,6 +178,9 @@ static int run(struct comm *comm, const struct options *o)
         .samples = options_int(o, "samples"),
         .seq_len = options_int(o, "seq-len"),
         .solve = solve_params_of(o),
+        .expert_rank = options_int(o, "expert-rank"),
+        .expert_weights = (enum expert_weights)options_choice(o, "expert-weights"),
+        .expert_refit = (enum expert_refit)options_choice(o, "expert-refit"),
         .overwrite = options_flag(o, "overwrite"),
     };
     char *line = command_line(o);
@@ -179,7 +206,8 @@ const struct command command_calibrate = {
     .summary = "quantize a model and solve its shared low-rank corrections",
     .about =
         "Quantizes the linears of a model and corrects each group that reads the same input by factors A_i B, with one "
-        "B for the whole group, fitted to the inputs seen on a calibration text. Works layer by layer; the same "
+        "B for the whole group, fitted to the inputs seen on a calibration text. All gates and ups of a layer with "
+        "experts are one group. Works layer by layer; the same "
         "command again resumes an interrupted run, on any number of ranks, and gives the same bytes.",
     .examples = "Examples:\n"
                 "  glowq calibrate --model llama --text a.txt --text b.txt --out llama.glowq\n"

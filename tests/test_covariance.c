@@ -1,171 +1,75 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Corpus and covariance: Sigma_x of a real (random-weight) model's groups against an f64 sum over the same inputs, taken by an
- * observer of the test's own; the same integers for any number of ranks; windows that don't overlap and carry BOS. */
-#include "base/err.h"
+ * Corpus, covariance and cross: Sigma_x of a real (random-weight) model's groups, its experts' too, how often each expert was
+ * chosen, and the second sweep's sums against f64 sums over the same inputs, taken by an observer of the test's own; the same
+ * integers for any number of ranks; what isn't finite is named; windows that don't overlap and carry BOS. */
 #include "base/file.h"
 #include "base/log.h"
-#include "calib/covariance.h"
-#include "calib/forward.h"
+#include "tests/calib_help.h"
 
-#include <limits.h>
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
 static struct comm world;
-static struct backend backend;
 
-static void folder_of(const char *family, char dir[PATH_MAX])
+/* With experts: apart, with a shared one, with dense layers between, more experts than tokens choose. */
+static const char *const families[] = {"tp_cut",  "llama_bias",    "qwen3",           "mistral",
+                                       "mixtral", "qwen2moe_norm", "qwen3moe_layers", "moe_cut"};
+enum { N_FAMILIES = sizeof families / sizeof families[0] };
+
+/* Our sum of group g, where this rank has it, against the oracle's. */
+static void compare_moment(const struct observed *o, int64_t g, const struct oracle *oracle)
 {
-    snprintf(dir, PATH_MAX, "%s/tests/golden/families/%s", getenv("GLOWQ_SOURCE_DIR"), family);
-}
-
-enum { N_SEQ = 37, LENGTH = 64, MAX_D = 256 };
-
-static void make_corpus(const struct model_config *config, struct corpus *c)
-{
-    *c = (struct corpus){.n_sequences = N_SEQ, .seq_len = LENGTH, .block_sequences = 5};
-    c->n_blocks = (N_SEQ + 4) / 5;
-    c->ids = malloc((size_t)(N_SEQ * LENGTH) * sizeof *c->ids);
-    for (int64_t i = 0; i < N_SEQ * LENGTH; i++)
-        c->ids[i] = (int32_t)(philox_u64(7, STREAM_WINDOWS, 0, (uint64_t)i) % (uint64_t)config->vocab_size);
-}
-
-struct run {
-    struct model_config config;
-    struct weights weights;
-    struct corpus corpus;
-    struct slices slices;
-    struct forward forward;
-};
-
-static void run_open(const char *family, struct comm *comm, struct run *r)
-{
-    char dir[PATH_MAX];
-    memset(r, 0, sizeof *r);
-    folder_of(family, dir);
-    assert_int_equal(config_read(dir, &r->config), OK);
-    assert_int_equal(weights_open_checkpoint(&backend, dir, &r->config, &r->weights), OK);
-    make_corpus(&r->config, &r->corpus);
-    assert_int_equal(slices_create(comm, &r->config, &r->slices), OK);
-    assert_int_equal(forward_create(comm, &r->config, &r->corpus, &r->weights, &r->forward), OK);
-}
-
-static void run_close(struct run *r)
-{
-    forward_free(&r->forward);
-    slices_free(&r->slices);
-    corpus_free(&r->corpus);
-    weights_close(&r->weights);
-}
-
-static void run_layer(struct run *r, struct comm *comm, int64_t l, struct covariance *cov)
-{
-    struct layer layer;
-    assert_int_equal(slices_read(&r->slices, &r->weights, l), OK);
-    const struct module_source source = slices_source(&r->slices);
-    assert_int_equal(load_layer_weights(&r->weights, &r->forward.dec.shape, l, &source, NULL, &layer), OK);
-    assert_int_equal(covariance_begin(comm, &r->config, &r->corpus, &r->weights, &r->slices, l, cov), OK);
-    assert_int_equal(forward_layer(&r->forward, &layer, l, cov), OK);
-    assert_int_equal(covariance_reduce(cov), OK);
-    layer_free(&layer);
-    slices_drop(&r->slices);
-}
-
-/* The f64 oracle: sums of outer products of what the decoder hands to an observer, all sequences on this rank. */
-struct oracle {
-    double *sum[N_GROUPS];
-    int64_t d[N_GROUPS];
-};
-
-static int oracle_observe(void *ctx, int64_t layer, enum group group, const struct mat *x)
-{
-    struct oracle *o = ctx;
-    (void)layer;
-    void *host;
-    assert_int_equal(backend.ops->host_begin(&backend, x->data, mat_bytes(x), &host), OK);
-    o->d[group] = x->cols;
-    if (!o->sum[group])
-        o->sum[group] = calloc((size_t)(x->cols * x->cols), sizeof(double));
-    float *row = malloc((size_t)x->cols * sizeof *row);
-    assert_non_null(row);
-    for (int64_t t = 0; t < x->rows; t++) {
-        convert(row, DT_F32, (const char *)host + (size_t)(t * x->ld) * dtype_bytes(x->dtype), x->dtype, x->cols);
-        for (int64_t i = 0; i < x->cols; i++)
-            for (int64_t j = 0; j <= i; j++)
-                o->sum[group][i * x->cols + j] += (double)row[i] * row[j];
+    const struct moment *m = &o->cov.moment[g];
+    const int64_t d = m->d, expert = o->slices.group[g].id.expert;
+    struct buf buf;
+    struct mat s;
+    double *ours = malloc((size_t)(d * d) * sizeof *ours), *sum = oracle->sum[g], worst = 0;
+    assert_non_null(ours);
+    if (expert >= 0) {
+        assert_int_equal(m->n_tokens, oracle->tokens[expert]);
+        if (slices_owner(&o->slices, expert) != world.rank) {
+            assert_null(m->acc_buf.p); /* moved to its owner */
+            goto out;
+        }
     }
-    free(row);
-    assert_int_equal(backend.ops->host_end(&backend, x->data, mat_bytes(x), host), OK);
-    return OK;
+    assert_int_equal(mat_alloc(&backend, DT_F64, d, d, &buf, &s), OK);
+    assert_int_equal(backend.ops->moment_get(&backend, &m->acc, &m->exp, m->shift, 1, 0, &s), OK);
+    assert_int_equal(backend.ops->get(&backend, ours, s.data, mat_bytes(&s)), OK);
+    buf_free(&buf);
+    for (int64_t r = 0; r < d; r++)
+        for (int64_t c = 0; c <= r; c++) {
+            /* |x_r||x_c| bounds an f32 dot product's error to t eps of this scale; t = 320 tokens a leaf */
+            double scale = (sum ? sqrt(sum[r * d + r] * sum[c * d + c]) : 0) + 1e-300;
+            worst = fmax(worst, fabs(ours[r * d + c] - (sum ? sum[r * d + c] : 0)) / scale);
+            assert_true(ours[r * d + c] == ours[c * d + r]);
+        }
+    assert_true(worst < 320 * 6e-8);
+out:
+    free(ours);
 }
 
 static void test_moments_equal_f64_sums(void **state)
 {
     (void)state;
-    static const char *const families[] = {"tp_cut", "llama_bias", "qwen3", "mistral"};
-    for (size_t i = 0; i < sizeof families / sizeof families[0]; i++) {
+    for (size_t i = 0; i < N_FAMILIES; i++) {
         struct run ours, reference;
         struct comm self;
-        struct oracle oracle = {0};
         assert_int_equal(comm_open_self(&self, &backend), OK);
         run_open(families[i], &world, &ours);
         run_open(families[i], &self, &reference);
         for (int64_t l = 0; l < ours.config.n_layers; l++) {
-            struct covariance cov;
-            struct layer layer;
-            const struct observer observer = {.on_group_input = oracle_observe, .ctx = &oracle};
-            run_layer(&ours, &world, l, &cov);
-            assert_int_equal(
-                load_layer_weights(&reference.weights, &reference.forward.dec.shape, l, NULL, NULL, &layer), OK);
-            struct forward *f = &reference.forward;
-            for (int64_t b = 0; b < reference.corpus.n_blocks; b++) { /* forward_layer with the test's observer */
-                int64_t first, n = corpus_block(&reference.corpus, b, &first);
-                struct mat rows = mat_rows(&f->hidden, first * LENGTH, n * LENGTH);
-                batch_begin(&f->batch);
-                for (int64_t s = 0; s < n; s++) {
-                    int32_t blocks[LENGTH / KV_BLOCK];
-                    for (int64_t j = 0; j < LENGTH / KV_BLOCK; j++)
-                        blocks[j] = (int32_t)(s * (LENGTH / KV_BLOCK) + j);
-                    assert_int_equal(batch_add(&f->batch, reference.corpus.ids + (first + s) * LENGTH, LENGTH, 0,
-                                               blocks, LENGTH / KV_BLOCK, LENGTH),
-                                     OK);
-                }
-                assert_int_equal(batch_end(&f->batch), OK);
-                assert_int_equal(decoder_layer(&f->dec, &layer, l, &f->batch, &f->kv, &rows, &observer), OK);
+            struct observed o;
+            struct oracle oracle;
+            run_layer(&ours, l, &o);
+            oracle_layer(&reference, l, &oracle);
+            for (int64_t g = 0; g < o.slices.n_groups; g++)
+                compare_moment(&o, g, &oracle);
+            for (int64_t e = 0; config_is_moe(&ours.config, l) && e < ours.config.n_experts; e++) {
+                assert_int_equal(o.cov.tokens[e], oracle.tokens[e]);
+                assert_true(fabs(ldexp((double)o.cov.gates[e], -GATE_SHIFT) - oracle.gates[e]) <=
+                            0x1p-40 * (double)(oracle.tokens[e] + 1));
             }
-            for (int g = 0; g < N_GROUPS; g++) {
-                const struct moment *m = &cov.moment[g];
-                const int64_t d = m->d;
-                struct buf buf;
-                struct mat s;
-                double *ours_s = malloc((size_t)(d * d) * sizeof *ours_s), worst = 0;
-                assert_int_equal(d, oracle.d[g]);
-                assert_int_equal(mat_alloc(&backend, DT_F64, d, d, &buf, &s), OK);
-                assert_int_equal(backend.ops->moment_get(&backend, &m->acc, &m->exp, m->shift, 1, 0, &s), OK);
-                assert_int_equal(backend.ops->get(&backend, ours_s, s.data, mat_bytes(&s)), OK);
-                for (int64_t r = 0; r < d; r++)
-                    for (int64_t c = 0; c <= r; c++) {
-                        /* |x_r||x_c| bounds an f32 dot product's error to t eps of this scale; t = 320 tokens a leaf */
-                        double scale = sqrt(oracle.sum[g][r * d + r] * oracle.sum[g][c * d + c]) + 1e-300;
-                        worst = fmax(worst, fabs(ours_s[r * d + c] - oracle.sum[g][r * d + c]) / scale);
-                        assert_true(ours_s[r * d + c] == ours_s[c * d + r]);
-                    }
-                assert_true(worst < 320 * 6e-8);
-                free(ours_s);
-                buf_free(&buf);
-                free(oracle.sum[g]);
-                oracle.sum[g] = NULL;
-            }
-            layer_free(&layer);
-            covariance_free(&cov);
+            oracle_close(&oracle);
+            observed_close(&o);
         }
         run_close(&ours);
         run_close(&reference);
@@ -176,64 +80,273 @@ static void test_moments_equal_f64_sums(void **state)
 static void test_integers_do_not_depend_on_ranks(void **state)
 {
     (void)state;
-    struct run shared, alone;
-    struct comm self;
-    assert_int_equal(comm_open_self(&self, &backend), OK);
-    run_open("tp_cut", &world, &shared);
-    run_open("tp_cut", &self, &alone);
-    for (int64_t l = 0; l < shared.config.n_layers; l++) {
-        struct covariance a, b;
-        run_layer(&shared, &world, l, &a);
-        run_layer(&alone, &self, l, &b);
-        for (int g = 0; g < N_GROUPS; g++) {
-            const size_t bytes = mat_bytes(&a.moment[g].acc);
-            char *x = malloc(bytes), *y = malloc(bytes);
-            assert_int_equal(backend.ops->get(&backend, x, a.moment[g].acc.data, bytes), OK);
-            assert_int_equal(backend.ops->get(&backend, y, b.moment[g].acc.data, bytes), OK);
-            assert_memory_equal(x, y, bytes);
-            free(x);
-            free(y);
+    static const char *const two[] = {"tp_cut", "qwen3moe_layers"};
+    for (size_t i = 0; i < 2; i++) {
+        struct run shared, alone;
+        struct comm self;
+        assert_int_equal(comm_open_self(&self, &backend), OK);
+        run_open(two[i], &world, &shared);
+        run_open(two[i], &self, &alone);
+        for (int64_t l = 0; l < shared.config.n_layers; l++) {
+            struct observed a, b;
+            run_layer(&shared, l, &a);
+            run_layer(&alone, l, &b);
+            for (int64_t g = 0; g < a.slices.n_groups; g++) {
+                const size_t bytes = mat_bytes(&a.cov.moment[g].acc);
+                char *x = malloc(bytes), *y = malloc(bytes);
+                assert_true(x && y);
+                if (a.cov.moment[g].acc_buf.p) { /* not another rank's expert */
+                    assert_int_equal(backend.ops->get(&backend, x, a.cov.moment[g].acc.data, bytes), OK);
+                    assert_int_equal(backend.ops->get(&backend, y, b.cov.moment[g].acc.data, bytes), OK);
+                    assert_memory_equal(x, y, bytes);
+                }
+                free(x);
+                free(y);
+            }
+            if (a.cov.tokens) {
+                assert_memory_equal(a.cov.tokens, b.cov.tokens, (size_t)shared.config.n_experts * sizeof(int64_t));
+                assert_memory_equal(a.cov.gates, b.cov.gates, (size_t)shared.config.n_experts * sizeof(int64_t));
+            }
+            observed_close(&a);
+            observed_close(&b);
         }
-        covariance_free(&a);
-        covariance_free(&b);
+        run_close(&shared);
+        run_close(&alone);
+        comm_close(&self);
     }
-    run_close(&shared);
-    run_close(&alone);
-    comm_close(&self);
+}
+
+/* ---- the second sweep --------------------------------------------------------------------------------------------- */
+
+/* What F is made of: numbers that bf16 holds, large and small rows. */
+static float b_value(int64_t row, int64_t j)
+{
+    const int64_t draw = (int64_t)(philox_u64(3, STREAM_PROBES, 0, (uint64_t)(row * 4096 + j)) % 255) - 127;
+    return (float)draw * (row % 2 ? 0x1p-12f : 1.0f);
+}
+
+static float v_value(int64_t expert, int64_t i, int64_t j)
+{
+    const int64_t draw = (int64_t)(philox_u64(3, STREAM_PROBES, 1, (uint64_t)((expert * 4096 + i) * 64 + j)) % 4001);
+    return (float)(draw - 2000) * 0x1p-9f;
+}
+
+/* A solution of which only B is set: one for all, or one of r rows for every matrix. */
+static void make_solution(const struct observed *o, int64_t r, int per_module, struct solution *s)
+{
+    const struct slice_group *g = &o->slices.group[GROUP_GATE_UP];
+    const int64_t rows = per_module ? r * g->n : r;
+    uint16_t *host = malloc((size_t)(rows * g->d_in) * sizeof *host + 1);
+    *s = (struct solution){.rank = rows};
+    s->module_first = malloc((size_t)g->n * sizeof *s->module_first);
+    s->module_rank = malloc((size_t)g->n * sizeof *s->module_rank);
+    assert_true(host && s->module_first && s->module_rank);
+    for (int64_t i = 0; i < g->n; i++) {
+        s->module_first[i] = per_module ? r * i : 0;
+        s->module_rank[i] = r;
+    }
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < g->d_in; j++)
+            host[i * g->d_in + j] = f32_to_bf16(b_value(i, j));
+    assert_int_equal(mat_alloc(&backend, DT_BF16, rows, g->d_in, &s->b_buf, &s->b), OK);
+    if (rows > 0)
+        assert_int_equal(backend.ops->put(&backend, s->b.data, host, mat_bytes(&s->b)), OK);
+    free(host);
+}
+
+/* V of this rank's units. */
+static void make_v(const struct observed *o, struct buf *buf, struct mat *v)
+{
+    const struct slice_group *g = &o->slices.group[GROUP_GATE_UP];
+    struct range units;
+    assert_int_equal(refit_units(&g->panels, g->whole, &units), OK);
+    const int64_t n = units.end - units.begin, d = g->d_in;
+    float *host = malloc((size_t)(n * d * EXPERT_PROBES) * sizeof *host + 1);
+    assert_non_null(host);
+    for (int64_t i = 0; i < n * d; i++)
+        for (int64_t j = 0; j < EXPERT_PROBES; j++)
+            host[i * EXPERT_PROBES + j] = v_value(units.begin + i / d, i % d, j);
+    assert_int_equal(mat_alloc(&backend, DT_F32, n * d, EXPERT_PROBES, buf, v), OK);
+    if (n > 0)
+        assert_int_equal(backend.ops->put(&backend, v->data, host, mat_bytes(v)), OK);
+    free(host);
+}
+
+/* Column j of F_e: rows of B from `first` on, then V_e. */
+static void column_of_f(int64_t e, int64_t first, int64_t w, int64_t j, int64_t d, double *f)
+{
+    for (int64_t i = 0; i < d; i++)
+        f[i] = j < w ? (double)b_value(first + j, i) : (double)v_value(e, i, j - w);
+}
+
+/* Column j of Y_e against the sum over the oracle's tokens. */
+static void compare_column(const struct oracle *oracle, int64_t e, const double *f, const double *y, int64_t ld)
+{
+    const int64_t d = oracle->config->d_model, k = oracle->config->top_k;
+    double *want = calloc((size_t)d, sizeof *want), *x2 = calloc((size_t)d, sizeof *x2), p2 = 0;
+    assert_true(want && x2);
+    for (int64_t t = 0; t < oracle->n_x; t++) {
+        const float *x = oracle->x + t * d;
+        double p = 0;
+        int is_chosen = 0;
+        for (int64_t i = 0; i < k; i++)
+            is_chosen |= oracle->chosen[t * k + i] == e;
+        if (!is_chosen)
+            continue;
+        for (int64_t i = 0; i < d; i++)
+            p += (double)x[i] * f[i];
+        for (int64_t i = 0; i < d; i++) {
+            want[i] += (double)x[i] * p;
+            x2[i] += (double)x[i] * x[i];
+        }
+        p2 += p * p;
+    }
+    /* products in f64, and sums of integers with 61 bits below bounds that are loose by no more than 2^25 here */
+    for (int64_t i = 0; i < d; i++)
+        assert_true(fabs(y[i * ld] - want[i]) <= 1e-10 * (sqrt(x2[i] * p2) + 1e-12));
+    free(want);
+    free(x2);
+}
+
+static void test_second_sweep_equals_f64_sums(void **state)
+{
+    (void)state;
+    static const char *const three[] = {"mixtral", "moe_cut", "qwen3moe_layers"};
+    for (size_t i = 0; i < 3; i++) {
+        struct run ours, alone, reference;
+        struct comm self;
+        assert_int_equal(comm_open_self(&self, &backend), OK);
+        run_open(three[i], &world, &ours);
+        run_open(three[i], &self, &alone);
+        run_open(three[i], &self, &reference);
+        for (int64_t l = 0; l < ours.config.n_layers; l++) {
+            struct observed a, b;
+            struct oracle oracle;
+            run_layer(&ours, l, &a);
+            run_layer(&alone, l, &b);
+            oracle_layer(&reference, l, &oracle);
+            for (int kind = 0; kind < 3 && config_is_moe(&ours.config, l); kind++) { /* shared, apart, none */
+                struct solution s;
+                struct buf va_buf, vb_buf, ya_buf = {0}, yb_buf = {0};
+                struct mat va, vb;
+                struct expert_sums sa, sb;
+                const int64_t r = kind == 2 ? 0 : 5, w = kind == 1 ? 2 * r : r, width = w + EXPERT_PROBES;
+                const int64_t d = ours.config.d_model, *tokens = a.cov.tokens;
+                make_solution(&a, r, kind == 1, &s);
+                make_v(&a, &va_buf, &va);
+                make_v(&b, &vb_buf, &vb);
+                assert_int_equal(
+                    cross_sums(&a.cross, &a.slices, &a.cov.moment[GROUP_GATE_UP], tokens, &s, &va, &ya_buf, &sa), OK);
+                assert_int_equal(
+                    cross_sums(&b.cross, &b.slices, &b.cov.moment[GROUP_GATE_UP], tokens, &s, &vb, &yb_buf, &sb), OK);
+                assert_true(sa.first == slices_experts(&a.slices, world.rank).begin && sb.n == ours.config.n_experts);
+                double *y = malloc((size_t)(d * width) * sizeof *y), *y1 = malloc((size_t)(d * width) * sizeof *y1);
+                double *f = malloc((size_t)d * sizeof *f);
+                assert_true(y && y1 && f);
+                for (int64_t n = 0; n < sa.n; n++) {
+                    const int64_t e = sa.first + n;
+                    struct mat own = mat_rows(&sa.y, n * d, d), same = mat_rows(&sb.y, e * d, d);
+                    assert_int_equal(sa.tokens[n], oracle.tokens[e]);
+                    if (tokens[e] == 0)
+                        continue;
+                    assert_int_equal(backend.ops->get(&backend, y, own.data, mat_bytes(&own)), OK);
+                    assert_int_equal(backend.ops->get(&backend, y1, same.data, mat_bytes(&same)), OK);
+                    assert_memory_equal(y, y1, mat_bytes(&own));
+                    for (int64_t j = 0; j < width; j++) {
+                        column_of_f(e, kind == 1 ? w * e : 0, w, j, d, f);
+                        compare_column(&oracle, e, f, y + j, width);
+                    }
+                }
+                free(y);
+                free(y1);
+                free(f);
+                solution_free(&s);
+                buf_free(&va_buf);
+                buf_free(&vb_buf);
+                buf_free(&ya_buf);
+                buf_free(&yb_buf);
+            }
+            oracle_close(&oracle);
+            observed_close(&a);
+            observed_close(&b);
+        }
+        run_close(&ours);
+        run_close(&alone);
+        run_close(&reference);
+        comm_close(&self);
+    }
+}
+
+/* ---- what isn't finite -------------------------------------------------------------------------------------------- */
+
+/* The layer's pass over this rank's sequences, of which the first has `what` go wrong. */
+static void expect_named(struct run *r, struct observed *o, const char *what)
+{
+    char expected[160];
+    int64_t first = 0;
+    if (r->forward.blocks.begin == r->forward.blocks.end)
+        return;
+    corpus_block(&r->corpus, r->forward.blocks.begin, &first);
+    err_quiet(1);
+    int err = forward_layer(&r->forward, &o->layer, o->slices.layer, &o->cov);
+    err_quiet(0);
+    snprintf(expected, sizeof expected, what, (long long)first);
+    assert_int_equal(err, ERR_NUMERIC);
+    assert_non_null(strstr(err_last(), expected));
 }
 
 static void test_nan_is_named(void **state)
 {
     (void)state;
     struct run r;
-    struct covariance cov;
-    struct layer layer;
+    struct observed o;
     run_open("tp_cut", &world, &r);
-    assert_int_equal(slices_read(&r.slices, &r.weights, 0), OK);
-    const struct module_source source = slices_source(&r.slices);
-    assert_int_equal(load_layer_weights(&r.weights, &r.forward.dec.shape, 0, &source, NULL, &layer), OK);
-    assert_int_equal(covariance_begin(&world, &r.config, &r.corpus, &r.weights, &r.slices, 0, &cov), OK);
+    observed_open(&r, 0, &o);
     const float nan_value = NAN;
-    int64_t first = 0;
-    if (r.forward.blocks.begin < r.forward.blocks.end) {
-        corpus_block(&r.corpus, r.forward.blocks.begin, &first);
+    if (r.forward.hidden.rows > 0)
         assert_int_equal(backend.ops->put(&backend, (float *)r.forward.hidden.data + 3 * r.forward.hidden.cols,
                                           &nan_value, sizeof nan_value),
                          OK);
-    }
-    err_quiet(1);
-    int err = forward_layer(&r.forward, &layer, 0, &cov);
-    err_quiet(0);
-    if (r.forward.blocks.begin < r.forward.blocks.end) {
-        char expected[128];
-        snprintf(expected, sizeof expected,
-                 "layer 0, group qkv: the input holds NaN or infinity at calibration sequence %lld, token 3",
-                 (long long)first);
-        assert_int_equal(err, ERR_NUMERIC);
-        assert_non_null(strstr(err_last(), expected));
-    }
-    layer_free(&layer);
-    covariance_free(&cov);
+    expect_named(&r, &o, "layer 0, group qkv: the input holds NaN or infinity at calibration sequence %lld, token 3");
+    observed_close(&o);
+    run_close(&r);
+}
+
+/* Rows [row0, row0 + n) of a packed matrix become a number. */
+static void set_rows(struct packed *w, int64_t row0, int64_t n, float value)
+{
+    struct buf buf;
+    struct mat panel;
+    assert_true(w->dtype == DT_BF16 || w->dtype == DT_F32);
+    assert_int_equal(mat_alloc(&backend, w->dtype, n, w->d_in, &buf, &panel), OK);
+    void *wide = malloc(mat_bytes(&panel));
+    assert_non_null(wide);
+    for (int64_t i = 0; i < n * w->d_in; i++)
+        convert((char *)wide + (size_t)i * dtype_bytes(w->dtype), w->dtype, &value, DT_F32, 1);
+    assert_int_equal(backend.ops->put(&backend, panel.data, wide, mat_bytes(&panel)), OK);
+    assert_int_equal(backend.ops->weight_put_dense(&backend, w, row0, &panel), OK);
+    free(wide);
+    buf_free(&buf);
+}
+
+/* A router whose logits overflow, and an expert whose output does. */
+static void test_experts_are_named(void **state)
+{
+    (void)state;
+    struct run r;
+    struct observed o;
+    run_open("mixtral", &world, &r);
+    observed_open(&r, 1, &o);
+    set_rows(&o.layer.experts.router[ROUTER_GATE], 0, r.config.n_experts, NAN);
+    expect_named(&r, &o, "layer 1, router: the logits hold NaN or infinity at calibration sequence %lld, token 0");
+    observed_close(&o);
+    run_close(&r);
+    run_open("mixtral", &world, &r);
+    observed_open(&r, 1, &o);
+    set_rows(&o.layer.experts.w[MOD_UP][2], 0, min_i64(16, r.config.d_expert), INFINITY);
+    expect_named(&r, &o,
+                 "layer 1, group down of expert 2: the input holds NaN or infinity at calibration sequence %lld");
+    observed_close(&o);
     run_close(&r);
 }
 
@@ -294,7 +407,9 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_moments_equal_f64_sums),
         cmocka_unit_test(test_integers_do_not_depend_on_ranks),
+        cmocka_unit_test(test_second_sweep_equals_f64_sums),
         cmocka_unit_test(test_nan_is_named),
+        cmocka_unit_test(test_experts_are_named),
         cmocka_unit_test(test_windows_are_drawn_without_overlap),
     };
     int opened = backend_open(&backend, argc > 1 ? argv[1] : "cpu", 1);
