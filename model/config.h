@@ -51,7 +51,5 @@ int config_read_file(const char *path, struct model_config *config);
 int64_t config_window(const struct model_config *config, int64_t layer);
 /* Does this layer have experts in the place of its MLP? */
 int config_is_moe(const struct model_config *config, int64_t layer);
-/* ERR_UNSUPPORTED if any layer does: for what can't run such layers yet. where: for the message. */
-int config_refuse_moe(const struct model_config *config, const char *where);
 
 #endif

@@ -97,14 +97,3 @@ int config_is_moe(const struct model_config *config, int64_t layer)
             return 0;
     return 1;
 }
-
-int config_refuse_moe(const struct model_config *config, const char *where)
-{
-    int err = OK;
-    const int64_t step = config->n_experts > 0 ? config->sparse_step : config->n_layers + 1;
-    for (int64_t layer = step - 1; layer < config->n_layers; layer += step)
-        if (config_is_moe(config, layer))
-            FAIL(ERR_UNSUPPORTED, "%s: model_type \"%s\" is not supported yet", where, config->family);
-out:
-    return err;
-}
