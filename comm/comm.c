@@ -73,6 +73,11 @@ int comm_bcast(struct comm *comm, void *host, size_t bytes, int root)
     return TOGETHER(comm->ops->bcast(comm, host, bytes, root));
 }
 
+int comm_tell(struct comm *comm, void *host, size_t *bytes, int root)
+{
+    return comm->ops->tell(comm, host, bytes, root);
+}
+
 int comm_max_f64(struct comm *comm, double *host, int64_t n)
 {
     return TOGETHER(comm->ops->max_f64(comm, host, n));

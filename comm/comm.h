@@ -73,6 +73,10 @@ int comm_agree(struct comm *comm, int err);
 int comm_agree_to_end(struct comm *comm, int err);
 int comm_barrier(struct comm *comm);
 int comm_bcast(struct comm *comm, void *host, size_t bytes, int root);
+/* A message of any length from root to all: *bytes is its length on root, and elsewhere the room at host, then the length
+ * (ERR_COMM if it has none). Who waits long for it dozes, so that an idle rank leaves its core alone: a message after a pause is
+ * up to a millisecond late. */
+int comm_tell(struct comm *comm, void *host, size_t *bytes, int root);
 /* Element-wise maximum over ranks, in place. */
 int comm_max_f64(struct comm *comm, double *host, int64_t n);
 int comm_max_i64(struct comm *comm, int64_t *host, int64_t n);
@@ -107,6 +111,7 @@ struct comm_ops {
     void (*abort)(struct comm *, int exit_code);
     int (*barrier)(struct comm *);
     int (*bcast)(struct comm *, void *host, size_t bytes, int root);
+    int (*tell)(struct comm *, void *host, size_t *bytes, int root);
     int (*max_f64)(struct comm *, double *host, int64_t n);
     int (*max_i64)(struct comm *, int64_t *host, int64_t n);
     int (*end)(struct comm *, int64_t *worst); /* maximum, met by no other call */

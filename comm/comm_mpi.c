@@ -13,16 +13,21 @@
 #include "comm/comm_stage.h"
 
 #include "base/err.h"
+#include "base/log.h"
 
+#include <limits.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum {
     REDUCE_BYTES = 2 << 20,
     MOVE_BYTES = 1 << 30,
     TAG_GATHER = 2048, /* callers' tags are below 1024 */
     TAG_SCATTER = 2049,
-    TAG_EXCHANGE = 2050
+    TAG_EXCHANGE = 2050,
+    TAG_TELL = 2051
 };
 
 /* "MPI_Allreduce: MPI_ERR_COMM: invalid communicator". The call's name is cut from its text. */
@@ -262,12 +267,59 @@ out:
     return err;
 }
 
+/* MPI's own waits keep a core busy. The first milliseconds are watched closely (between two steps of a busy server nobody should
+ * sleep), then with pauses that grow to a millisecond. */
+static int wait_for_message(struct comm *comm, int from, int tag, int *bytes)
+{
+    int err = OK, there = 0;
+    const double start = now_s(), close_s = 0.005;
+    long pause_ns = 50000;
+    MPI_Status status;
+    for (;;) {
+        TRY_MPI(MPI_Iprobe(from, tag, state_of(comm)->world, &there, &status));
+        if (there)
+            break;
+        if (now_s() - start < close_s) {
+            sched_yield();
+            continue;
+        }
+        nanosleep(&(struct timespec){.tv_nsec = pause_ns}, NULL);
+        pause_ns = pause_ns < 500000 ? 2 * pause_ns : 1000000;
+    }
+    TRY_MPI(MPI_Get_count(&status, MPI_BYTE, bytes));
+out:
+    return err;
+}
+
+/* Point to point, not a broadcast: its length comes with it, and it can be waited for asleep. */
+static int tell_mpi(struct comm *comm, void *host, size_t *bytes, int root)
+{
+    int err = OK, n = 0;
+    const struct mpi_state *s = state_of(comm);
+    if (comm->rank == root) {
+        if (*bytes > INT_MAX)
+            FAIL(ERR_COMM, "a message of %zu bytes: at most %d go at once", *bytes, INT_MAX);
+        for (int p = 0; p < comm->size; p++)
+            if (p != root)
+                TRY_MPI(MPI_Send(host, (int)*bytes, MPI_BYTE, p, TAG_TELL, s->world));
+        goto out;
+    }
+    TRY(wait_for_message(comm, root, TAG_TELL, &n));
+    if ((size_t)n > *bytes)
+        FAIL(ERR_COMM, "rank %d sent %d bytes, there is room for %zu", root, n, *bytes);
+    TRY_MPI(MPI_Recv(host, n, MPI_BYTE, root, TAG_TELL, s->world, MPI_STATUS_IGNORE));
+    *bytes = (size_t)n;
+out:
+    return err;
+}
+
 static const struct comm_ops mpi_ops = {
     .name = "mpi",
     .close = close_mpi,
     .abort = abort_mpi,
     .barrier = barrier_mpi,
     .bcast = bcast_mpi,
+    .tell = tell_mpi,
     .max_f64 = max_f64_mpi,
     .max_i64 = max_i64_mpi,
     .end = end_mpi,

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Generation: see generate.h. Prefill in batches, then one token a step, which a backend may replay (struct step): its inputs
- * change in the batch's device arrays alone. */
+ * Generation: see generate.h. An engine with a single request, whose ids all ranks are told in the end. */
 #include "infer/generate.h"
 
 #include "base/err.h"
 #include "base/log.h"
-#include "infer/sampler.h"
+#include "infer/engine.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -13,85 +12,10 @@
 struct state {
     struct model *model;
     const struct generate_options *options;
-    struct batch batch;
-    struct kv_cache kv;
-    struct step step;  /* the batch of one token */
-    struct mat hidden; /* of the last batch */
-    int32_t *blocks;   /* the identity: one sequence owns the whole pool */
-    int64_t n_blocks;
-    float *logits;  /* rank 0 */
+    struct generation *out;
+    int err;        /* of the callbacks */
     size_t printed; /* bytes of text handed out */
 };
-
-static int state_create(struct model *model, const struct generate_options *options, int64_t length, struct state *s)
-{
-    int err = OK;
-    const struct decoder *dec = &model->dec;
-    const int64_t kv_width = (dec->shape.kv_heads.end - dec->shape.kv_heads.begin) * model->config.head_dim;
-    memset(s, 0, sizeof *s);
-    s->model = model;
-    s->options = options;
-    s->n_blocks = (length + KV_BLOCK - 1) / KV_BLOCK;
-    TRY(batch_create(dec->be, dec->max_tokens, 1, s->n_blocks, &s->batch));
-    TRY(kv_create(dec->be, model->config.n_layers, s->n_blocks, kv_width, &s->kv));
-    if (!(s->blocks = malloc((size_t)s->n_blocks * sizeof *s->blocks)))
-        FAIL(ERR_NOMEM, "%lld KV blocks", (long long)s->n_blocks);
-    for (int64_t i = 0; i < s->n_blocks; i++)
-        s->blocks[i] = (int32_t)i;
-    if (!(s->logits = malloc((size_t)model->config.vocab_size * sizeof *s->logits)))
-        FAIL(ERR_NOMEM, "%lld logits", (long long)model->config.vocab_size);
-out:
-    return err;
-}
-
-static void state_free(struct state *s)
-{
-    if (s->model)
-        s->model->dec.be->ops->step_free(s->model->dec.be, &s->step);
-    batch_free(&s->batch);
-    kv_free(&s->kv);
-    free(s->blocks);
-    free(s->logits);
-}
-
-/* The id after ids[0..position), all of which are in the cache, from the one output row of the last batch. */
-static int choose(struct state *s, int64_t position, int32_t *id)
-{
-    int err = OK, drawn = OK;
-    struct decoder *dec = &s->model->dec;
-    if (s->options->temperature <= 0) {
-        TRY(decoder_argmax_get(dec, 1, id));
-        goto out;
-    }
-    TRY(decoder_logits(dec, &s->batch, &s->hidden, s->logits));
-    const struct sampler sampler = {.temperature = s->options->temperature,
-                                    .top_k = s->options->top_k,
-                                    .top_p = s->options->top_p,
-                                    .seed = s->options->seed};
-    if (dec->tp->rank == 0)
-        drawn = sampler_draw(&sampler, s->logits, s->model->config.vocab_size, position, id);
-    TRY(comm_agree(dec->tp, drawn));
-    TRY(comm_bcast(dec->tp, id, sizeof *id, 0));
-out:
-    return err;
-}
-
-/* Runs ids[begin..end) through the model in batches; the last row gives the next id. */
-static int advance(struct state *s, const int32_t *ids, int64_t begin, int64_t end, int32_t *next)
-{
-    int err = OK;
-    struct step *step = end - begin == 1 ? &s->step : NULL;
-    for (int64_t at = begin; at < end; at += s->batch.max_tokens) {
-        int64_t n = end - at < s->batch.max_tokens ? end - at : s->batch.max_tokens;
-        batch_begin(&s->batch);
-        TRY(batch_add(&s->batch, ids + at, n, at, s->blocks, s->n_blocks, at + n == end ? n - 1 : n));
-        TRY(batch_end(&s->batch));
-        TRY(decoder_queue(&s->model->dec, &s->batch, &s->kv, s->options->temperature <= 0, step, &s->hidden));
-    }
-    TRY(choose(s, end, next));
-out:
-    return err;
-}
 
 /* Whether a decoder with byte fallback takes this piece for one byte. */
 static int is_byte_piece(const char *piece)
@@ -138,9 +62,10 @@ static size_t common_head(const char *a, size_t n_a, const char *b, size_t n_b)
 
 /* Text of the new ids: what follows the prompt's text, so that a leading space isn't swallowed by the decoder. Hands out what no
  * later id can change, so that the pieces add up to the text returned at the end. */
-static int emit(struct state *s, struct generation *g, int last)
+static int emit(struct state *s, int last)
 {
     int err = OK;
+    struct generation *g = s->out;
     const struct tokenizer *t = s->model->tokenizer;
     const int listens = s->options->on_text && s->model->dec.tp->rank == 0;
     char *whole = NULL, *head = NULL;
@@ -176,12 +101,23 @@ out:
     return err;
 }
 
-static int is_eos(const struct model_config *config, int32_t id)
+static int on_token(void *ctx, const struct engine_token *token)
 {
-    for (int i = 0; i < config->n_eos; i++)
-        if (config->eos_ids[i] == id)
-            return 1;
-    return 0;
+    struct state *s = ctx;
+    if (token->is_end)
+        return 0;
+    s->out->out.ids[s->out->out.n++] = token->id;
+    s->err = emit(s, 0);
+    return s->err != OK;
+}
+
+static void on_end(void *ctx, const struct engine_ending *ending)
+{
+    struct state *s = ctx;
+    s->out->finish = finish_name(ending->finish);
+    s->out->prefill_s = ending->first_token_s;
+    if (ending->finish == FINISH_ERROR && s->err == OK)
+        s->err = err_set(ERR_NUMERIC, __FILE__, __LINE__, "%s", ending->message);
 }
 
 static int prompt_ids(struct model *model, const char *prompt, int parse_special, struct generation *out)
@@ -198,47 +134,76 @@ out:
     return err;
 }
 
+/* Rank 0's part before the engine runs: the request, and no other after it. */
+static int submit(struct engine *engine, struct state *s)
+{
+    int err = OK;
+    const struct generate_options *o = s->options;
+    uint64_t id;
+    char why[128] = "";
+    const struct engine_request request = {.prompt = s->out->prompt.ids,
+                                           .n_prompt = s->out->prompt.n,
+                                           .max_tokens = o->max_tokens,
+                                           .sampling = {.temperature = o->temperature,
+                                                        .top_k = o->top_k,
+                                                        .top_p = o->top_p,
+                                                        .repetition_penalty = 1,
+                                                        .seed = o->seed},
+                                           .on_token = on_token,
+                                           .on_end = on_end,
+                                           .ctx = s};
+    if (s->model->dec.tp->rank == 0 && engine_submit(engine, &request, &id, why, sizeof why) != SUBMIT_OK)
+        FAIL(ERR_ARG, "%s", why);
+    if (s->model->dec.tp->rank == 0)
+        engine_drain(engine);
+out:
+    return err;
+}
+
+/* What rank 0 has heard, to all. */
+static int share(struct comm *tp, struct generation *g)
+{
+    int err = OK;
+    int64_t facts[2] = {g->out.n, strcmp(g->finish, "stop") == 0};
+    double seconds[2] = {g->prefill_s, g->decode_s};
+    TRY(comm_bcast(tp, facts, sizeof facts, 0));
+    TRY(comm_bcast(tp, seconds, sizeof seconds, 0));
+    TRY(comm_bcast(tp, g->out.ids, (size_t)facts[0] * sizeof *g->out.ids, 0));
+    g->out.n = facts[0];
+    g->finish = finish_name(facts[1] ? FINISH_STOP : FINISH_LENGTH);
+    g->prefill_s = seconds[0];
+    g->decode_s = seconds[1];
+out:
+    return err;
+}
+
 int generate(struct model *model, const char *prompt, const struct generate_options *options, struct generation *out)
 {
     int err = OK;
-    struct state s = {0};
-    int32_t *ids = NULL;
+    struct comm *tp = model->dec.tp;
+    struct engine *engine = NULL;
+    struct state s = {.model = model, .options = options, .out = out};
     memset(out, 0, sizeof *out);
-    out->finish = "length";
+    out->finish = finish_name(FINISH_LENGTH);
     if (options->max_tokens < 0)
         FAIL(ERR_ARG, "%lld new tokens", (long long)options->max_tokens);
-    TRY(comm_agree(model->dec.tp, prompt_ids(model, prompt, options->parse_special, out)));
-    int64_t length = model->config.max_position;
-    if (options->max_tokens < length - out->prompt.n)
-        length = out->prompt.n + options->max_tokens;
-    const int64_t n_prompt = out->prompt.n;
-    ids = malloc((size_t)length * sizeof *ids);
-    out->out.ids = malloc((size_t)(length - n_prompt + 1) * sizeof *ids);
-    TRY(comm_agree(model->dec.tp, ids && out->out.ids ? OK : ERR_NOMEM));
-    TRY(comm_agree(model->dec.tp, state_create(model, options, length, &s)));
-    memcpy(ids, out->prompt.ids, (size_t)n_prompt * sizeof *ids);
-
+    TRY(comm_agree(tp, prompt_ids(model, prompt, options->parse_special, out)));
+    const int64_t room = model->config.max_position - out->prompt.n;
+    const int64_t length = out->prompt.n + min_i64(options->max_tokens, room);
+    const struct engine_options one = {
+        .max_sequences = 1, .kv_tokens = length, .max_length = length, .no_prefix_cache = 1};
+    out->out.ids = malloc((size_t)(length - out->prompt.n + 1) * sizeof *out->out.ids);
+    TRY(comm_agree(tp, out->out.ids ? OK : ERR_NOMEM));
+    TRY(engine_create(model, &one, &engine));
+    TRY(comm_agree(tp, submit(engine, &s)));
     const double start = now_s();
-    int64_t done = 0; /* ids whose keys and values are in the cache */
-    for (int64_t n = n_prompt; n < length; n++) {
-        int32_t next;
-        TRY(advance(&s, ids, done, n, &next));
-        done = n;
-        if (n == n_prompt)
-            out->prefill_s = now_s() - start;
-        if (is_eos(&model->config, next)) {
-            out->finish = "stop";
-            break;
-        }
-        ids[n] = next;
-        out->out.ids[out->out.n++] = next;
-        TRY(emit(&s, out, 0));
-    }
+    TRY(engine_run(engine));
     out->decode_s = now_s() - start - out->prefill_s;
-    TRY(emit(&s, out, 1));
+    TRY(comm_agree(tp, s.err));
+    TRY(share(tp, out));
+    TRY(emit(&s, 1));
 out:
-    free(ids);
-    state_free(&s);
+    engine_free(engine);
     if (err)
         generation_free(out);
     return err;

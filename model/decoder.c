@@ -385,20 +385,24 @@ out:
     return err;
 }
 
-/* Logits f32 [n, vocabulary of this rank] of output rows [row0, row0 + n). */
-static int local_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int64_t row0,
-                        int64_t n, struct mat *logits)
+/* f32 [n, vocabulary of this rank]: what decoder_vocabulary leaves. */
+static struct mat local_logits(const struct decoder *dec, int64_t n)
+{
+    return mat_view(dec->logits, DT_F32, n, dec->shape.vocab.end - dec->shape.vocab.begin);
+}
+
+int decoder_vocabulary(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int64_t row0,
+                       int64_t n)
 {
     int err = OK;
     struct backend *be = dec->be;
     struct mat rows = mat_view(dec->parts, DT_F32, n, dec->config->d_model);
-    struct mat x = mat_view(dec->x, be->act, n, dec->config->d_model);
+    struct mat x = mat_view(dec->x, be->act, n, dec->config->d_model), logits = local_logits(dec, n);
     const struct linear_args args = {.w = &dec->head};
-    *logits = mat_view(dec->logits, DT_F32, n, dec->shape.vocab.end - dec->shape.vocab.begin);
     TRY(be->ops->gather_rows(be, hidden, batch->out_row + row0, &rows));
     TRY(be->ops->rmsnorm(be, &rows, &dec->norm, (float)dec->config->norm_eps, &x));
-    if (logits->cols > 0)
-        TRY(be->ops->linear(be, &x, &args, logits));
+    if (logits.cols > 0)
+        TRY(be->ops->linear(be, &x, &args, &logits));
 out:
     return err;
 }
@@ -420,18 +424,16 @@ static double nll_of_lanes(const float *lanes, int64_t row, int64_t n)
     return max + log(sum) - target;
 }
 
-static int nll_chunk(struct decoder *dec, const struct batch *batch, const struct mat *hidden, const int32_t *target,
-                     int64_t row0, int64_t n, double *nll)
+int decoder_vocabulary_nll(struct decoder *dec, int64_t n, const int32_t *target, double *nll)
 {
     int err = OK;
     struct backend *be = dec->be;
-    struct mat logits;
+    struct mat logits = local_logits(dec, n);
     float lanes[TREE_LEAVES * LOGIT_ROWS * 3];
     size_t bytes[TREE_LEAVES];
     const struct range own = shard_leaves(dec->tp->rank, dec->tp->size);
     int32_t *device_target = (int32_t *)(dec->stats + LOGIT_ROWS * 3 * TREE_LEAVES);
     TRY(be->ops->put(be, device_target, target, (size_t)n * sizeof *target));
-    TRY(local_logits(dec, batch, hidden, row0, n, &logits));
     for (int64_t lane = own.begin; lane < own.end; lane++) {
         int64_t begin = shard_boundary(dec->config->vocab_size, VOCAB_UNIT, lane);
         int64_t end = shard_boundary(dec->config->vocab_size, VOCAB_UNIT, lane + 1);
@@ -458,25 +460,31 @@ int decoder_nll(struct decoder *dec, const struct batch *batch, const struct mat
     int err = OK;
     for (int64_t row = 0; row < batch->n_out; row += LOGIT_ROWS) {
         int64_t n = batch->n_out - row < LOGIT_ROWS ? batch->n_out - row : LOGIT_ROWS;
-        TRY(nll_chunk(dec, batch, hidden, target + row, row, n, nll + row));
+        TRY(decoder_vocabulary(dec, batch, hidden, row, n));
+        TRY(decoder_vocabulary_nll(dec, n, target + row, nll + row));
     }
 out:
     return err;
+}
+
+static int argmax_queue(struct decoder *dec, int64_t n)
+{
+    struct mat logits = local_logits(dec, n), value = mat_view(dec->stats, DT_F32, n, 1);
+    struct mat id = mat_view(dec->stats + LOGIT_ROWS, DT_I32, n, 1);
+    return dec->be->ops->argmax(dec->be, &logits, dec->shape.vocab.begin, &value, &id);
 }
 
 int decoder_argmax_queue(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int64_t row0,
                          int64_t n)
 {
     int err = OK;
-    struct mat logits;
-    struct mat value = mat_view(dec->stats, DT_F32, n, 1), id = mat_view(dec->stats + LOGIT_ROWS, DT_I32, n, 1);
-    TRY(local_logits(dec, batch, hidden, row0, n, &logits));
-    TRY(dec->be->ops->argmax(dec->be, &logits, dec->shape.vocab.begin, &value, &id));
+    TRY(decoder_vocabulary(dec, batch, hidden, row0, n));
+    TRY(argmax_queue(dec, n));
 out:
     return err;
 }
 
-int decoder_argmax_get(struct decoder *dec, int64_t n, int32_t *ids)
+int decoder_argmax_find(struct decoder *dec, int64_t n, int32_t *ids)
 {
     int err = OK;
     struct backend *be = dec->be;
@@ -489,15 +497,35 @@ int decoder_argmax_get(struct decoder *dec, int64_t n, int32_t *ids)
     TRY(be->ops->get(be, mine.id, dec->stats + LOGIT_ROWS, (size_t)n * sizeof(int32_t)));
     TRY(comm_allgather_each(dec->tp, &mine, sizeof mine, all));
     for (int64_t i = 0; i < n; i++) {
-        for (int p = 0; p < dec->tp->size; p++)
-            if (!(all[p].value[i] < INFINITY)) /* NaN too */
-                FAIL(ERR_NUMERIC, "logit of id %d is %g", (int)all[p].id[i], (double)all[p].value[i]);
-        int best = 0; /* ranks hold ascending ids, so the first of equals is the lowest */
-        for (int p = 1; p < dec->tp->size; p++)
+        int best = 0, finite = 1; /* ranks hold ascending ids, so the first of equals is the lowest */
+        for (int p = 0; p < dec->tp->size; p++) {
+            finite = finite && all[p].value[i] < INFINITY; /* NaN isn't either */
             if (all[p].id[i] >= 0 && (all[best].id[i] < 0 || all[p].value[i] > all[best].value[i]))
                 best = p;
-        ids[i] = all[best].id[i];
+        }
+        ids[i] = finite ? all[best].id[i] : -1;
     }
+out:
+    return err;
+}
+
+int decoder_argmax_get(struct decoder *dec, int64_t n, int32_t *ids)
+{
+    int err = OK;
+    TRY(decoder_argmax_find(dec, n, ids));
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0)
+            FAIL(ERR_NUMERIC, "the model computes NaN or infinity: the largest logit of output row %lld isn't finite",
+                 (long long)i);
+out:
+    return err;
+}
+
+int decoder_vocabulary_argmax(struct decoder *dec, int64_t n, int32_t *ids)
+{
+    int err = OK;
+    TRY(argmax_queue(dec, n));
+    TRY(decoder_argmax_find(dec, n, ids));
 out:
     return err;
 }
@@ -533,34 +561,41 @@ out:
     return err;
 }
 
-int decoder_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, float *logits)
+int decoder_vocabulary_logits(struct decoder *dec, int64_t row, int64_t n, float *logits)
 {
     int err = OK;
     const int size = dec->tp->size;
     const int64_t vocab = dec->config->vocab_size, local = dec->shape.vocab.end - dec->shape.vocab.begin;
-    float *mine = malloc((size_t)LOGIT_ROWS * (size_t)local * sizeof *mine + 1);
-    float *all = malloc((size_t)LOGIT_ROWS * (size_t)vocab * sizeof *all);
+    float *mine = malloc((size_t)n * (size_t)local * sizeof *mine + 1);
+    float *all = malloc((size_t)n * (size_t)vocab * sizeof *all + 1);
     size_t bytes[TREE_LEAVES];
     TRY(comm_agree(dec->tp, mine && all ? OK : ERR_NOMEM));
-    for (int64_t row = 0; row < batch->n_out; row += LOGIT_ROWS) {
-        int64_t n = batch->n_out - row < LOGIT_ROWS ? batch->n_out - row : LOGIT_ROWS;
-        struct mat device;
-        TRY(local_logits(dec, batch, hidden, row, n, &device));
-        TRY(dec->be->ops->get(dec->be, mine, device.data, (size_t)(n * local) * sizeof *mine));
-        for (int p = 0; p < size; p++) {
-            struct range v = shard_range(vocab, VOCAB_UNIT, p, size);
-            bytes[p] = (size_t)(n * (v.end - v.begin)) * sizeof *mine;
-        }
-        TRY(comm_gather(dec->tp, mine, bytes, all, 0));
-        const float *from = all;
-        for (int p = 0; dec->tp->rank == 0 && p < size; p++) {
-            struct range v = shard_range(vocab, VOCAB_UNIT, p, size);
-            for (int64_t i = 0; i < n; i++, from += v.end - v.begin)
-                memcpy(logits + (row + i) * vocab + v.begin, from, (size_t)(v.end - v.begin) * sizeof *from);
-        }
+    TRY(dec->be->ops->get(dec->be, mine, dec->logits + row * local, (size_t)(n * local) * sizeof *mine));
+    for (int p = 0; p < size; p++) {
+        struct range v = shard_range(vocab, VOCAB_UNIT, p, size);
+        bytes[p] = (size_t)(n * (v.end - v.begin)) * sizeof *mine;
+    }
+    TRY(comm_gather(dec->tp, mine, bytes, all, 0));
+    const float *from = all;
+    for (int p = 0; dec->tp->rank == 0 && p < size; p++) {
+        struct range v = shard_range(vocab, VOCAB_UNIT, p, size);
+        for (int64_t i = 0; i < n; i++, from += v.end - v.begin)
+            memcpy(logits + i * vocab + v.begin, from, (size_t)(v.end - v.begin) * sizeof *from);
     }
 out:
     free(mine);
     free(all);
+    return err;
+}
+
+int decoder_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, float *logits)
+{
+    int err = OK;
+    for (int64_t row = 0; row < batch->n_out; row += LOGIT_ROWS) {
+        const int64_t n = min_i64(batch->n_out - row, LOGIT_ROWS);
+        TRY(decoder_vocabulary(dec, batch, hidden, row, n));
+        TRY(decoder_vocabulary_logits(dec, 0, n, logits ? logits + row * dec->config->vocab_size : NULL));
+    }
+out:
     return err;
 }

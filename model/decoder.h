@@ -99,11 +99,21 @@ int decoder_nll(struct decoder *dec, const struct batch *batch, const struct mat
 int decoder_argmax_queue(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int64_t row0,
                          int64_t n);
 int decoder_argmax_get(struct decoder *dec, int64_t n, int32_t *ids);
+/* decoder_argmax_get without ERR_NUMERIC: a row whose largest logit isn't finite gets -1, and the others their ids. */
+int decoder_argmax_find(struct decoder *dec, int64_t n, int32_t *ids);
 /* decoder_forward and, if greedy, decoder_argmax_queue of all output rows; waits for nothing. step: the backend may record it and
  * replay it for the next batch of the same shape, where the ranks' sums can stand in one (comm_is_queued); NULL: never. */
 int decoder_queue(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, int greedy,
                   struct step *step, struct mat *hidden);
 /* Full logits of the output rows on rank 0: host f32 [n_out, vocab_size]; elsewhere logits may be NULL. */
 int decoder_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, float *logits);
+/* The same things of rows that share one product with the vocabulary, for batches whose rows ask for different ones: output rows
+ * [row0, row0 + n), n <= LOGIT_ROWS, whose logits the calls below find until the decoder's next call of another kind. nll, ids as
+ * above (decoder_argmax_find); logits of the n rows from row on, counted from row0. */
+int decoder_vocabulary(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int64_t row0,
+                       int64_t n);
+int decoder_vocabulary_nll(struct decoder *dec, int64_t n, const int32_t *target, double *nll);
+int decoder_vocabulary_argmax(struct decoder *dec, int64_t n, int32_t *ids);
+int decoder_vocabulary_logits(struct decoder *dec, int64_t row, int64_t n, float *logits);
 
 #endif

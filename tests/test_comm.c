@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static int n_failed, n_checked, my_rank;
 
@@ -158,6 +159,29 @@ static void test_bcast(struct comm *c)
             free(p);
         }
     }
+}
+
+/* Messages of any length, the receivers not knowing it; one comes late, when they doze already. */
+static void test_tell(struct comm *c)
+{
+    enum { ROOM = 300007 };
+    static const size_t sizes[] = {0, 1, 4096, 70001, ROOM, 13};
+    unsigned char *p = must(malloc(ROOM));
+    for (size_t k = 0; k < sizeof sizes / sizeof sizes[0]; k++) {
+        const int root = (int)(k % (size_t)c->size);
+        size_t n = c->rank == root ? sizes[k] : ROOM;
+        for (size_t i = 0; i < ROOM; i++)
+            p[i] = c->rank == root ? known_byte(root, i) : 0;
+        if (c->rank == root && k == 3)
+            nanosleep(&(struct timespec){.tv_nsec = 30000000}, NULL);
+        CHECK(comm_tell(c, p, &n, root) == OK);
+        CHECK(n == sizes[k]);
+        int equal = 1;
+        for (size_t i = 0; i < n; i++)
+            equal &= p[i] == known_byte(root, i);
+        CHECK(equal);
+    }
+    free(p);
 }
 
 static void test_reductions(struct comm *c)
@@ -470,6 +494,7 @@ static void test_srun_without_mpi(void)
 static void test_all(struct comm *c)
 {
     test_bcast(c);
+    test_tell(c);
     test_reductions(c);
     test_gathers(c, 11);
     test_gathers(c, 400000);

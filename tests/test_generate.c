@@ -1,11 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Generation: greedy ids of transformers (golden/families, examples/golden.json), every end-of-text id, text that
- * streams without changing its mind, chunked prefill, the sampler's distribution; all of it the same on any number of ranks.
+ * streams without changing its mind, chunked prefill; all of it the same on any number of ranks.
  * Arguments: device, then nothing (committed models), "examples" (bundled models). */
 #include "infer/generate.h"
 
-#include "base/philox.h"
-#include "infer/sampler.h"
 #include "model/text.h"
 #include "tests/infer_help.h"
 
@@ -309,129 +307,7 @@ static void test_streams_of_byte_fallback(void **state)
         assert_true(pieces > 20 && long_characters > 0);
 }
 
-/* ---- the sampler ---- */
-
-static int32_t draw(const struct sampler *s, const float *logits, int64_t n, int64_t position)
-{
-    int32_t id = -1;
-    assert_int_equal(sampler_draw(s, logits, n, position, &id), OK);
-    assert_true(id >= 0 && id < n);
-    return id;
-}
-
-/* Pearson's statistic of N draws against softmax(logits / temperature) of the kept ids; others must not come up. Its mean is k - 1 and
- * its variance 2 (k - 1): the bound is 5 deviations. */
-static void assert_distribution(const struct sampler *s, const float *logits, const int *kept, int n)
-{
-    enum { DRAWS = 40000, MAX = 16 };
-    int64_t seen[MAX] = {0};
-    double p[MAX], total = 0, chi2 = 0;
-    int k = 0;
-    for (int i = 0; i < DRAWS; i++)
-        seen[draw(s, logits, n, i)]++;
-    for (int i = 0; i < n; i++)
-        total += p[i] = kept[i] ? exp(logits[i] / s->temperature) : 0;
-    for (int i = 0; i < n; i++) {
-        double expected = DRAWS * p[i] / total;
-        if (!kept[i]) {
-            assert_int_equal(seen[i], 0);
-            continue;
-        }
-        assert_true(expected > 20);
-        chi2 += ((double)seen[i] - expected) * ((double)seen[i] - expected) / expected;
-        k++;
-    }
-    if (world.rank == 0)
-        print_message("temperature %.2f top-k %d top-p %.2f: chi-square %.1f with %d degrees of freedom\n",
-                      s->temperature, (int)s->top_k, s->top_p, chi2, k - 1);
-    assert_true(chi2 < k - 1 + 5 * sqrt(2.0 * (k - 1)));
-}
-
-static void test_draws_follow_softmax(void **state)
-{
-    (void)state;
-    /* probabilities at temperature 1 of about .50 .19 .11 .11 .07 .02 */
-    static const float logits[] = {0.5f, -1.5f, 2.0f, 0.5f, 1.0f, 0.0f};
-    static const int all[] = {1, 1, 1, 1, 1, 1}, two[] = {0, 0, 1, 0, 1, 0}, three[] = {1, 0, 1, 0, 1, 0},
-                     four[] = {1, 0, 1, 1, 1, 0};
-    assert_distribution(&(struct sampler){.temperature = 1, .top_p = 1, .seed = 11}, logits, all, 6);
-    assert_distribution(&(struct sampler){.temperature = 0.7, .top_p = 1, .seed = 12}, logits, all, 6);
-    assert_distribution(&(struct sampler){.temperature = 3, .top_p = 1, .seed = 13, .stream = 5}, logits, all, 6);
-    assert_distribution(&(struct sampler){.temperature = 1, .top_k = 2, .top_p = 1, .seed = 14}, logits, two, 6);
-    assert_distribution(&(struct sampler){.temperature = 1, .top_k = 3, .top_p = 1, .seed = 15}, logits, three,
-                        6); /* the lower of equals */
-    assert_distribution(&(struct sampler){.temperature = 1, .top_k = 100, .top_p = 1, .seed = 16}, logits, all, 6);
-    assert_distribution(&(struct sampler){.temperature = 1, .top_p = 0.6, .seed = 17}, logits, two, 6);
-    assert_distribution(&(struct sampler){.temperature = 1, .top_p = 0.75, .seed = 18}, logits, three, 6);
-    assert_distribution(&(struct sampler){.temperature = 1, .top_k = 4, .top_p = 0.99, .seed = 19}, logits, four, 6);
-    assert_distribution(&(struct sampler){.temperature = 1, .top_k = 3, .top_p = 0.7, .seed = 20}, logits, two,
-                        6); /* 0.7 of the three */
-}
-
-static void test_limits_are_greedy(void **state)
-{
-    (void)state;
-    enum { N = 300 };
-    float logits[N];
-    for (uint32_t trial = 0; trial < 50; trial++) {
-        int32_t best = 0;
-        for (int i = 0; i < N; i++) {
-            /* steps of a quarter: ties come up, the lowest id wins them */
-            logits[i] = (float)(0.25 * floor(12 * philox_uniform(3, STREAM_PROBES, trial, (uint64_t)i)));
-            best = logits[i] > logits[best] ? i : best;
-        }
-        for (int64_t position = 0; position < 5; position++) {
-            assert_int_equal(draw(&(struct sampler){.temperature = 1, .top_k = 1, .top_p = 1}, logits, N, position),
-                             best);
-            assert_int_equal(draw(&(struct sampler){.temperature = 1, .top_p = 0}, logits, N, position), best);
-            assert_int_equal(draw(&(struct sampler){.temperature = 1, .top_p = 1e-9}, logits, N, position), best);
-            /* the limit of softmax over equals is a draw among them, whatever is colder: still no other id */
-            for (double cold = 1e-3; cold > 0; cold *= 1e-80)
-                assert_true(logits[draw(&(struct sampler){.temperature = cold, .top_p = 1}, logits, N, position)] ==
-                            logits[best]);
-        }
-    }
-    /* and infinitely hot is uniform */
-    static const float ladder[] = {0, 10, -10, 5};
-    static const int all[] = {1, 1, 1, 1};
-    assert_distribution(&(struct sampler){.temperature = 1e9, .top_p = 1, .seed = 1}, ladder, all, 4);
-    assert_int_equal(draw(&(struct sampler){.temperature = 1, .top_p = 1}, ladder, 1, 0), 0);
-    static const float masked[] = {-INFINITY, 1, -INFINITY, 1};
-    for (int64_t position = 0; position < 100; position++)
-        assert_int_equal(draw(&(struct sampler){.temperature = 1, .top_p = 1}, masked, 4, position) % 2, 1);
-}
-
-static void test_draws_depend_on_seed_stream_and_position_alone(void **state)
-{
-    (void)state;
-    enum { N = 64 };
-    float logits[N] = {0};
-    int by_seed = 0, by_stream = 0, by_position = 0;
-    for (int64_t position = 0; position < 200; position++) {
-        struct sampler s = {.temperature = 1, .top_p = 1, .seed = 42}, other_seed = s, other_stream = s;
-        other_seed.seed = 43;
-        other_stream.stream = 1;
-        int32_t id = draw(&s, logits, N, position);
-        assert_int_equal(draw(&s, logits, N, position), id);
-        by_seed += draw(&other_seed, logits, N, position) == id;
-        by_stream += draw(&other_stream, logits, N, position) == id;
-        by_position += draw(&s, logits, N, position + 1) == id;
-    }
-    assert_true(by_seed < 20 && by_stream < 20 && by_position < 20); /* 3 of 200 by chance */
-}
-
-static void test_sampler_refuses_what_is_no_distribution(void **state)
-{
-    (void)state;
-    static const float bad[][3] = {
-        {0, NAN, 1}, {NAN, NAN, NAN}, {0, INFINITY, 1}, {-INFINITY, -INFINITY, -INFINITY}, {1, 0, -NAN}};
-    int32_t id;
-    err_quiet(1);
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        assert_int_equal(sampler_draw(&(struct sampler){.temperature = 1, .top_p = 1}, bad[i], 3, 7, &id), ERR_NUMERIC);
-    assert_non_null(strstr(err_last(), "position 7"));
-    err_quiet(0);
-}
+/* ---- drawn ---- */
 
 /* Drawn texts: the same on all ranks as alone, another one for another seed, and top-k 1 is greedy. */
 static void test_drawn_text_does_not_depend_on_ranks(void **state)
@@ -467,10 +343,6 @@ static int tests(const char *which)
         cmocka_unit_test_teardown(test_nan_is_an_error, scratch_clear),
         cmocka_unit_test(test_streams_of_byte_level_pieces),
         cmocka_unit_test_teardown(test_streams_of_byte_fallback, scratch_clear),
-        cmocka_unit_test(test_draws_follow_softmax),
-        cmocka_unit_test(test_limits_are_greedy),
-        cmocka_unit_test(test_draws_depend_on_seed_stream_and_position_alone),
-        cmocka_unit_test(test_sampler_refuses_what_is_no_distribution),
         cmocka_unit_test(test_drawn_text_does_not_depend_on_ranks),
     };
     const struct CMUnitTest bundled[] = {cmocka_unit_test(test_bundled_models)};
