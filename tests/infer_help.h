@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What test_evaluate.c and test_generate.c share: the ranks, models opened from golden folders or edited copies, reference files.
+ * What test_engine.c, test_evaluate.c and test_generate.c share: the ranks, models opened from golden folders or edited copies, reference files.
  * Each program includes this once. */
 #ifndef GLOWQ_TESTS_INFER_HELP_H
 #define GLOWQ_TESTS_INFER_HELP_H
