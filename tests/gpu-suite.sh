@@ -3,7 +3,8 @@
 #   tests      the cases that CTest labels gpu, each a process of its own with a limit (a CUDA error sticks to its process)
 #   sanitize   the op tests under compute-sanitizer: memcheck, racecheck
 #   bench      kernels, solver against the published procedure, decode and prefill of an 8B model
-#   calibrate  a whole synthetic 8B model, 128 x 2048 tokens, by stage
+#   calibrate  a whole synthetic 8B model, 128 x 2048 tokens, by both solvers
+#   experts    a whole synthetic Qwen3-30B-A3B: calibrated on 128 x 2048 tokens, decode and prefill
 # A stage starts nothing after BUDGET seconds; what it didn't reach it names. OUT gets results.jsonl (a line a run, written at
 # once), summary.md, results.csv, logs.txt and what the benches leave: at most 8 files.
 # DEVICE=cuda:sim rehearses all of it on the kernels compiled for the host.
@@ -11,7 +12,7 @@ set -u
 [ $# -ge 1 ] || { echo "usage: $0 OUT [STAGE...]" >&2; exit 2; }
 mkdir -p "$1" && OUT=$(cd "$1" && pwd) || exit 1
 shift
-STAGES=${*:-tests sanitize bench calibrate}
+STAGES=${*:-tests sanitize bench calibrate experts}
 DEVICE="${DEVICE:-cuda}"                       # cuda, or cuda:sim
 BUDGET="${BUDGET:-520}"                        # seconds a stage may go on starting runs
 ONLY="${ONLY:-.}"                              # of the tests: those whose name matches, e.g. what an earlier call didn't reach
@@ -30,6 +31,7 @@ work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 results=$OUT/results.jsonl logs=$OUT/logs.txt
 : >"$results"
 : >"$logs"
+: >"$OUT/bench.txt"
 failed=0 tab=$(printf '\t')
 
 on_device() { # names of the device in arguments
@@ -96,45 +98,55 @@ L
     done
 }
 
-# bench NAME LIMIT COMMAND...: what it prints also goes to OUT/bench.txt
+# bench STAGE NAME LIMIT COMMAND...: what it prints also goes to OUT/bench.txt
 bench() {
-    run_one bench "$@"
-    { echo "## $1"; [ "$result" = passed ] && cat "$work/log"; } >>"$OUT/bench.txt"
+    run_one "$@"
+    { echo "## $2"; [ "$result" = passed ] && cat "$work/log"; } >>"$OUT/bench.txt"
 }
 stage_bench() {
-    : >"$OUT/bench.txt"
     small=$([ "$DEVICE" = cuda ] || echo yes) # a rehearsal's sizes
-    bench kernels 240 "$BIN/bench_kernels" "$DEVICE"
+    bench bench kernels 240 "$BIN/bench_kernels" "$DEVICE"
     if [ -n "$small" ]; then
-        bench solve 120 "$BIN/bench_solve" 512 256 16 1 1 "$DEVICE"
-        bench decode 120 "$GLOWQ" bench --device "$DEVICE" --model "$SOURCE/examples/dense" --prompt 16 --generate 4 --batch 1,2 --repeat 1
+        bench bench solve 120 "$BIN/bench_solve" 512 256 16 1 1 "$DEVICE"
+        bench bench decode 120 "$GLOWQ" bench --device "$DEVICE" --model "$SOURCE/examples/dense" --prompt 16 --generate 4 --batch 1,2 --repeat 1
         return
     fi
-    bench solve 240 "$BIN/bench_solve" 22016 4096 64 2 2 "$DEVICE"
+    bench bench solve 240 "$BIN/bench_solve" 22016 4096 64 2 2 "$DEVICE"
     if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-        bench solve_torch 240 python3 "$SOURCE/tests/bench_solve_torch.py" --device cuda
+        bench bench solve_torch 240 python3 "$SOURCE/tests/bench_solve_torch.py" --device cuda
     fi
     for bits in 4 16; do
-        bench "8b_w$bits" 240 "$GLOWQ" bench --device "$DEVICE" --synthetic "$SHAPES/llama-3-8b.json" --bits $bits --rank 64 \
+        bench bench "8b_w$bits" 240 "$GLOWQ" bench --device "$DEVICE" --synthetic "$SHAPES/llama-3-8b.json" --bits $bits --rank 64 \
             --prompt 2048 --generate 64 --batch 1,8
     done
 }
 
+# calibrate STAGE NAME SHAPE SOLVER: run.json, with the time of every stage and layer, goes to OUT
+calibrate() {
+    shape=$SHAPES/$3 size="--samples 128 --seq-len 2048"
+    [ "$DEVICE" = cuda ] || size="--samples 4 --seq-len 64 --layers 1" shape=$SOURCE/examples/$5/config.json
+    run_one "$1" "$2" 500 "$GLOWQ" calibrate --device "$DEVICE" --synthetic "$shape" $size --bits 4 --rank 64 --solver "$4" \
+        --out "$work/$2.glowq" --overwrite
+    [ ! -e "$work/$2.glowq/run.json" ] || cp "$work/$2.glowq/run.json" "$OUT/calibrate_$2.json"
+    rm -rf "$work/$2.glowq"
+}
 stage_calibrate() {
-    shape=$SHAPES/llama-3-8b.json size="--samples 128 --seq-len 2048"
-    [ "$DEVICE" = cuda ] || shape=$SOURCE/examples/dense/config.json size="--samples 4 --seq-len 64 --layers 1"
     for solver in krylov qr-rsvd; do
-        run_one calibrate "8b_$solver" 500 "$GLOWQ" calibrate --device "$DEVICE" --synthetic "$shape" $size --bits 4 --rank 64 \
-            --solver $solver --out "$work/$solver.glowq" --overwrite
-        [ ! -e "$work/$solver.glowq/run.json" ] || cp "$work/$solver.glowq/run.json" "$OUT/calibrate_$solver.json"
-        rm -rf "$work/$solver.glowq"
+        calibrate calibrate "8b_$solver" llama-3-8b.json $solver dense
     done
+}
+
+stage_experts() {
+    calibrate experts 30b_a3b qwen3-30b-a3b.json krylov moe
+    shape=$SHAPES/qwen3-30b-a3b.json size="--prompt 2048 --generate 64 --batch 1,8"
+    [ "$DEVICE" = cuda ] || shape=$SOURCE/examples/moe/config.json size="--prompt 16 --generate 4 --batch 1,2 --repeat 1"
+    bench experts 30b_a3b_w4 300 "$GLOWQ" bench --device "$DEVICE" --synthetic "$shape" --bits 4 --rank 16 $size
 }
 
 card() { command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || echo none; }
 for stage in $STAGES; do
     stage_begin=$(date +%s)
-    case $stage in tests | sanitize | bench | calibrate) stage_$stage ;; *) echo "gpu-suite.sh: no stage $stage" >&2; exit 2 ;; esac
+    case $stage in tests | sanitize | bench | calibrate | experts) stage_$stage ;; *) echo "gpu-suite.sh: no stage $stage" >&2; exit 2 ;; esac
 done
 sed 's/.*"stage": "\([^"]*\)", "name": "\([^"]*\)", "result": "\([^"]*\)", "exit": \([-0-9]*\), "seconds": \([0-9]*\).*/\1,\2,\3,\4,\5/' \
     "$results" | { echo "stage,name,result,exit,seconds"; cat; } >"$OUT/results.csv"
