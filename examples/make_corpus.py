@@ -3,7 +3,8 @@
 """Gathers the training text, trains the tokenizer, and writes the token ids that train.py reads.
 
 Place in the pipeline: second step. Inputs: the generator's training split (made here), plain text files, folders of documentation
-(HTML, text, gzipped either). Output in --out: tokenizer/ (tokenizer.json, tokenizer_config.json), train.bin and valid.bin (uint16
+(HTML, text, gzipped either). Output in --out: tokenizer/ (tokenizer.json, tokenizer_config.json,
+chat_template.jinja), train.bin and valid.bin (uint16
 ids), sources.json (bytes and tokens of each source).
 
     apt-get download debian-handbook python3.11-doc ... && for d in *.deb; do dpkg -x $d docs; done
@@ -26,6 +27,24 @@ from make_texts import SEEDS, generate
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 # The pre-tokenizer of the Llama-3 family: contractions, words with one leading mark, up to three digits, punctuation, newlines, spaces.
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+# Both models' chat_template.jinja.
+CHAT_TEMPLATE = r'''{#- The training texts' own form of a conversation: "Question: ... Answer: ...", one a line. -#}
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'system' %}
+        {{- message['content'] | trim + '\n\n' }}
+    {%- elif message['role'] == 'user' %}
+        {{- 'Question: ' + message['content'] | trim }}
+    {%- elif message['role'] == 'assistant' %}
+        {{- ' Answer: ' + message['content'] | trim + '\n' }}
+    {%- else %}
+        {{- raise_exception('This model knows no role "' ~ message['role'] ~ '"') }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- ' Answer:' }}
+{%- endif %}
+'''
 ENGLISH = {"the", "of", "to", "and", "is", "a", "in", "that", "it", "for", "you"}
 PROSE = {"p", "dd", "li", "h1", "h2", "h3", "h4"}
 
@@ -105,6 +124,8 @@ def train_tokenizer(texts, vocab, out):
         json.dump({"add_bos_token": True, "add_eos_token": False, "bos_token": BOS, "eos_token": EOS, "clean_up_tokenization_spaces": False,
                    "model_max_length": 512, "tokenizer_class": "PreTrainedTokenizerFast"}, f, indent=2)
         f.write("\n")
+    with open(os.path.join(out, "chat_template.jinja"), "w", encoding="utf-8") as f:
+        f.write(CHAT_TEMPLATE)
     return tok
 
 

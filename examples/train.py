@@ -211,7 +211,7 @@ def export(model, kind, vocab, corpus, out):
         with open(os.path.join(out, name), "w") as f:
             json.dump(value, f, indent=2)
             f.write("\n")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(os.path.join(corpus, "tokenizer", name), os.path.join(out, name))
 
 
