@@ -31,6 +31,7 @@ static size_t moment_bytes(int64_t d)
 
 /* One group on this rank. */
 struct share {
+    int64_t n, widest;      /* matrices; rows of the one that has most */
     int64_t m, m_p, d, d_p; /* rows of E, of them on this rank; columns, rows of S on this rank */
     int root;
 };
@@ -43,7 +44,12 @@ static struct share share_of(const struct slices *slices, int64_t group)
     const struct range own = panels_rows(&g->panels, g->panels.rank);
     const int64_t d = g->d_in, n = (d + PANEL_ROWS - 1) / PANEL_ROWS;
     const struct range s = shard_even(n, rank, is_alone ? 1 : g->panels.n_ranks);
-    return (struct share){.m = g->panels.n_rows,
+    int64_t widest = 0;
+    for (int64_t i = 0; i < g->n; i++)
+        widest = max_i64(widest, g->panels.module_rows[i]);
+    return (struct share){.n = g->n,
+                          .widest = widest,
+                          .m = g->panels.n_rows,
                           .m_p = own.end - own.begin,
                           .d = d,
                           .d_p = min_i64(s.end * PANEL_ROWS, d) - min_i64(s.begin * PANEL_ROWS, d),
@@ -97,18 +103,27 @@ static size_t refit_bytes(const struct slices *slices, int64_t d, int64_t width,
     return bytes + f64s(3 * d * width);                                                         /* F twice, its sum */
 }
 
-static void solve_needs(const struct calibrate_options *o, int64_t rank, const struct share *s,
+/* refit: what comes after the solver, when its own memory is free again. */
+static void solve_needs(const struct calibrate_options *o, int64_t rank, const struct share *s, size_t refit,
                         struct memory_needs *needs)
 {
     const struct solve_params *p = &o->solve;
-    const int64_t r = min_i64(rank, min_i64(s->m, s->d)), b = min_i64(r + p->oversample, min_i64(s->m, s->d));
     const int64_t group = o->group_size > 0 ? min_i64(o->group_size, s->d) : s->d;
+    const int apart = p->sharing == SHARE_MODULE; /* one module after another */
+    struct share one = *s;
+    if (apart) {
+        one.m = s->widest;
+        one.m_p = min_i64(s->m_p, s->widest);
+    }
+    const int64_t r = min_i64(rank, min_i64(one.m, s->d)), b = min_i64(r + p->oversample, min_i64(one.m, s->d));
     memory_add(needs, "error and codes",
                (size_t)(s->m_p * s->d) * (sizeof(float) + 1) + (size_t)(s->m_p * ((s->d + group - 1) / group)) * 3);
-    size_t n = f64s(s->d_p * s->d) + f64s((s->m_p + s->d) * N_PROBES); /* S, probes and what they see */
-    n += (size_t)((s->m_p + s->d) * r) * 2;                            /* A, B */
-    if (r > 0)
-        n += p->solver == SOLVER_KRYLOV ? krylov_bytes(s, p, r, b) : qr_rsvd_bytes(s, p, r, b);
+    const size_t probes = f64s((one.m_p + s->d) * N_PROBES); /* and what they see */
+    const size_t solver = r == 0                       ? 0
+                          : p->solver == SOLVER_KRYLOV ? krylov_bytes(&one, p, r, b)
+                                                       : qr_rsvd_bytes(&one, p, r, b);
+    size_t n = f64s(s->d_p * s->d) + (size_t)((s->m_p + (apart ? s->n : 1) * s->d) * r) * 2; /* S, A, B */
+    n += max_size(solver + probes, refit);
     memory_add(needs, "solver", n);
 }
 
@@ -164,11 +179,9 @@ static void group_needs(const struct calibrate_options *o, const struct store_se
                                                           : settings->down_rank;
     memory_add(needs, "layer weights", slice_bytes(slices, group + 1, stored));
     memory_add(needs, "second moments", moments_bytes(slices, group, 1));
-    solve_needs(o, rank, &share, needs);
-    if (is_moe && group == GROUP_GATE_UP && o->expert_refit == REFIT_OWN)
-        memory_add(needs, "refit of experts",
-                   refit_bytes(slices, share.d, (settings->share_modules ? 2 : 1) * rank + EXPERT_PROBES,
-                               slices->comm->be->act));
+    const int sweeps_twice = is_moe && group == GROUP_GATE_UP && o->expert_refit == REFIT_OWN;
+    const int64_t width = (settings->share_modules ? 2 : 1) * rank + EXPERT_PROBES;
+    solve_needs(o, rank, &share, sweeps_twice ? refit_bytes(slices, share.d, width, slices->comm->be->act) : 0, needs);
 }
 
 /* The most that layer l needs, beside what is there all the time. */

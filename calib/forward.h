@@ -3,6 +3,18 @@
  *
  * Hidden states of all its super-blocks stay in memory in f32 (T d 4 / R bytes); the decoder, whole on every rank, works on one
  * super-block at a time. Super-blocks are shared contiguously over the ranks.
+ *
+ * Of experts too, weights come to the tokens: owners broadcast them, every rank runs its own tokens through those that they chose.
+ * The other road sends tokens to the experts. With E experts of width d_e, b bytes a weight, T tokens in all on R ranks, a rank
+ * receives for one layer
+ *   weights to tokens   3 d d_e E b (R - 1) / R                     whatever T is, but it holds 3 d d_e E b of them
+ *   tokens to weights   8 d T (R - 1) / R                           all tokens' x out, in f32, and the sum of what the experts
+ *                                                                   made of them back; R times that over links that don't
+ *                                                                   broadcast
+ * so tokens would be cheaper to send below T = 3 d_e E b / 8 of them: 74 thousand for 128 experts of width 768 (Qwen3-30B-A3B) and
+ * 86 thousand for 8 of 14336 (Mixtral), in bf16. A calibration has more, 131 thousand by default; with weights at hand the bits of
+ * a token's products, and the leaves that are summed over tokens, don't depend on who has which expert; and what is received
+ * doesn't grow with the text. Memory is the price: a layer's experts whole on every rank.
  */
 #ifndef GLOWQ_CALIB_FORWARD_H
 #define GLOWQ_CALIB_FORWARD_H

@@ -16,6 +16,15 @@ static double element(const json_t *list, size_t i)
     return json_is_number(v) ? json_number_value(v) : NAN;
 }
 
+/* What isn't there is a dash. */
+static void print_integer(FILE *f, double v)
+{
+    if (isfinite(v))
+        fprintf(f, "%.0f", v);
+    else
+        fputs("–", f);
+}
+
 static double sum_of(const json_t *list)
 {
     double sum = 0;
@@ -49,7 +58,9 @@ static double value_of(const struct map *map, const json_t *layer, size_t expert
 static void map_cell(FILE *f, const struct map *map, const json_t *layer, size_t e, double highest, const double box[4])
 {
     const double faintest = 0.06, v = value_of(map, layer, e);
-    fprintf(f, "<g><title>layer %.0f, expert %zu: ", report_number(layer, "layer"), e);
+    fputs("<g><title>layer ", f);
+    print_integer(f, report_number(layer, "layer"));
+    fprintf(f, ", expert %zu: ", e);
     if (isfinite(v))
         fprintf(f, "%.2f%%", 100 * v);
     fprintf(f, "</title><rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"",
@@ -85,8 +96,9 @@ static void write_map(FILE *f, const struct map *map, const json_t *layers)
     json_array_foreach(layers, i, layer)
     {
         const double y = (double)i * (h + gap);
-        fprintf(f, "<text class=\"axis end\" x=\"%.1f\" y=\"%.1f\">layer %.0f</text>\n", left - 10, y + h - 3,
-                report_number(layer, "layer"));
+        fprintf(f, "<text class=\"axis end\" x=\"%.1f\" y=\"%.1f\">layer ", left - 10, y + h - 3);
+        print_integer(f, report_number(layer, "layer"));
+        fputs("</text>\n", f);
         for (size_t e = 0; e < json_array_size(json_object_get(layer, map->key)); e++)
             map_cell(f, map, layer, e, highest, (double[4]){left + (double)e * w, y, w > 4 ? w - gap : w, h});
     }
@@ -116,8 +128,9 @@ static void write_spread(FILE *f, const json_t *list, double unit, const char *f
         qsort(v, n, sizeof *v, by_value);
     for (int i = 0; i < 3; i++) {
         fputs("<td>", f);
-        if (v && n > 0)
-            fprintf(f, format, unit * v[i == 0 ? 0 : i == 1 ? n / 2 : n - 1]);
+        const double x = v && n > 0 ? unit * v[i == 0 ? 0 : i == 1 ? n / 2 : n - 1] : NAN;
+        if (isfinite(x))
+            fprintf(f, format, x);
         else
             fputs("–", f);
         fputs("</td>", f);
@@ -136,13 +149,17 @@ static void write_coverage(FILE *f, const json_t *layers)
     json_array_foreach(layers, i, layer)
     {
         const json_t *starved = json_object_get(layer, "starved");
-        fprintf(f, "<tr><td class=\"name\">%.0f</td>", report_number(layer, "layer"));
+        fputs("<tr><td class=\"name\">", f);
+        print_integer(f, report_number(layer, "layer"));
+        fputs("</td>", f);
         write_spread(f, json_object_get(layer, "tokens"), 1, "%.0f");
         write_spread(f, json_object_get(layer, "gate_up_energy"), 100, "%.1f%%");
         write_spread(f, json_object_get(layer, "down_energy"), 100, "%.1f%%");
         fputs("<td class=\"name\">", f);
-        for (size_t e = 0; e < json_array_size(starved); e++)
-            fprintf(f, "%s%.0f", e ? ", " : "", element(starved, e));
+        for (size_t e = 0; e < json_array_size(starved); e++) {
+            fputs(e ? ", " : "", f);
+            print_integer(f, element(starved, e));
+        }
         if (json_array_size(starved) == 0)
             fputs("none", f);
         fputs("</td></tr>\n", f);

@@ -157,9 +157,10 @@ static int print_result(const struct options *o, const struct calibrate_options 
     if (c->solve.rank > 0)
         out_print("energy          %.2f%% of the quantization error's output energy is captured\n", 100 * r->energy);
     if (r->n_experts > 0)
-        out_print(
-            "experts         rank %lld for gates and ups, %lld for downs; %lld of %lld saw fewer tokens than that\n",
-            (long long)r->gate_up_rank, (long long)r->down_rank, (long long)r->n_starved, (long long)r->n_experts);
+        out_print("experts         rank %lld for gates and ups, %lld for downs; %lld of %lld starved (fewer tokens "
+                  "than that)\n",
+                  (long long)r->gate_up_rank, (long long)r->down_rank, (long long)r->n_starved,
+                  (long long)r->n_experts);
     out_print("time            %.1f s\n", r->seconds);
     return OK;
 }

@@ -1,6 +1,7 @@
 foreach(np 1 2 3 8)
   add_case(NAME covariance_np${np} PROGRAM test_covariance NP ${np} ARGS cpu LABELS mpi)
 endforeach()
+add_case(NAME budget PROGRAM test_budget LABELS unit)
 add_case(NAME covariance_check PROGRAM test_covariance ARGS cpu:check LABELS unit)
 add_case(NAME covariance_check_np2 PROGRAM test_covariance NP 2 ARGS cpu:check LABELS mpi)
 add_case(NAME memory_7b_layers PROGRAM test_memory NP 2 ARGS ${CMAKE_CURRENT_BINARY_DIR} LABELS slow TIMEOUT 600)

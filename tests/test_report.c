@@ -203,6 +203,47 @@ static void test_plain(void **state)
     free(page);
 }
 
+/* Experts: shares of the choices, starved ones outlined and named, what one B saves; nothing of it without experts. */
+static void test_experts(void **state)
+{
+    (void)state;
+    json_t *manifest = make_manifest(2);
+    json_object_set_new(manifest, "experts",
+                        json_pack("[{s:i,s:i,s:i,s:[i,i,i,i],s:[f,f,f,f],s:[f,f,f,f],s:[f,f,f,f],s:[]},"
+                                  "{s:i,s:i,s:i,s:[i,i,i,i],s:[f,f,f,f],s:[f,f,f,f],s:[f,f,f,f],s:[i,i]}]",
+                                  "layer", 0, "rank", 24, "down_rank", 8, "tokens", 1000, 2000, 3000, 2000, "weight",
+                                  0.25, 0.5, 0.75, 0.5, "gate_up_energy", 0.4123, 0.5, 0.6, 0.7, "down_energy", 0.3,
+                                  0.31, 0.32, 0.33, "starved", "layer", 1, "rank", 24, "down_rank", 8, "tokens", 0,
+                                  5000, 2995, 5, "weight", 0.0, 0.9, 0.6, 0.01, "gate_up_energy", 0.2345, 0.5, 0.6, 0.7,
+                                  "down_energy", 0.1, 0.2, 0.3, 0.9182, "starved", 0, 3));
+    json_object_set_new(manifest, "sharing",
+                        json_pack("{s:i,s:i,s:[{s:s,s:i,s:i,s:i}]}", "rank", 24, "layers", 2, "bytes", "experts",
+                                  "routed", "b_per_layer", 276, "b_per_pair", 567, "b_per_matrix", 1000));
+    char *page = write_and_read("report_experts.html", manifest, make_run());
+    assert_closed_markup(page);
+    assert_int_equal(count(page, "expert 2: 37.50%") + count(page, "expert 2: 37.44%"),
+                     2); /* of 8000 choices a layer */
+    assert_int_equal(count(page, "class=\"starved\""), 3 * 2);
+    assert_int_equal(count(page, ">0, 3</td>"), 1);
+    assert_int_equal(count(page, ">none</td>"), 1);
+    assert_int_equal(count(page, "<td>41.2%</td>"), 1);
+    assert_int_equal(count(page, "expert 3: 91.82%"), 1);
+    assert_int_equal(count(page, "<td>51.3%</td>"), 1); /* 1 - 276 / 567 */
+    assert_int_equal(count(page, "<td>72.4%</td>"), 1);
+    assert_int_equal(count(page, "nan") + count(page, "inf\""), 0);
+    free(page);
+    page = write_and_read("report_dense.html", make_manifest(2), make_run());
+    assert_int_equal(count(page, "<h2>Experts") + count(page, "One B for all") + count(page, "Coverage"), 0);
+    free(page);
+    manifest = make_manifest(1); /* what is missing is a dash */
+    json_object_set_new(manifest, "experts", json_pack("[{},{s:i,s:[s]}]", "layer", 3, "tokens", "many"));
+    json_object_set_new(manifest, "sharing", json_pack("{s:i,s:[{}]}", "rank", 8, "bytes"));
+    page = write_and_read("report_experts_sparse.html", manifest, make_run());
+    assert_closed_markup(page);
+    assert_int_equal(count(page, "nan"), 0);
+    free(page);
+}
+
 static void test_missing_fields(void **state)
 {
     (void)state;
@@ -238,10 +279,10 @@ static void test_refuses(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_facts),   cmocka_unit_test(test_elbow),
-        cmocka_unit_test(test_escapes), cmocka_unit_test(test_asks_for_nothing),
-        cmocka_unit_test(test_plain),   cmocka_unit_test(test_missing_fields),
-        cmocka_unit_test(test_refuses),
+        cmocka_unit_test(test_facts),          cmocka_unit_test(test_elbow),
+        cmocka_unit_test(test_escapes),        cmocka_unit_test(test_asks_for_nothing),
+        cmocka_unit_test(test_plain),          cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_missing_fields), cmocka_unit_test(test_refuses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

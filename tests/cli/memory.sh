@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The memory planned for a calibration is within 15% of the most that it then held: on the bundled model with every solver, and on
+# The memory planned for a calibration is within 15% of the most that it then held: on the bundled models with every solver, and on
 # two layers of real shape (the second has channels that make the solver work in f64, the worst that is planned for).
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need python3
@@ -17,11 +17,13 @@ sys.exit(bad)
 END
 }
 EXAMPLES=$GLOWQ_SOURCE_DIR/examples
-for solver in "krylov" "qr-rsvd" "qr-rsvd --qr householder"; do
-    for n in 1 2; do
-        expect 0 energy ranks $n calibrate --model "$EXAMPLES/dense" --text "$EXAMPLES/texts/calibration.txt" \
-            --out out.glowq --overwrite --samples 8 --seq-len 512 --solver $solver
-        checked "dense, $solver, $n ranks"
+for model in dense moe; do
+    for solver in "krylov" "qr-rsvd" "qr-rsvd --qr householder" "krylov --sharing module"; do
+        for n in 1 2; do
+            expect 0 energy ranks $n calibrate --model "$EXAMPLES/$model" --text "$EXAMPLES/texts/calibration.txt" \
+                --out out.glowq --overwrite --samples 8 --seq-len 512 --solver $solver
+            checked "$model, $solver, $n ranks"
+        done
     done
 done
 expect 0 energy alone calibrate --synthetic "$EXAMPLES/shapes/llama-2-7b.json" --layers 2 --samples 4 --seq-len 512 \
