@@ -182,13 +182,20 @@ static void describe(const struct memory_needs *needs, int small, char *out, siz
         snprintf(out + n, size - n, ")");
 }
 
-int memory_check(struct comm *comm, const struct memory_needs *needs, const char *advice)
+/* Who shares this rank's device: how many, what they need together, and the least that any of them sees free. */
+struct sharing {
+    int n;
+    size_t together, free;
+};
+
+/* Collective. */
+static int ask_around(struct comm *comm, const struct memory_needs *needs, struct sharing *sharing)
 {
-    int err = OK, local = OK, sharers = 0;
+    int err = OK, local = OK;
     struct backend *be = comm->be;
-    size_t total = 0, together = 0, least = 0;
+    size_t total = 0;
     struct claim mine = {.needs = memory_total(needs)}, *all = calloc((size_t)comm->size, sizeof *all);
-    char host[64] = "", what[512], where[64];
+    char host[64] = "";
     if (!all)
         local = err_set(ERR_NOMEM, __FILE__, __LINE__, "the claims of %d ranks", comm->size);
     local = local ? local : be->ops->memory(be, &mine.free, &total);
@@ -197,32 +204,57 @@ int memory_check(struct comm *comm, const struct memory_needs *needs, const char
     snprintf(mine.device, sizeof mine.device, "%s %s %d", host, is_gpu(be) ? "GPU" : "memory",
              is_gpu(be) ? be->index : 0);
     TRY(comm_allgather_each(comm, &mine, sizeof mine, all));
-    least = mine.free;
+    *sharing = (struct sharing){.free = mine.free};
     for (int p = 0; p < comm->size; p++) {
         if (strcmp(all[p].device, mine.device) != 0)
             continue;
-        sharers++;
-        together += all[p].needs;
-        least = all[p].free < least ? all[p].free : least;
+        sharing->n++;
+        sharing->together += all[p].needs;
+        sharing->free = all[p].free < sharing->free ? all[p].free : sharing->free;
     }
-    if (together > least) {
-        const int small = together < (size_t)1 << 30;
+out:
+    free(all);
+    return err;
+}
+
+int memory_room(struct comm *comm, const struct memory_needs *needs, double fraction, size_t *room)
+{
+    int err = OK;
+    struct sharing sharing;
+    TRY(ask_around(comm, needs, &sharing));
+    const double left = fraction * (double)sharing.free - (double)sharing.together;
+    int64_t least = left > 0 ? -(int64_t)(left / sharing.n) : 0; /* the least is the largest of the negatives */
+    TRY(comm_max_i64(comm, &least, 1));
+    *room = (size_t)-least;
+out:
+    return err;
+}
+
+int memory_check(struct comm *comm, const struct memory_needs *needs, const char *advice)
+{
+    int err = OK, local = OK;
+    struct backend *be = comm->be;
+    struct sharing sharing;
+    char what[512], where[64];
+    TRY(ask_around(comm, needs, &sharing));
+    if (sharing.together > sharing.free) {
+        const int small = sharing.together < (size_t)1 << 30;
         const char *unit = small ? "MiB" : "GiB";
         describe(needs, small, what, sizeof what);
         if (is_gpu(be))
             snprintf(where, sizeof where, "GPU %d", be->index);
         else
             snprintf(where, sizeof where, "this machine");
-        if (sharers > 1)
-            local = err_set(ERR_FIT, __FILE__, __LINE__,
-                            "needs %s on each of %d ranks, together %.2f %s; %s has %.2f %s free: try %s", what,
-                            sharers, in_unit(together, small), unit, where, in_unit(least, small), unit, advice);
+        if (sharing.n > 1)
+            local =
+                err_set(ERR_FIT, __FILE__, __LINE__,
+                        "needs %s on each of %d ranks, together %.2f %s; %s has %.2f %s free: try %s", what, sharing.n,
+                        in_unit(sharing.together, small), unit, where, in_unit(sharing.free, small), unit, advice);
         else
             local = err_set(ERR_FIT, __FILE__, __LINE__, "needs %s, %s has %.2f %s free: try %s", what, where,
-                            in_unit(least, small), unit, advice);
+                            in_unit(sharing.free, small), unit, advice);
     }
     TRY(comm_agree(comm, local));
 out:
-    free(all);
     return err;
 }

@@ -54,5 +54,8 @@ void memory_of_model(const struct model_config *config, const struct shape *shap
 /* ERR_FIT, on every rank, when some rank's device has fewer bytes free than those who share it need together:
  * "needs 21.3 GiB (weights 14.9, KV cache 4.0, ...), GPU 1 has 15.8 GiB free: try ADVICE". Collective. */
 int memory_check(struct comm *comm, const struct memory_needs *needs, const char *advice);
+/* Bytes left on each rank's device when `fraction` of what is free there is shared among its ranks and each has taken its needs:
+ * the least of all ranks, 0 if there is nothing. Collective. */
+int memory_room(struct comm *comm, const struct memory_needs *needs, double fraction, size_t *room);
 
 #endif

@@ -125,6 +125,23 @@ out:
     return err;
 }
 
+/* Cuts the KV pool to what the share of the memory has room for; at least a block, whose lack memory_check then explains. */
+static int fit_kv(struct comm *tp, const struct model_options *options, const struct origin *origin,
+                  const struct shape *shape, int64_t layers, struct model *model)
+{
+    int err = OK;
+    size_t room = 0;
+    struct memory_needs needs = {0};
+    const size_t block = memory_kv(&model->config, shape, tp->be->act, layers, KV_BLOCK);
+    memory_of_model(&model->config, shape, &origin->format, tp->be->act, options->max_batch_tokens, layers, 0, &needs);
+    TRY(memory_room(tp, &needs, options->kv_fraction, &room));
+    int64_t n = -(int64_t)(block > 0 ? room / block : INT32_MAX); /* ranks' shares of the heads may differ */
+    TRY(comm_max_i64(tp, &n, 1));
+    model->kv_tokens = min_i64(model->kv_tokens, max_i64(-n, 1) * KV_BLOCK);
+out:
+    return err;
+}
+
 /* Refuses what can't fit, before anything is loaded. */
 static int check_memory(struct comm *tp, const struct model_options *options, const struct origin *origin,
                         struct model *model)
@@ -134,8 +151,12 @@ static int check_memory(struct comm *tp, const struct model_options *options, co
     struct shape shape;
     const int64_t layers = options->kv_layers > 0 ? options->kv_layers : model->config.n_layers;
     TRY(comm_agree(tp, shape_of(&model->config, origin->format.group_size, tp->rank, tp->size, &shape)));
+    model->kv_tokens =
+        options->kv_sequences > 0 ? options->kv_sequences * model->config.max_position : options->kv_tokens;
+    if (options->kv_fraction > 0)
+        TRY(fit_kv(tp, options, origin, &shape, layers, model));
     memory_of_model(&model->config, &shape, &origin->format, tp->be->act, options->max_batch_tokens, layers,
-                    options->kv_tokens, &needs);
+                    model->kv_tokens, &needs);
     model->planned_bytes = memory_total(&needs);
     TRY(memory_check(tp, &needs,
                      origin->format.bits == 0 ? "more ranks on more machines, or fewer bits (calibrate)"

@@ -24,6 +24,8 @@ struct model_options {
     int64_t max_batch_tokens;   /* rows of the largest batch */
     int64_t kv_layers;          /* of the KV pool that its user will make, for the memory planned: layers (0: all) */
     int64_t kv_tokens;          /* and tokens */
+    int64_t kv_sequences;       /* > 0: so many of the model's longest, in kv_tokens' place */
+    double kv_fraction;         /* > 0: as many of these tokens as fit when all is to fit into this share of the free memory */
 };
 
 struct model {
@@ -32,6 +34,7 @@ struct model {
     struct decoder dec;
     int is_glowq;
     size_t planned_bytes; /* of this rank's device */
+    int64_t kv_tokens;    /* that were planned for */
 };
 
 /* ERR_FIT, before any weight is read, when the device hasn't the memory. Collective over tp. Prints one line about what was opened (log_info). */
