@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 static const struct command *const commands[] = {
-    &command_calibrate, &command_eval,    &command_generate, &command_bench,
+    &command_calibrate, &command_eval,    &command_generate, &command_bench, &command_serve,
     &command_tokenize,  &command_inspect, &command_verify,   NULL,
 };
 
@@ -84,7 +84,7 @@ static int run_command(struct comm *comm, const struct command *command, int arg
     err = options_complete(&options);
     TRY(refuse(comm, err, prefix, options.error, hint));
     log_init(comm->rank, !options_flag(&options, "quiet"));
-    patience_s = (unsigned)options_int(&options, "watchdog");
+    patience_s = command->own_watch ? 0 : (unsigned)options_int(&options, "watchdog");
     TRY(watchdog_start(comm, patience_s, &dog));
     if (command->resumable)
         interrupt_catch(comm->rank == 0 ? "glowq: stopping after what is under way; a second INT or TERM ends at once\n"

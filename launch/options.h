@@ -99,6 +99,7 @@ struct command {
     const struct option_spec *options;
     int (*check)(struct options *options); /* what options must keep to beside their own ranges; NULL: nothing. Uses
                                               options_refuse */
+    int own_watch;                         /* notices lost ranks itself: no watchdog, which would end rank 0 too */
     int rank0_only;                        /* not collective: the other ranks wait for rank 0's code */
     int resumable;                         /* stops by itself on USR1, TERM and INT (base/interrupt.h) */
     int (*run)(struct comm *comm, const struct options *options);

@@ -1,0 +1,450 @@
+# SPDX-License-Identifier: Apache-2.0
+"""glowq serve as its clients meet it. Called by cli/serve.sh in an empty folder:
+    serve.py WHAT RANKS     WHAT: api | limits | lost
+Truth comes from the other commands (generate, eval, tokenize), from the same request made alone, and from the interface's
+definition. The standard library alone is used."""
+import concurrent.futures as futures, http.client, json, os, random, re, shutil, signal, socket, subprocess, sys, time
+
+GLOWQ, SOURCE, MPIEXEC = os.environ["GLOWQ_BINARY"], os.environ["GLOWQ_SOURCE_DIR"], os.environ.get("GLOWQ_MPIEXEC", "mpirun")
+DENSE, TINY = SOURCE + "/examples/dense", SOURCE + "/tests/golden/families/tp_cut"
+PATIENCE_S = 60  # something hangs
+failures = 0
+
+
+def check(ok, what):
+    global failures
+    if not ok:
+        failures += 1
+        print("FAIL:", what)
+
+
+def same(got, wanted, what):
+    check(got == wanted, "%s: %r instead of %r" % (what, got, wanted))
+
+
+class Server:
+    def __init__(self, model, ranks, *options, launch=None):
+        launcher = launch or ([MPIEXEC, "-n", str(ranks)] if ranks > 1 else [])
+        self.log = open("server.err", "w+")
+        command = [GLOWQ, "serve"] if not launch else []
+        self.process = subprocess.Popen(launcher + command + ["--model", model, "--port", "0", "--kv-tokens", "8192"] +
+                                        list(options), stdout=subprocess.DEVNULL, stderr=self.log)
+        self.ranks, self.port = ranks, None
+        for _ in range(PATIENCE_S * 20):
+            ready = re.search(r"ready: http://[^:]*:(\d+)/v1", open("server.err").read())
+            if ready:
+                self.port = int(ready.group(1))
+                return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        sys.exit("FAIL: no server: " + open("server.err").read())
+
+    def open(self, method, path, body=None, headers={}):
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        c.request(method, path, body, {"Content-Type": "application/json", **headers} if body is not None else headers)
+        return c, c.getresponse()
+
+    def ask(self, method, path, body=None, headers={}):
+        """status, body as JSON where it is, headers"""
+        c, r = self.open(method, path, body, headers)
+        data = r.read()
+        c.close()
+        if r.getheader("Content-Type", "").startswith("application/json"):
+            data = json.loads(data)
+        return r.status, data, r
+
+    def complete(self, **ask):
+        status, answer, _ = self.ask("POST", "/v1/completions", ask)
+        if status != 200:
+            sys.exit("FAIL: %s: %d %s" % (ask, status, answer))
+        return answer
+
+    def text(self, prompt, **ask):
+        return self.complete(prompt=prompt, **ask)["choices"][0]["text"]
+
+    def stream(self, path="/v1/completions", **ask):
+        """events; the last is None if the stream ended as it should"""
+        c, r = self.open("POST", path, dict(ask, stream=True))
+        same(r.status, 200, "status of a stream")
+        events = []
+        for line in r:
+            if line.strip() == b"data: [DONE]":
+                events.append(None)
+            elif line.startswith(b"data: "):
+                events.append(json.loads(line[6:]))
+        c.close()
+        return events
+
+    def stats(self):
+        return self.ask("GET", "/stats")[1]
+
+    def idle(self):
+        """until nothing runs and no KV block is in use"""
+        for _ in range(PATIENCE_S * 20):
+            s = self.stats()
+            if s["running"] + s["waiting"] + s["kv_blocks_used"] == 0:
+                return
+            time.sleep(0.05)
+        sys.exit("FAIL: the server isn't idle: %s" % s)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGUSR1 if self.ranks > 1 else signal.SIGTERM)
+        try:
+            return self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return "a server that doesn't stop"
+
+
+def text_of(events):
+    return "".join(c["text"] for e in events if e for c in e["choices"])
+
+
+def glowq(*args):
+    return json.loads(subprocess.run([GLOWQ, *args, "--json", "--quiet"], check=True, stdout=subprocess.PIPE).stdout)
+
+
+# ---- the interface -------------------------------------------------------------------------------------------------
+
+PROMPTS = ["Once upon a time", "The harbour was", "In the town of", "A list of things: ", "42 and", "\u00dcber \u4f60\u597d", "x"]
+
+
+def test_short_answers(s):
+    for path, word in (("/health", "ok"), ("/readyz", "ok")):
+        status, body, r = s.ask("GET", path)
+        same((status, body["status"]), (200, word), path)
+        check(r.getheader("X-Request-Id"), path + " has no request id")
+    status, body, _ = s.ask("GET", "/v1/models")
+    same((body["object"], body["data"][0]["id"], body["data"][0]["max_model_len"]), ("list", "dense", 512), "models")
+    status, page, r = s.ask("GET", "/")
+    check(status == 200 and b"<!doctype html>" in page and b"http://" not in page and b"https://" not in page, "page")
+    status, text, _ = s.ask("GET", "/metrics")
+    lines = text.decode().splitlines()
+    for line in lines:
+        check(line.startswith("# ") or re.fullmatch(r'[a-z_:0-9]+\{model_name="dense"(,[a-z_]+="[^"]*")?\} [-+0-9.e]+', line),
+              "metrics: " + line)
+    for name in ("vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:time_to_first_token_seconds_bucket"):
+        check(any(line.startswith(name + "{") for line in lines), "metrics without " + name)
+    info = s.ask("GET", "/tokenizer_info")[1]
+    same((info["bos_token"], info["model_max_length"]), ("<|begin_of_text|>", 512), "tokenizer_info")
+    for text in PROMPTS + ["", "a\u0000b", "\U0001f600 <|begin_of_text|>"]:
+        ids = s.ask("POST", "/tokenize", {"prompt": text})[1]
+        back = s.ask("POST", "/detokenize", {"tokens": ids["tokens"][1:]})[1]
+        same((back["prompt"], len(ids["tokens"])), (text, ids["count"]), "tokenize and back")
+
+
+def test_texts(s):
+    for prompt in PROMPTS:
+        wanted = glowq("generate", "-m", DENSE, "-p", prompt, "-n", "40")
+        a = s.complete(prompt=prompt, max_tokens=40, temperature=0)
+        choice = a["choices"][0]
+        same((choice["text"], choice["finish_reason"]), (wanted["text"], wanted["finish"]), "text of " + prompt)
+        usage = a["usage"]
+        same(usage["prompt_tokens"], len(wanted["prompt_ids"]), "prompt tokens")
+        same(usage["total_tokens"], usage["prompt_tokens"] + usage["completion_tokens"], "total tokens")
+        same(s.text(wanted["prompt_ids"], max_tokens=40, temperature=0), wanted["text"], "text of ids")
+        events = s.stream(prompt=prompt, max_tokens=40, temperature=0, stream_options={"include_usage": True})
+        same(text_of(events), wanted["text"], "stream of " + prompt)
+        same((events[-1], events[-2]["choices"], {k: events[-2]["usage"][k] for k in ("prompt_tokens", "completion_tokens")}),
+             (None, [], {k: usage[k] for k in ("prompt_tokens", "completion_tokens")}), "end of a stream")
+        same([e["choices"][0]["finish_reason"] for e in events[:-2]][-1], choice["finish_reason"], "finish of a stream")
+    many = s.complete(prompt=PROMPTS, max_tokens=12, temperature=0)["choices"]
+    same([c["index"] for c in many], list(range(len(PROMPTS))), "indices")
+    for c, prompt in zip(many, PROMPTS):
+        same(c["text"], s.text(prompt, max_tokens=12, temperature=0), "one of several prompts")
+
+
+def test_sampling(s):
+    ask = dict(prompt="Once", max_tokens=24, temperature=1, top_p=0.95, seed=7)
+    a = [c["text"] for c in s.complete(n=3, **ask)["choices"]]
+    same([c["text"] for c in s.complete(n=3, **ask)["choices"]], a, "a seed")
+    check(len(set(a)) > 1, "n texts are all the same")
+    same(s.text(**ask), a[0], "the first of n")
+    forced = s.complete(prompt="Once", max_tokens=6, temperature=1, logit_bias={"70": 100}, logprobs=0)["choices"][0]["logprobs"]
+    same(len(set(forced["tokens"])), 1, "tokens of a bias of 100")
+    first = s.complete(prompt="Once", max_tokens=1, temperature=0, logprobs=0)["choices"][0]["text"]
+    greedy = s.ask("POST", "/tokenize", {"prompt": "Once" + first})[1]["tokens"][-1]
+    check(s.text("Once", max_tokens=1, temperature=0, logit_bias={str(greedy): -100}) != first, "a bias of -100")
+    base = s.text("Once upon a time", max_tokens=60, temperature=0)
+    check(s.text("Once upon a time", max_tokens=60, temperature=0, repetition_penalty=1.5) != base, "repetition penalty")
+    same(s.text("Once upon a time", max_tokens=60, temperature=0.8, top_k=1), base, "top_k 1 is greedy")
+    same(s.text("Once upon a time", max_tokens=60, temperature=0.8, min_p=1), base, "min_p 1 is greedy")
+
+
+def test_stops(s):
+    whole = s.text("Once upon a time", max_tokens=60, temperature=0)
+    for begin in range(2, 40, 3):
+        for n in (1, 2, 5, 9):
+            stop = whole[begin:begin + n]
+            wanted = whole[:whole.index(stop)]
+            ask = dict(prompt="Once upon a time", max_tokens=60, temperature=0, stop=["never so", stop])
+            c = s.complete(**ask)["choices"][0]
+            same((c["text"], c["finish_reason"]), (wanted, "stop"), "stop %r" % stop)
+            if n == 5:
+                same(text_of(s.stream(**ask)), wanted, "stream with stop %r" % stop)
+    c = s.complete(prompt="Once upon a time", max_tokens=60, temperature=0, stop=[whole[-8:] + "?", "\u00fc"])["choices"][0]
+    same((c["text"], c["finish_reason"]), (whole, "length"), "a stop string that is begun and never ends")
+
+
+def test_logprobs(s):
+    text = open(SOURCE + "/tests/golden/text.txt").read()[:600]
+    open("text.txt", "w").write(text)
+    ids = s.ask("POST", "/tokenize", {"prompt": text})[1]["tokens"][:200]
+    nll = glowq("eval", "-m", DENSE, "--text", "text.txt", "--protocol", "windows", "--ctx", "200", "--max-tokens", "199",
+                "--per-token-nll")["token_nll"]
+    a = s.complete(prompt=ids, max_tokens=1, temperature=0, echo=True, logprobs=1)["choices"][0]
+    l = a["logprobs"]
+    same({len(l[k]) for k in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}, {len(ids) + 1}, "echo's lengths")
+    same((l["token_logprobs"][0], l["top_logprobs"][0]), (None, None), "echo's first entry")
+    check(len(nll) >= 190 and all(abs(x + y) < 1e-5 for x, y in zip(l["token_logprobs"][1:], nll)), "echo differs from eval")
+    for i in range(1, len(ids) + 1):
+        top = l["top_logprobs"][i]
+        check(l["token_logprobs"][i] in top.values() and max(top.values()) >= l["token_logprobs"][i], "top of %d" % i)
+        check(a["text"][l["text_offset"][i]:].startswith(l["tokens"][i]), "offset of %d" % i)
+    same(l["token_logprobs"][-1], max(l["top_logprobs"][-1].values()), "the greedy token is the most probable")
+    same("".join(l["tokens"][1:]), a["text"], "tokens make the text")
+    e = s.stream(prompt=ids, max_tokens=3, temperature=0, echo=True, logprobs=1)
+    streamed = [x for v in e if v for x in v["choices"][0]["logprobs"]["token_logprobs"]]
+    same((streamed[:len(ids) + 1], len(streamed)), (l["token_logprobs"], len(ids) + 3), "streamed echo")
+    c = s.complete(prompt=ids, max_tokens=0, echo=True, logprobs=5)["choices"][0]
+    same(c["logprobs"]["token_logprobs"], l["token_logprobs"][:-1], "echo alone")
+    check(all(len(t) >= 5 for t in c["logprobs"]["top_logprobs"][1:]), "five of the top")
+
+
+def test_bad_requests(s):
+    good = {"prompt": "x", "max_tokens": 1}
+    cases = [({"temperature": -1}, "temperature"), ({"temperature": "hot"}, "temperature"), ({"top_p": 1.5}, "top_p"),
+             ({"n": 0}, "n"), ({"n": 9}, "n"), ({"n": 1.5}, "n"), ({"logprobs": 21}, "logprobs"), ({"logprobs": True}, "logprobs"),
+             ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": 1 << 40}, "max_tokens"),
+             ({"stop": ["a"] * 17}, "stop"), ({"stop": ""}, "stop"), ({"stop": [1]}, "stop"), ({"stop": "a" * 2000}, "stop"),
+             ({"prompt": None}, "prompt"), ({"prompt": ""}, None), ({"prompt": []}, "prompt"), ({"prompt": [[]]}, "prompt"),
+             ({"prompt": [1, "a"]}, "prompt"), ({"prompt": [-1]}, "prompt"), ({"prompt": [512000]}, "prompt"), ({"prompt": {}}, "prompt"),
+             ({"prompt": ["x"] * 300}, "prompt"), ({"logit_bias": {"a": 1}}, "logit_bias"), ({"logit_bias": {"1": 200}}, "logit_bias"),
+             ({"logit_bias": [1]}, "logit_bias"), ({"stream": "yes"}, "stream"), ({"stream_options": {}}, "stream_options"),
+             ({"suffix": "x"}, "suffix"), ({"best_of": 3}, "best_of"), ({"seed": "s"}, "seed"), ({"echo": 1}, "echo"),
+             ({"repetition_penalty": 0}, "repetition_penalty"), ({"stop_token_ids": [-4]}, "stop_token_ids"),
+             ({"response_format": {"type": "json_object"}}, "response_format"), ({"model": 5}, "model")]
+    for bad, param in cases:
+        if bad == {"prompt": ""}:
+            continue  # BOS alone is a prompt
+        status, body, _ = s.ask("POST", "/v1/completions", {**good, **bad})
+        same((status, body["error"]["type"], body["error"]["param"]), (400, "invalid_request_error", param), str(bad)[:60])
+        check(len(body["error"]["message"]) < 200, "a long message: " + str(bad)[:60])
+    status, body, _ = s.ask("POST", "/v1/completions", {**good, "model": "other"})
+    same((status, body["error"]["code"]), (404, "model_not_found"), "another model")
+    status, body, _ = s.ask("POST", "/v1/completions", {**good, "prompt": "word " * 3000})
+    same((status, body["error"]["code"]), (400, "context_length_exceeded"), "a long prompt")
+    same(s.ask("POST", "/v1/completions", {**good, "prompt": [5] * 511})[0], 200, "a prompt that just fits")
+    same(s.ask("POST", "/v1/completions", {**good, "prompt": [5] * 512})[0], 400, "a prompt that just doesn't")
+    for raw in (b"", b"{", b"[]", b"null", b'{"prompt": "x"} ', b'{"prompt": "x", "prompt": "y"}', b'{"prompt": "\xff"}',
+                b'{"prompt": "\\ud800"}', b'{"n": 1e999, "prompt": "x"}', b'{"n": 99999999999999999999, "prompt": "x"}',
+                b"[" * 100000, b'{"a":' * 100000, b'{"prompt": ' + b"[" * 65 + b"]" * 65 + b"}", b"\0" * 100, b"{'prompt': 1}"):
+        status, body, _ = s.ask("POST", "/v1/completions", raw)
+        same(status, 200 if raw.endswith(b"} ") else 400, repr(raw[:40]))
+        check(len(json.dumps(body)) < 2000, "input echoed: " + repr(raw[:40]))
+    for method, path, wanted in (("GET", "/v1/completions", 405), ("POST", "/health", 405), ("DELETE", "/v1/models", 405),
+                                 ("GET", "/nothing", 404), ("GET", "/" + "a" * 5000, 404), ("OPTIONS", "/v1/completions", 405)):
+        same(s.ask(method, path)[0], wanted, method + " " + path[:20])
+    status, body, _ = s.ask("POST", "/v1/completions", b'{"prompt": "x"}', {"Content-Type": "text/plain"})
+    same(status, 415, "another content type")
+    same(s.ask("POST", "/v1/completions", {**good, "user": "u", "unknown": [1], "top_k": None})[0], 200, "unknown members")
+
+
+def test_random_bytes(s):
+    r = random.Random(5)
+    for _ in range(150):
+        raw = bytes(r.randrange(256) for _ in range(r.randrange(1, 200)))
+        status = s.ask("POST", "/v1/completions", raw)[0]
+        check(400 <= status < 500, "random body: %d" % status)
+        text = raw.decode("utf-8", "replace") if r.random() < 0.5 else "".join(chr(r.choice((r.randrange(128), r.randrange(
+            0xd7ff), r.randrange(0xe000, 0x110000)))) for _ in range(r.randrange(1, 60)))
+        status, body, _ = s.ask("POST", "/v1/completions", {"prompt": text, "max_tokens": 1})
+        check(status == 200 or body["error"]["code"] == "context_length_exceeded", "random text: %d %s" % (status, body))
+
+
+def test_load(s):
+    """Texts under load are those of the request alone; who leaves, leaves nothing behind."""
+    r = random.Random(11)
+    asks = [dict(prompt=" ".join(r.choices(PROMPTS, k=r.randrange(1, 4))), max_tokens=r.randrange(1, 60),
+                 temperature=r.choice((0, 0.9)), seed=r.randrange(1 << 40)) for _ in range(40)]
+    alone = [s.text(**a) for a in asks]
+
+    def leave(i):
+        ask = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": i % 2 == 0}
+        if ask["stream"]:
+            c, response = s.open("POST", "/v1/completions", ask)
+            response.read(200)
+            c.close()
+            return
+        k = socket.create_connection(("127.0.0.1", s.port))
+        body = json.dumps(ask).encode()
+        k.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" %
+                  len(body) + body)
+        time.sleep(0.05)
+        k.close()
+
+    with futures.ThreadPoolExecutor(12) as pool:
+        leavers = [pool.submit(leave, i) for i in range(20)]
+        streamed = [pool.submit(lambda a=a: text_of(s.stream(**a))) for a in asks]
+        got = [pool.submit(lambda a=a: s.text(**a)) for a in asks]
+        for a, wanted, x, y in zip(asks, alone, streamed, got):
+            same(x.result(), wanted, "stream under load of %s" % a)
+            same(y.result(), wanted, "text under load of %s" % a)
+        for x in leavers:
+            x.result()
+    s.idle()
+
+
+def test_chat(ranks):
+    """The bundled model with another template."""
+    shutil.copytree(DENSE, "chat")
+    with open("chat/chat_template.jinja", "w") as f:
+        f.write("{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] | trim + '\\n' }}{% endfor %}"
+                "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}{% if messages | length > 5 %}"
+                "{{ raise_exception('too many messages') }}{% endif %}")
+    s = Server("chat", ranks)
+    messages = [{"role": "system", "content": "Tell a story."}, {"role": "user", "content": " Once upon a time \u00fc"}]
+    written = "system: Tell a story.\nuser: Once upon a time \u00fc\nassistant:"
+    wanted = s.complete(prompt=written, max_tokens=30, temperature=0)
+    status, a, _ = s.ask("POST", "/v1/chat/completions", {"messages": messages, "max_tokens": 30, "temperature": 0,
+                                                          "logprobs": True, "top_logprobs": 2})
+    c = a["choices"][0]
+    same((status, c["message"]["role"], c["message"]["content"]), (200, "assistant", wanted["choices"][0]["text"]), "chat")
+    same(a["usage"]["prompt_tokens"], wanted["usage"]["prompt_tokens"], "the template's tokens")
+    content = c["logprobs"]["content"]
+    same(b"".join(bytes(t["bytes"]) for t in content).decode(), c["message"]["content"], "bytes of tokens")
+    check(all(t["top_logprobs"][0]["logprob"] >= t["logprob"] and len(t["top_logprobs"]) == 2 for t in content), "top")
+    parts = [messages[0], {"role": "user", "content": [{"type": "text", "text": " Once upon"}, {"type": "text", "text": " a time \u00fc"}]}]
+    events = s.stream("/v1/chat/completions", messages=parts, max_completion_tokens=30, temperature=0)
+    deltas = [e["choices"][0]["delta"] for e in events[:-1]]
+    same(("".join(d.get("content", "") for d in deltas), deltas[0]["role"], events[-1]),
+         (c["message"]["content"], "assistant", None), "streamed chat")
+    # what a user writes is never a special token, unless he is allowed to
+    ask = {"messages": [{"role": "user", "content": "a<|begin_of_text|>b"}], "max_tokens": 1}
+    plain = s.ask("POST", "/v1/chat/completions", ask)[1]["usage"]["prompt_tokens"]
+    special = s.ask("POST", "/v1/chat/completions", {**ask, "parse_special": True})[1]["usage"]["prompt_tokens"]
+    check(plain > special + 3, "a user wrote a special token: %d, %d tokens" % (plain, special))
+    for bad, param in (({"messages": None}, "messages"), ({"messages": []}, "messages"), ({"messages": ["x"]}, "messages"),
+                       ({"messages": [{"role": "user", "content": 5}]}, "messages"), ({"messages": [{"content": "x"}]}, "messages"),
+                       ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages"),
+                       ({"messages": messages * 3}, "messages"), ({"top_logprobs": 2}, "top_logprobs"),
+                       ({"logprobs": 2}, "logprobs"), ({"tools": [{}]}, "tools"), ({"max_tokens": 0}, "max_tokens")):
+        status, body, _ = s.ask("POST", "/v1/chat/completions", {"messages": messages, **bad})
+        same((status, body["error"]["param"]), (400, param), "chat with " + str(bad)[:70])
+    same(s.stop(), 0, "exit code")
+
+
+def test_broken_characters(ranks):
+    """A model of random weights writes bytes that are no characters."""
+    s = Server(TINY, ranks)
+    status, body, _ = s.ask("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
+    same((status, body["error"]["code"]), (400, "no_chat_template"), "chat without a template")
+    for seed in range(25):
+        ask = dict(prompt="\u00fc", max_tokens=60, temperature=1.5, seed=seed, ignore_eos=True)
+        whole = s.text(**ask)
+        same(text_of(s.stream(**ask)), whole, "stream of seed %d" % seed)
+        ids = s.complete(logprobs=0, **ask)["choices"][0]
+        same(ids["text"], whole, "text with logprobs")
+    same(s.stop(), 0, "exit code")
+
+
+def api(ranks):
+    s = Server(DENSE, ranks, "--access-log", "access.log")
+    for test in (test_short_answers, test_texts, test_sampling, test_stops, test_logprobs, test_bad_requests, test_random_bytes,
+                 test_load):
+        begin = time.time()
+        test(s)
+        print("%s: %.1f s" % (test.__name__, time.time() - begin))
+    # a drain: what is under way is finished, new requests are refused, health goes on
+    c, r = s.open("POST", "/v1/completions", {"prompt": "Once", "max_tokens": 450, "ignore_eos": True, "stream": True})
+    r.read(100)
+    s.process.send_signal(signal.SIGUSR1 if ranks > 1 else signal.SIGTERM)
+    refused = None
+    try:
+        for _ in range(200):
+            status, body, _ = s.ask("POST", "/v1/completions", {"prompt": "x", "max_tokens": 1})
+            if status != 200:
+                refused = (status, body["error"]["code"])
+                break
+    except OSError:
+        refused = (503, "draining")  # the stream was finished and the server gone in the meantime
+    same(refused, (503, "draining"), "a request to a server that drains")
+    check(r.read().endswith(b"data: [DONE]\n\n"), "a drain cut a stream off")
+    c.close()
+    same(s.process.wait(PATIENCE_S), 0, "exit code after a drain")
+    lines = [json.loads(line) for line in open("access.log")]
+    check(all({"time", "request_id", "method", "path", "status", "seconds"} <= set(l) for l in lines) and len(lines) > 100,
+          "access log")
+    test_broken_characters(ranks)
+    test_chat(ranks)
+
+
+# ---- limits --------------------------------------------------------------------------------------------------------
+
+
+def limits(ranks):
+    s = Server(DENSE, ranks, "--max-sequences", "2", "--max-queue", "2", "--api-key", "k", "--request-timeout", "5")
+    key = {"Authorization": "Bearer k"}
+    same(s.ask("GET", "/health")[0], 200, "health without a key")
+    for path in ("/v1/models", "/metrics", "/readyz", "/stats", "/nothing"):
+        same(s.ask("GET", path)[0], 401, path + " without a key")
+        same(s.ask("GET", path, None, {"Authorization": "Bearer kk"})[0], 401, path + " with a wrong key")
+    same(s.ask("GET", "/v1/models", None, key)[0], 200, "with the key")
+    long = {"prompt": "Once", "max_tokens": 500, "ignore_eos": True}
+    with futures.ThreadPoolExecutor(16) as pool:
+        replies = [x.result() for x in [pool.submit(s.ask, "POST", "/v1/completions", long, key) for _ in range(16)]]
+    statuses = sorted(r[0] for r in replies)
+    check(set(statuses) == {200, 429}, "statuses of a full queue: %s" % statuses)
+    for status, body, r in replies:
+        if status == 429:
+            same((body["error"]["type"], int(r.getheader("Retry-After")) > 0), ("rate_limit_error", True), "429")
+    status, body, _ = s.ask("POST", "/v1/completions", {**long, "prompt": ["x"] * 8}, key)
+    same(status, 400, "more prompts than may wait")
+    same(s.stop(), 0, "exit code")
+    s = Server(DENSE, ranks, "--request-timeout", "0.001")
+    status, body, r = s.ask("POST", "/v1/completions", long)
+    same((status, body["error"]["code"], r.getheader("x-should-retry")), (408, "timeout", "false"), "a deadline")
+    same(s.stop(), 0, "exit code")
+    for args, word in ((["--host", "0.0.0.0"], "--insecure"), (["--port", "99999"], "65535"), (["--host", "no.such.host.invalid"], "")):
+        p = subprocess.run([GLOWQ, "serve", "-m", DENSE, *args] + (["--insecure"] if "no" in args[-1][:2] else []), capture_output=True,
+                           text=True)
+        check(p.returncode == (2 if word else 1) and word in p.stderr, "%s: %d %s" % (args, p.returncode, p.stderr))
+    s = Server(DENSE, 1)
+    p = subprocess.run([GLOWQ, "serve", "-m", DENSE, "--port", str(s.port)], capture_output=True, text=True)
+    check(p.returncode == 1 and "in use" in p.stderr, "a port that is taken: %d %s" % (p.returncode, p.stderr))
+    same(s.stop(), 0, "exit code")
+
+
+# ---- a lost rank ---------------------------------------------------------------------------------------------------
+
+
+def lost(ranks):
+    for how in (signal.SIGKILL, signal.SIGSTOP):
+        os.environ["GLOWQ"], os.environ["MPIRUN"] = GLOWQ, MPIEXEC
+        s = Server(DENSE, ranks, "--linger", "3", launch=[SOURCE + "/launch/serve.sh", str(ranks)])
+        c, r = s.open("POST", "/v1/completions", {"prompt": "Once", "max_tokens": 490, "ignore_eos": True, "stream": True, "n": 8})
+        r.read(300)
+        mine = {}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                environment = open("/proc/%s/environ" % pid, "rb").read().split(b"\0")
+                if os.path.realpath(GLOWQ) == os.readlink("/proc/%s/exe" % pid) and os.getcwd() == os.readlink("/proc/%s/cwd" % pid):
+                    mine[[e for e in environment if e.startswith(b"OMPI_COMM_WORLD_RANK=")][0]] = int(pid)
+            except (OSError, IndexError):
+                pass
+        os.kill(mine[b"OMPI_COMM_WORLD_RANK=1"], how)
+        answer = r.read()
+        check(b'"error"' in answer and b"rank 1" in answer and b"[DONE]" not in answer, "no error event: %r" % answer[-200:])
+        status, body, _ = s.ask("GET", "/health")
+        same((status, body["status"]), (503, "dead"), "health after %s" % how)
+        status, body, _ = s.ask("POST", "/v1/completions", {"prompt": "x"})
+        same((status, body["error"]["code"]), (503, "engine_dead"), "a request after %s" % how)
+        same(s.process.wait(PATIENCE_S), 6, "exit code after %s" % how)
+
+
+{"api": api, "limits": limits, "lost": lost}[sys.argv[1]](int(sys.argv[2]))
+print("%d failures" % failures)
+sys.exit(failures > 0)
