@@ -2,7 +2,8 @@
  * Calibration: checkpoint (or synthetic weights) + text -> NAME.glowq. The pipeline, one file a stage:
  *   corpus.c (text -> token sequences) -> covariance.c (Sigma_x of every group)
  *   -> correct.c: quantize + solve.c (E, A, B), with experts cross.c + refit.c -> write.c
- * Layer by layer, memory of one layer; a finished layer is published as one file and skipped on a rerun.
+ * Layer by layer, memory of one layer; a finished layer is published as one file and skipped on a rerun. What was observed can be
+ * kept (kept.c) and solved again with other settings, which skips the forward pass.
  */
 #ifndef GLOWQ_CALIB_CALIBRATE_H
 #define GLOWQ_CALIB_CALIBRATE_H
@@ -19,6 +20,8 @@ enum expert_weights { WEIGH_TOKENS, WEIGH_GATES, WEIGH_NONE };
 /* Left factors of an expert under statistics of its own, shrunk to the layer's, or under the layer's. */
 enum expert_refit { REFIT_OWN, REFIT_LAYER };
 
+#define SEED_OF_STATS UINT64_MAX
+
 struct calibrate_options {
     const char *model;          /* Hugging Face folder; with synthetic: where its tokenizer is */
     struct synthetic synthetic; /* config != NULL: weights made from the seed instead of read */
@@ -32,6 +35,11 @@ struct calibrate_options {
     int64_t expert_rank;       /* of layers with experts; -1: as budget.h says, at most solve.rank */
     enum expert_weights expert_weights;
     enum expert_refit expert_refit;
+    int keep_stats;       /* leave what was observed in OUT/stats, for `stats` below */
+    const char *stats;    /* NAME.glowq with statistics: the model isn't run, and there are no texts; samples, seq_len, the text and
+                           * synthetic.seed are those of the statistics, and so is solve.seed where it is SEED_OF_STATS. Experts
+                           * are refitted under the layer's statistics. NULL: observe */
+    int64_t hidden_every; /* resume.h: hidden states are kept after so many layers */
     int overwrite;       /* replace a finished or foreign output */
     const char *command; /* the command line, for run.json */
 };

@@ -152,20 +152,21 @@ static size_t moments_bytes(const struct slices *slices, int64_t first, int owne
     return n;
 }
 
-/* The layer runs: its weights whole in the backend's layout, this rank's slices, all moments. */
-static void forward_needs(const struct slices *slices, enum dtype stored, struct memory_needs *needs)
+/* The layer runs: its weights whole in the backend's layout, this rank's slices, all moments. With statistics from disk it doesn't:
+ * slices and moments are all. */
+static void forward_needs(const struct slices *slices, enum dtype stored, int runs, struct memory_needs *needs)
 {
     size_t weights = slice_bytes(slices, 0, stored);
-    for (int64_t i = 0; i < slices->n_groups; i++)
+    for (int64_t i = 0; runs && i < slices->n_groups; i++)
         for (int64_t k = 0; k < slices->group[i].n; k++)
             weights += memory_packed(slices->group[i].panels.module_rows[k], slices->group[i].d_in, 0, stored, 0);
-    for (int i = 0; i < N_ROUTERS && config_is_moe(slices->config, slices->layer); i++) {
+    for (int i = 0; runs && i < N_ROUTERS && config_is_moe(slices->config, slices->layer); i++) {
         int64_t rows, cols;
         router_shape(slices->config, (enum router)i, &rows, &cols);
         weights += memory_packed(rows, cols, 0, stored, 0);
     }
     memory_add(needs, "layer weights", weights);
-    memory_add(needs, "second moments", moments_bytes(slices, 0, 0));
+    memory_add(needs, "second moments", moments_bytes(slices, 0, !runs));
 }
 
 /* Group `group` is solved: it and those after it still hold their moments and slices, its own slice until E is made. */
@@ -199,7 +200,7 @@ static int layer_needs(struct comm *comm, const struct calibrate_options *option
                    (size_t)rows * ((size_t)config->d_model * dtype_bytes(comm->be->act) +
                                    (size_t)config->top_k * sizeof(int32_t)));
     other = always;
-    forward_needs(&slices, stored, &other);
+    forward_needs(&slices, stored, options->stats == NULL, &other);
     if (memory_total(&other) > memory_total(needs))
         *needs = other;
     for (int64_t i = 0; i < slices.n_groups; i++) {
@@ -228,12 +229,14 @@ int calibrate_memory(struct comm *comm, const struct calibrate_options *options,
     struct shape whole;
     struct memory_needs common = {0};
     TRY(shape_of(config, 0, 0, 1, &whole));
-    memory_add(&common, "hidden states", (size_t)(rows * config->d_model) * sizeof(float));
-    memory_add(&common, "activations",
-               decoder_activation_bytes(config, &whole, act, tokens, 0) + memory_kv(config, &whole, act, 1, slots));
-    /* Before the layers: the embedding beside the hidden states. */
     *needs = common;
-    memory_add(needs, "embedding", memory_packed(config->vocab_size, config->d_model, 0, stored, 0));
+    if (!options->stats) { /* the model runs; before the layers: the embedding beside the hidden states */
+        memory_add(&common, "hidden states", (size_t)(rows * config->d_model) * sizeof(float));
+        memory_add(&common, "activations",
+                   decoder_activation_bytes(config, &whole, act, tokens, 0) + memory_kv(config, &whole, act, 1, slots));
+        *needs = common;
+        memory_add(needs, "embedding", memory_packed(config->vocab_size, config->d_model, 0, stored, 0));
+    }
     for (int64_t l = 0; l < config->n_layers; l++) { /* of each kind the first */
         if (seen[config_is_moe(config, l)]++ == 0)
             TRY(layer_needs(comm, options, config, settings, l, rows, stored, &common, needs));

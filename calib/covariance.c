@@ -9,14 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* |sum| <= 2^(e_i + e_j) is scaled to 2^61: two bits of room below the sign. */
-enum { MOMENT_SHIFT = 61 };
-
-static int moment_create(struct backend *be, int64_t d, int64_t n_tokens, const double *bound, struct moment *m)
+static int bounded_moment(struct backend *be, int64_t d, int64_t n_tokens, const double *bound, struct moment *m)
 {
     int err = OK;
     int32_t *exp = malloc((size_t)d * sizeof *exp);
-    *m = (struct moment){.d = d, .shift = MOMENT_SHIFT, .n_tokens = n_tokens};
     if (!exp)
         FAIL(ERR_NOMEM, "%lld exponents", (long long)d);
     for (int64_t j = 0; j < d; j++) {
@@ -25,12 +21,27 @@ static int moment_create(struct backend *be, int64_t d, int64_t n_tokens, const 
         double root = bound[j] * sqrt((double)n_tokens);
         exp[j] = root > 0x1p-60 ? ilogb(root) + 2 : -60;
     }
-    TRY(mat_alloc(be, DT_I64, 1, d * (d + 1) / 2, &m->acc_buf, &m->acc));
-    TRY(mat_alloc(be, DT_I32, 1, d, &m->exp_buf, &m->exp));
-    TRY(be->ops->zero(be, m->acc.data, m->acc_buf.bytes));
-    TRY(be->ops->put(be, m->exp.data, exp, (size_t)d * sizeof *exp));
+    TRY(moment_create(be, d, exp, MOMENT_SHIFT, n_tokens, m));
 out:
     free(exp);
+    return err;
+}
+
+int covariance_create(const struct slices *slices, const struct corpus *corpus, struct covariance *cov)
+{
+    int err = OK;
+    *cov = (struct covariance){.comm = slices->comm, .corpus = corpus, .slices = slices, .bad_route = -1};
+    if (!(cov->moment = calloc((size_t)slices->n_groups, sizeof *cov->moment)))
+        FAIL(ERR_NOMEM, "%lld second moments", (long long)slices->n_groups);
+    if (config_is_moe(slices->config, slices->layer)) {
+        cov->tokens = calloc((size_t)slices->config->n_experts, sizeof *cov->tokens);
+        cov->gates = calloc((size_t)slices->config->n_experts, sizeof *cov->gates);
+        if (!cov->tokens || !cov->gates)
+            FAIL(ERR_NOMEM, "counts of %lld experts", (long long)slices->config->n_experts);
+    }
+out:
+    if (err)
+        covariance_free(cov);
     return err;
 }
 
@@ -40,20 +51,12 @@ int covariance_begin(const struct slices *slices, const struct corpus *corpus, c
     int err = OK;
     struct backend *be = slices->comm->be;
     const int64_t tokens = corpus->n_sequences * corpus->seq_len;
-    *cov =
-        (struct covariance){.comm = slices->comm, .corpus = corpus, .slices = slices, .bad_route = -1, .cross = cross};
-    if (!(cov->moment = calloc((size_t)slices->n_groups, sizeof *cov->moment)))
-        FAIL(ERR_NOMEM, "%lld second moments", (long long)slices->n_groups);
+    TRY(covariance_create(slices, corpus, cov));
+    cov->cross = cross;
     TRY(buf_alloc(be, (size_t)slices->n_groups * sizeof(int32_t), &cov->outside));
     TRY(be->ops->zero(be, cov->outside.p, cov->outside.bytes));
     for (int64_t i = 0; i < slices->n_groups; i++)
-        TRY(moment_create(be, slices->group[i].d_in, tokens, bounds->input[i], &cov->moment[i]));
-    if (config_is_moe(slices->config, slices->layer)) {
-        cov->tokens = calloc((size_t)slices->config->n_experts, sizeof *cov->tokens);
-        cov->gates = calloc((size_t)slices->config->n_experts, sizeof *cov->gates);
-        if (!cov->tokens || !cov->gates)
-            FAIL(ERR_NOMEM, "counts of %lld experts", (long long)slices->config->n_experts);
-    }
+        TRY(bounded_moment(be, slices->group[i].d_in, tokens, bounds->input[i], &cov->moment[i]));
 out:
     if (err)
         covariance_free(cov);

@@ -29,7 +29,11 @@ struct covariance {
 };
 
 enum { GATE_SHIFT = 40 };
+/* |sum| <= 2^(e_i + e_j) is scaled to 2^61: two bits of room below the sign. */
+enum { MOMENT_SHIFT = 61 };
 
+/* Without moments yet: kept.h fills it with those of another run. Keeps slices and corpus. Rank-local. */
+int covariance_create(const struct slices *slices, const struct corpus *corpus, struct covariance *cov);
 /* Zero moments for the layer whose slices are read. Keeps comm, corpus, slices and cross. Rank-local. */
 int covariance_begin(const struct slices *slices, const struct corpus *corpus, const struct bounds *bounds,
                      struct cross *cross, struct covariance *cov);

@@ -7,8 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows of super-block b in this rank's hidden states. */
-static struct mat block_rows(const struct forward *f, int64_t b)
+struct mat forward_rows(const struct forward *f, int64_t b)
 {
     int64_t first, origin;
     int64_t n = corpus_block(f->corpus, b, &first);
@@ -35,12 +34,14 @@ out:
     return err;
 }
 
-static int embed_all(struct forward *f, struct weights *weights)
+int forward_embed(struct forward *f, struct weights *weights)
 {
     int err = OK;
+    if (f->hidden.rows == 0)
+        goto out;
     TRY(load_embedding_weights(&f->dec, weights));
     for (int64_t b = f->blocks.begin; b < f->blocks.end; b++) {
-        struct mat rows = block_rows(f, b);
+        struct mat rows = forward_rows(f, b);
         TRY(batch_of_block(f, b));
         TRY(decoder_embed(&f->dec, &f->batch, &rows));
     }
@@ -49,8 +50,7 @@ out:
     return err;
 }
 
-int forward_create(struct comm *comm, const struct model_config *config, const struct corpus *corpus,
-                   struct weights *weights, struct forward *f)
+int forward_create(struct comm *comm, const struct model_config *config, const struct corpus *corpus, struct forward *f)
 {
     int err = OK;
     const int64_t block_tokens = corpus->block_sequences * corpus->seq_len;
@@ -71,8 +71,6 @@ int forward_create(struct comm *comm, const struct model_config *config, const s
     end = end < corpus->n_sequences ? end : corpus->n_sequences;
     const int64_t n_rows = f->blocks.begin < f->blocks.end ? (end - first) * corpus->seq_len : 0;
     TRY(mat_alloc(comm->be, DT_F32, n_rows, config->d_model, &f->hidden_buf, &f->hidden));
-    if (n_rows > 0)
-        TRY(embed_all(f, weights));
 out:
     if (err)
         forward_free(f);
@@ -97,7 +95,7 @@ int forward_layer(struct forward *f, const struct layer *layer, int64_t l, struc
     const struct observer observer = {
         .on_group_input = covariance_observe, .on_experts = covariance_observe_experts, .ctx = cov};
     for (int64_t b = f->blocks.begin; b < f->blocks.end; b++) {
-        struct mat rows = block_rows(f, b);
+        struct mat rows = forward_rows(f, b);
         TRY(batch_of_block(f, b));
         TRY(decoder_layer(&f->dec, layer, l, &f->batch, &f->kv, &rows, cov ? &observer : NULL));
         if (cov) {

@@ -37,10 +37,14 @@ struct forward {
     int32_t *block_ids; /* KV blocks of one sequence */
 };
 
-/* Embeds this rank's sequences. Rank-local: agree on the result. */
+/* Room for this rank's sequences; their hidden states come from forward_embed, or from an earlier run (resume.h). Rank-local, both:
+ * agree on the result. */
 int forward_create(struct comm *comm, const struct model_config *config, const struct corpus *corpus,
-                   struct weights *weights, struct forward *forward);
-void forward_free(struct forward *forward);
+                   struct forward *forward);
+void forward_free(struct forward *forward); /* accepts a zeroed one */
+int forward_embed(struct forward *forward, struct weights *weights);
+/* Hidden states of one of this rank's super-blocks. */
+struct mat forward_rows(const struct forward *forward, int64_t block);
 /* One layer over all super-blocks of this rank; cov may be NULL. Rank-local. */
 int forward_layer(struct forward *forward, const struct layer *layer, int64_t l, struct covariance *cov);
 

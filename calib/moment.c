@@ -1,11 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Sigma_x of one group's input: see moment.h. It is summed in covariance.c and read in metric.c. */
+ * Sigma_x of one group's input: see moment.h. It is summed in covariance.c, kept by kept.c and read in metric.c. */
 #include "calib/moment.h"
 
 #include "base/err.h"
 
 #include <math.h>
 #include <stdlib.h>
+
+int moment_create(struct backend *be, int64_t d, const int32_t *exp, int shift, int64_t n_tokens, struct moment *m)
+{
+    int err = OK;
+    *m = (struct moment){.d = d, .shift = shift, .n_tokens = n_tokens};
+    TRY(mat_alloc(be, DT_I64, 1, d * (d + 1) / 2, &m->acc_buf, &m->acc));
+    TRY(mat_alloc(be, DT_I32, 1, d, &m->exp_buf, &m->exp));
+    TRY(be->ops->zero(be, m->acc.data, m->acc_buf.bytes));
+    TRY(be->ops->put(be, m->exp.data, exp, (size_t)d * sizeof *exp));
+out:
+    if (err)
+        moment_free(m);
+    return err;
+}
 
 void moment_free(struct moment *moment)
 {

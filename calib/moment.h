@@ -24,6 +24,9 @@ struct moment {
     double prior, prior_tokens;
 };
 
+/* A zero sum over n_tokens. exp: host [d]. Queued. Not collective. */
+int moment_create(struct backend *be, int64_t d, const int32_t *exp, int shift, int64_t n_tokens,
+                  struct moment *moment);
 void moment_free(struct moment *moment);
 /* Sum over tokens of x_j^2: acc's diagonal, host [d]. Waits. Not collective. */
 int moment_squares(struct backend *be, const struct moment *moment, double *squares);

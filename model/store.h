@@ -6,7 +6,9 @@
  *   head.h5           what stands before and after the layers
  *   config.json, tokenizer.json, ...   copied from the checkpoint (store_copied_files)
  *   manifest.json     SHA-256 and size of every file above, and deterministic facts (model/manifest.h)
- *   run.json, report.html              times and hosts; not deterministic, not in the manifest, not needed
+ *   run.json, report.html, events.jsonl    times and hosts; not deterministic, not in the manifest, not needed
+ *   stats/NNNN.h5     where they are kept: what was observed of a layer's inputs (model/store_stats.h); not in the manifest
+ *   hidden/           until the folder is finished: where the forward pass was (model/store_hidden.h)
  * A folder with model.h5 and manifest.json is finished; both are written last.
  *
  * The HDF5 tree, version 2. "[n, m]" is a dataset's shape; strings are fixed-length, null-padded ASCII.
@@ -152,6 +154,8 @@ struct store_facts {
  * nothing held. */
 int store_lock(const char *dir, int *lock);
 void store_unlock(const char *dir, int lock);
+/* A job holds the folder now, as far as its file system says. */
+int store_locked(const char *dir);
 struct store_settings {
     int bits;
     int64_t group_size; /* 0: one group a row */

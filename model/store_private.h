@@ -95,6 +95,15 @@ int layer_facts_read(hid_t file, const char *path, struct store_layer_facts *fac
 int header_write(hid_t file, const char *path, const char *format, const char *fingerprint);
 int header_read(hid_t file, const char *path, const char *format, int64_t *version, char fingerprint[65]);
 
+/* ---- store_write.c ---- */
+
+/* A file of any tables, published by store_publish: opened, given its attributes through writer_file, then its tables, which fix its
+ * layout and take its room on disk, then their rows (table_put). */
+int writer_open(const char *path, struct store_writer **out);
+hid_t writer_file(const struct store_writer *w);
+int writer_tables(struct store_writer *w, const struct table_spec specs[N_TABLES]);
+int writer_put(struct store_writer *w, int table, int64_t slab, int64_t row0, int64_t rows, const void *data);
+
 /* ---- store_read.c ---- */
 
 /* Attributes of DIR/model.h5. */

@@ -51,6 +51,20 @@ out:
     return err;
 }
 
+/* store_locked holds it for a moment: that isn't a job. */
+static int take_lock(int fd)
+{
+    for (int i = 0; i < 5; i++) {
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+            return 0;
+        if (errno != EWOULDBLOCK)
+            return -1;
+        usleep(20000);
+    }
+    errno = EWOULDBLOCK;
+    return -1;
+}
+
 int store_lock(const char *dir, int *lock)
 {
     int err = OK, fd = -1;
@@ -62,7 +76,7 @@ int store_lock(const char *dir, int *lock)
     TRY(file_join(path, sizeof path, dir, ".lock"));
     if ((fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644)) < 0)
         FAIL(ERR_IO, "cannot create %s: %s", path, strerror(errno));
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    if (take_lock(fd) != 0) {
         if (errno == EWOULDBLOCK)
             FAIL(ERR_ARG, "%s: another job is writing here", dir);
         FAIL(ERR_IO, "cannot lock %s: %s", path, strerror(errno));
@@ -71,8 +85,11 @@ int store_lock(const char *dir, int *lock)
     if (fstat(fd, &ours) != 0 || stat(path, &there) != 0 || ours.st_ino != there.st_ino)
         FAIL(ERR_ARG, "%s: another job has just stopped writing here; try again", dir);
     TRY(remove_temporaries(dir));
-    TRY(file_join(path, sizeof path, dir, "layers"));
-    TRY(remove_temporaries(path));
+    for (int i = 0; i < 2; i++) {
+        TRY(file_join(path, sizeof path, dir, i ? "stats" : "layers"));
+        if (file_is_dir(path))
+            TRY(remove_temporaries(path));
+    }
     *lock = fd;
     fd = -1;
 out:
@@ -89,6 +106,17 @@ void store_unlock(const char *dir, int lock)
     if (file_join(path, sizeof path, dir, ".lock") == OK)
         unlink(path);
     close(lock);
+}
+
+int store_locked(const char *dir)
+{
+    char path[PATH_MAX];
+    int fd = -1, locked = 0;
+    if (file_join(path, sizeof path, dir, ".lock") != OK || (fd = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+        return 0;
+    locked = flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    close(fd);
+    return locked;
 }
 
 static const char *const copied[] = {"config.json",
@@ -125,10 +153,11 @@ out:
 
 /* ---- one file --------------------------------------------------------------------------------------------------- */
 
-static int writer_open(const char *path, struct store_writer **out)
+int writer_open(const char *path, struct store_writer **out)
 {
     int err = OK;
     struct store_writer *w = calloc(1, sizeof *w);
+    *out = NULL;
     if (!w)
         FAIL(ERR_NOMEM, "store writer");
     w->file = -1;
@@ -155,6 +184,20 @@ static int take_room(struct store_writer *w)
     TRY_H5(ERR_IO, H5Fget_filesize(w->file, &bytes), "size of %s", w->path);
     if (fallocate(w->disk, 0, 0, (off_t)bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS)
         FAIL(ERR_IO, "cannot take %llu bytes for %s: %s", (unsigned long long)bytes, w->path, strerror(errno));
+out:
+    return err;
+}
+
+hid_t writer_file(const struct store_writer *w)
+{
+    return w->file;
+}
+
+int writer_tables(struct store_writer *w, const struct table_spec specs[N_TABLES])
+{
+    int err = OK;
+    TRY(tables_create(w->file, w->temporary, w->disk, specs, w->tables));
+    TRY(take_room(w));
 out:
     return err;
 }
@@ -259,8 +302,7 @@ int store_layer_create(const char *dir, const struct store_layer_facts *facts, s
     w->facts = own;
     layer_specs(&w->facts, specs);
     TRY(layer_facts_write(w->file, w->temporary, &w->facts));
-    TRY(tables_create(w->file, w->temporary, w->disk, specs, w->tables));
-    TRY(take_room(w));
+    TRY(writer_tables(w, specs));
     *out = w;
     w = NULL;
 out:
@@ -281,8 +323,7 @@ int store_head_create(const char *dir, const struct model_config *config, const 
     TRY(writer_open(path, &w));
     TRY(header_write(w->file, w->temporary, "glowq-head", fingerprint));
     head_specs(config, dtype, has_head, specs);
-    TRY(tables_create(w->file, w->temporary, w->disk, specs, w->tables));
-    TRY(take_room(w));
+    TRY(writer_tables(w, specs));
     *out = w;
     w = NULL;
 out:
@@ -292,7 +333,7 @@ out:
 
 /* ---- its content ------------------------------------------------------------------------------------------------ */
 
-static int put(struct store_writer *w, int table, int64_t slab, int64_t row0, int64_t rows, const void *data)
+int writer_put(struct store_writer *w, int table, int64_t slab, int64_t row0, int64_t rows, const void *data)
 {
     int err = OK;
     if (w->tables[table].spec.rows == 0)
@@ -308,9 +349,9 @@ int store_put_codes(struct store_writer *w, struct matrix matrix, int64_t row0, 
     int err = OK;
     struct matrix_place at;
     TRY(matrix_find(w->path, &w->facts, matrix, &at));
-    TRY(put(w, at.codes, at.slab, row0, rows, packed));
-    TRY(put(w, at.scales, at.slab, row0, rows, scales));
-    TRY(put(w, at.zeros, at.slab, row0, rows, zeros));
+    TRY(writer_put(w, at.codes, at.slab, row0, rows, packed));
+    TRY(writer_put(w, at.scales, at.slab, row0, rows, scales));
+    TRY(writer_put(w, at.zeros, at.slab, row0, rows, zeros));
 out:
     return err;
 }
@@ -320,24 +361,24 @@ int store_put_a(struct store_writer *w, struct matrix matrix, int64_t row0, int6
     int err = OK;
     struct matrix_place at;
     TRY(matrix_find(w->path, &w->facts, matrix, &at));
-    TRY(put(w, at.a, at.slab, row0, rows, a));
+    TRY(writer_put(w, at.a, at.slab, row0, rows, a));
 out:
     return err;
 }
 
 int store_put_bias(struct store_writer *w, enum module module, const void *bias)
 {
-    return put(w, TABLE_BIAS + (int)module, 0, 0, w->facts.module[module].d_out, bias);
+    return writer_put(w, TABLE_BIAS + (int)module, 0, 0, w->facts.module[module].d_out, bias);
 }
 
 int store_put_vector(struct store_writer *w, enum vector vector, const void *data)
 {
-    return put(w, TABLE_VECTOR + (int)vector, 0, 0, w->facts.vector[vector].n, data);
+    return writer_put(w, TABLE_VECTOR + (int)vector, 0, 0, w->facts.vector[vector].n, data);
 }
 
 int store_put_router(struct store_writer *w, enum router router, const void *data)
 {
-    return put(w, TABLE_ROUTER + (int)router, 0, 0, w->facts.router[router].rows, data);
+    return writer_put(w, TABLE_ROUTER + (int)router, 0, 0, w->facts.router[router].rows, data);
 }
 
 static int put_group_facts(struct store_writer *w, enum group group, const struct store_group *facts,
@@ -370,7 +411,7 @@ int store_put_group(struct store_writer *w, struct group_id id, const void *b, c
     if (id.expert < 0)
         TRY(put_group_facts(w, id.group, facts, captured));
     if (at.facts->rank > 0)
-        TRY(put(w, at.b, at.slab, 0, at.facts->rank, b));
+        TRY(writer_put(w, at.b, at.slab, 0, at.facts->rank, b));
 out:
     return err;
 }
@@ -391,10 +432,10 @@ int store_put_experts(struct store_writer *w, const struct store_expert *experts
         memcpy(captured + e * N_EXPERT_MODULES, experts[e].captured + MOD_GATE, N_EXPERT_MODULES * sizeof *captured);
         memcpy(trace + e * N_EXPERT_MODULES, experts[e].trace + MOD_GATE, N_EXPERT_MODULES * sizeof *trace);
     }
-    TRY(put(w, TABLE_TOKENS, 0, 0, n, tokens));
-    TRY(put(w, TABLE_WEIGHT, 0, 0, n, weight));
-    TRY(put(w, TABLE_CAPTURED, 0, 0, n, captured));
-    TRY(put(w, TABLE_TRACE, 0, 0, n, trace));
+    TRY(writer_put(w, TABLE_TOKENS, 0, 0, n, tokens));
+    TRY(writer_put(w, TABLE_WEIGHT, 0, 0, n, weight));
+    TRY(writer_put(w, TABLE_CAPTURED, 0, 0, n, captured));
+    TRY(writer_put(w, TABLE_TRACE, 0, 0, n, trace));
 out:
     free(tokens);
     free(real);
@@ -403,7 +444,7 @@ out:
 
 int store_put_end(struct store_writer *w, enum store_end end, int64_t row0, int64_t rows, const void *data)
 {
-    return put(w, (int)end, 0, row0, rows, data);
+    return writer_put(w, (int)end, 0, row0, rows, data);
 }
 
 /* ---- the model's file ------------------------------------------------------------------------------------------- */

@@ -55,7 +55,8 @@ static void run_open(const char *family, struct comm *comm, struct run *r)
     assert_non_null(r->corpus.ids);
     for (int64_t i = 0; i < N_SEQ * LENGTH; i++)
         r->corpus.ids[i] = (int32_t)(philox_u64(7, STREAM_WINDOWS, 0, (uint64_t)i) % (uint64_t)r->config.vocab_size);
-    assert_int_equal(forward_create(comm, &r->config, &r->corpus, &r->weights, &r->forward), OK);
+    assert_int_equal(forward_create(comm, &r->config, &r->corpus, &r->forward), OK);
+    assert_int_equal(forward_embed(&r->forward, &r->weights), OK);
 }
 
 static void run_close(struct run *r)

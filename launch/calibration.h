@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What `calibrate`, `plan` and `solve` are all asked: which settings, of which model.
+ */
+#ifndef GLOWQ_LAUNCH_CALIBRATION_H
+#define GLOWQ_LAUNCH_CALIBRATION_H
+
+#include "calib/calibrate.h"
+#include "launch/commands.h"
+#include "launch/source.h"
+
+/* Rows of a table: what decides the result, but for the text. */
+#define OPTIONS_CALIBRATION                                                                                            \
+    OPTIONS_QUANTIZATION, OPTIONS_EXPERTS,                                                                             \
+        OPT_CHOICE("expert-refit", 0, "own|layer", "own",                                                              \
+                   "the statistics that an expert's factors are fitted to: its own, shrunk to the layer's, or the "    \
+                   "layer's"),                                                                                         \
+        OPT_HEADING("Statistics:"),                                                                                    \
+        OPT_INT("samples", 'n', "N", "64", 1, 1 << 24,                                                                 \
+                "windows of text, drawn without "                                                                      \
+                "overlap"),                                                                                            \
+        OPT_INT("seq-len", 'l', "L", "2048", 2, 1 << 24, "tokens per window, BOS included"),                           \
+        OPT_INT("seed", 0, "N", "0", 0, 9007199254740992.0, "seed of windows, sketches and synthetic weights"),        \
+        OPTIONS_SOLVER
+
+/* Its parts that don't depend on what is observed. */
+#define OPTIONS_QUANTIZATION                                                                                           \
+    OPT_HEADING("Quantization and correction:"), OPT_CHOICE("bits", 'b', "2|3|4|8", "4", "bits per weight"),           \
+        OPT_INT("group-size", 'g', "N", "128", 0, 1 << 20,                                                             \
+                "columns that share a scale and a zero point; 0: a whole row"),                                        \
+        OPT_INT("rank", 'r', "R", "64", 0, 1 << 16, "rank of the correction of every group; 0: plain quantization"),   \
+        OPT_CHOICE("factor-dtype", 0, "bf16|f16", "bf16", "number format of the factors A and B"),                     \
+        OPT_CHOICE("sharing", 0, "group|module", "group",                                                              \
+                   "one B for all modules of a group, or one for each: the control of what sharing costs")
+#define OPTIONS_EXPERTS                                                                                                \
+    OPT_HEADING("Mixtures of experts:"),                                                                               \
+        OPT_INT("expert-rank", 0, "R", "-1", -1, 1 << 16,                                                              \
+                "rank in layers with experts; -1: the largest up to --rank that costs no more than 1/4 bit per "       \
+                "weight"),                                                                                             \
+        OPT_CHOICE("expert-weights", 0, "tokens|gates|none", "tokens",                                                 \
+                   "what makes an expert's error count: the share of tokens that chose it, their squared weights, "    \
+                   "nothing")
+#define OPTIONS_SOLVER                                                                                                 \
+    OPT_HEADING("Solver:"),                                                                                            \
+        OPT_CHOICE("solver", 0, "krylov|qr-rsvd", "krylov",                                                            \
+                   "block Krylov on E S E^T, or the QR-reduced randomized SVD of the GlowQ paper"),                    \
+        OPT_CHOICE("damp", 0, "diag|median|trace", "diag", "what the statistics are shrunk towards"),                  \
+        OPT_REAL("alpha", 0, "0.05", 0, 1, "how far they are shrunk"),                                                 \
+        OPT_REAL("stop", 0, "0.005", 0, 1, "stop when a step gains less than this share of the energy left"),          \
+        OPT_INT("max-steps", 0, "N", "6", 1, 64, "krylov: most blocks after the first"),                               \
+        OPT_INT("oversample", 0, "P", "10", 0, 1024, "columns beyond the rank"),                                       \
+        OPT_INT("power", 0, "N", "-1", -1, 64, "qr-rsvd: power iterations; -1: until --stop holds"),                   \
+        OPT_CHOICE("qr", 0, "gram|householder", "gram",                                                                \
+                   "qr-rsvd: QR of E and of the sketches by Cholesky factors where that is safe, or always by "        \
+                   "Householder"),                                                                                     \
+        OPT_FLAG("exact-energy", 0, "compute the error's total energy instead of estimating it")
+
+/* All that the options of OPTIONS_CALIBRATION and of source.h say; no texts, out or command. */
+struct calibrate_options calibration_options(const struct options *options);
+/* What its three parts and source.h say, and nothing of what is observed. solve.seed: 0. */
+struct calibrate_options solving_options(const struct options *options);
+/* "glowq calibrate --model ..." as a shell would take it: what was said of the command's own options, and not only by default.
+ * leave: names of options to leave out, ending with NULL; or NULL. Caller frees; NULL: out of memory. */
+char *calibration_command(const struct options *options, const char *const *leave);
+/* The same of the command itself: "glowq solve --stats ...". */
+char *command_line(const struct options *options);
+/* What came of it, as text or JSON. */
+int calibration_print(const struct options *options, const struct calibrate_options *c,
+                      const struct calibrate_result *result);
+
+#endif
