@@ -24,6 +24,7 @@ if(TARGET glowq)
   add_cli(check mpi 300)
   add_cli(lost_rank fault 300)
   add_cli(stop fault 300)
+  add_cli(doctor mpi 300)
   add_cli(resume fault 600)
   add_cli(disk_full fault 300)
   foreach(device cuda:sim cuda) # on a card, and its kernels compiled for the host
