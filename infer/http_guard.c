@@ -181,7 +181,8 @@ static void patrol(struct http_server *server)
         }
         if (late) {
             c->is_cut = 1;
-            server->counts.timed_out++;
+            /* a connection kept open between requests that ends isn't worth a number */
+            server->counts.timed_out += c->phase != PHASE_HEADERS || c->is_first;
             shutdown(c->fd, SHUT_RDWR);
         }
         if ((late || left) && x && gone && exchange_leave(x)) {

@@ -19,8 +19,19 @@
 #include <unistd.h>
 
 static const struct command *const commands[] = {
-    &command_calibrate, &command_solve,  &command_status,   &command_eval,    &command_generate, &command_bench,
-    &command_serve,     &command_doctor, &command_tokenize, &command_inspect, &command_verify,   NULL,
+    &command_calibrate,
+    &command_solve,
+    &command_status,
+    &command_eval,
+    &command_generate,
+    &command_bench,
+    &command_serve,
+    &command_bench_serve,
+    &command_doctor,
+    &command_tokenize,
+    &command_inspect,
+    &command_verify,
+    NULL,
 };
 
 static void print_overview(FILE *f)
@@ -29,7 +40,7 @@ static void print_overview(FILE *f)
                "Calibrates language models to a few bits with one shared low-rank correction per group of linears,\n"
                "and evaluates and runs them, on one process or on many MPI ranks.\n\n");
     for (const struct command *const *c = commands; *c; c++)
-        fprintf(f, "  %-10s %s\n", (*c)->name, (*c)->summary);
+        fprintf(f, "  %-11s %s\n", (*c)->name, (*c)->summary);
     fprintf(f, "\n  glowq SUBCOMMAND --help      options and examples of a subcommand\n"
                "  glowq --version              versions of this program and its libraries (--json for JSON)\n"
                "  mpirun -n 4 glowq ...        the same on four ranks\n\n"

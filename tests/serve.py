@@ -337,6 +337,25 @@ def test_chat(ranks):
     same(s.stop(), 0, "exit code")
 
 
+def test_load_generator(s):
+    with open("trace.txt", "w") as f:
+        f.write("# prompt generate seconds\n" + "".join("%d %d %g\n" % (5 + i, 3 + i, i / 50) for i in range(10)))
+    port = ["--port", str(s.port)]
+    for args, n, tokens in ((["-n", "20", "--clients", "4", "--prompt", "30", "--generate", "9"], 20, 180),
+                            (["-n", "20", "--rate", "50", "--prompt", "30", "--generate", "9"], 20, 180),
+                            (["--trace", "trace.txt"], 10, sum(range(3, 13)))):
+        r = glowq("bench-serve", *port, *args)
+        same((r["answered"], r["failed"], r["tokens"]), (n, 0, tokens), "load of " + " ".join(args))
+        for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
+            check(0 < r[name]["p50"] <= r[name]["p90"] <= r[name]["p99"] <= r[name]["max"], "percentiles of " + name)
+        check(r["ttft_s"]["max"] <= r["e2e_s"]["max"], "the first token after the last")
+    rows = subprocess.run([GLOWQ, "bench-serve", *port, "-n", "3", "--prompt", "500", "--generate", "50", "--csv"],
+                          stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    same([row.split(",")[3] for row in rows], ["status", "200", "200", "200"], "csv")
+    too_long = subprocess.run([GLOWQ, "bench-serve", *port, "-n", "2", "--prompt", "600"], capture_output=True, text=True)
+    check(too_long.returncode == 1 and "answered none" in too_long.stderr, "load that is refused")
+
+
 def test_broken_characters(ranks):
     """A model of random weights writes bytes that are no characters."""
     s = Server(TINY, ranks)
@@ -354,7 +373,7 @@ def test_broken_characters(ranks):
 def api(ranks):
     s = Server(DENSE, ranks, "--access-log", "access.log")
     for test in (test_short_answers, test_texts, test_sampling, test_stops, test_logprobs, test_bad_requests, test_random_bytes,
-                 test_load):
+                 test_load, test_load_generator):
         begin = time.time()
         test(s)
         print("%s: %.1f s" % (test.__name__, time.time() - begin))
