@@ -73,6 +73,7 @@ int text_stream_init(struct text_stream *s, const struct tokenizer *tokenizer, c
     int err = OK;
     int64_t first = n_prompt;
     char *head = NULL;
+    size_t n_head = 0;
     *s = (struct text_stream){.tokenizer = tokenizer, .stops = stops, .n_stops = n_stops};
     for (int i = 0; i < n_stops; i++)
         s->longest_stop = stops[i].n > s->longest_stop ? stops[i].n : s->longest_stop;
@@ -82,10 +83,8 @@ int text_stream_init(struct text_stream *s, const struct tokenizer *tokenizer, c
     }
     TRY(window_add(s, prompt + first, n_prompt - first));
     s->n_head = s->decoded_ids = s->window.n;
-    TRY(tokenizer_decode(tokenizer, s->window.ids, s->window.n, 0, &head, &s->window_given));
-    /* what the prompt's last bytes will be isn't known: its text counts up to there */
-    if (ends_open(head, s->window_given))
-        s->window_given -= 3;
+    TRY(tokenizer_decode(tokenizer, s->window.ids, s->window.n, 0, &head, &n_head));
+    TRY(text_add(&s->head, head, n_head));
 out:
     free(head);
     return err;
@@ -94,6 +93,7 @@ out:
 void text_stream_clear(struct text_stream *s)
 {
     free(s->window.ids);
+    text_clear(&s->head);
     text_clear(&s->text);
     *s = (struct text_stream){0};
 }
@@ -137,6 +137,18 @@ static void look_for_stops(struct text_stream *s, size_t old)
     }
 }
 
+/* Bytes that the prompt's text and what it is the beginning of have in common, whole characters only: ids that follow may turn its
+ * last bytes into another character. */
+static size_t common_head(const struct text *head, const char *text, size_t n_text)
+{
+    size_t n = 0;
+    while (n < head->n && n < n_text && head->p[n] == text[n])
+        n++;
+    while (n > 0 && n < n_text && ((unsigned char)text[n] & 0xC0) == 0x80)
+        n--;
+    return n;
+}
+
 /* Decodes the first n ids of the window and takes what is new. last: nothing follows. */
 static int take(struct text_stream *s, int64_t n, int last)
 {
@@ -148,6 +160,8 @@ static int take(struct text_stream *s, int64_t n, int last)
     const int open = ends_open(text, n_text);
     const size_t certain = n_text - (open && !last ? 3 : 0);
     s->decoded_ids = n;
+    if (s->n_head > 0 && old == s->echoed) /* nothing was taken yet */
+        s->window_given = common_head(&s->head, text, n_text);
     if (certain > s->window_given) {
         TRY(text_add(&s->text, text + s->window_given, certain - s->window_given));
         s->window_given = certain;

@@ -15,8 +15,9 @@
 struct text_stream {
     const struct tokenizer *tokenizer;
     struct token_ids
-        window;     /* the last ids whose text matters for what comes; begins with an id that has text of its own */
-    int64_t n_head; /* of them, the prompt's */
+        window;       /* the last ids whose text matters for what comes; begins with an id that has text of its own */
+    int64_t n_head;   /* of them, the prompt's */
+    struct text head; /* their text alone, until some follows */
     int64_t decoded_ids; /* ids of the window in the last decoding */
     size_t window_given; /* bytes of the window's text that are in `text` or are the prompt's */
     struct text text;    /* of all ids so far, as far as it is settled */

@@ -1,4 +1,5 @@
 # The server: its guard over sockets, then the whole program.
+add_case(NAME text_stream PROGRAM test_text_stream LABELS unit)
 add_case(NAME http PROGRAM test_http LABELS serve)
 function(add_serve what ranks)
   add_test(NAME serve_${what}_np${ranks} COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/cli/serve.sh ${what} ${ranks}
