@@ -61,51 +61,53 @@ def paired(a, b):
     return mean, math.sqrt(spread) / total
 
 
-def row(bits, name, result, size, baseline=None):
-    delta = ""
-    if baseline:
-        mean, error = paired(result, baseline)
-        delta = f"{mean:+.5f} ± {error:.5f}"
+def row(bits, name, result, size, *baselines):
+    delta = " | ".join("{:+.5f} ± {:.5f}".format(*paired(result, b)) if b else "" for b in baselines)
     print(f"| {bits} | {name} | {result['perplexity']:.4f} ± {result['perplexity_stderr']:.4f} | {size / 1e6:.3f} | {delta} |",
           flush=True)
 
 
-def corrected(scratch, bits, name, rank, rounded, *options):
-    """One line of the table; gives the bytes of the correction."""
+def corrected(scratch, bits, name, rank, baselines, *options):
+    """One line of the table; gives the bytes of the correction and what was measured."""
     out = os.path.join(scratch, f"{bits} {name}.glowq")
     facts = calibrate(out, bits, rank, *options)
-    row(bits, name, evaluate(out), facts["quantized_bytes"] + facts["factor_bytes"], rounded)
-    return facts["factor_bytes"]
+    result = evaluate(out)
+    row(bits, name, result, facts["quantized_bytes"] + facts["factor_bytes"], *baselines)
+    return facts["factor_bytes"], result
 
 
 def study_ranks(scratch, bits, rounded):
     for rank in args.ranks:
-        corrected(scratch, bits, f"GlowQ, rank {rank}", rank, rounded)
+        corrected(scratch, bits, f"GlowQ, rank {rank}", rank, [rounded])
 
 
 def study_sharing(scratch, bits, rounded):
     for rank in args.ranks:
-        def line(name, r, *options):
-            return corrected(scratch, bits, name, r, rounded, "--expert-rank", str(r), *options)
+        def line(name, r, baselines, *options):
+            return corrected(scratch, bits, name, r, baselines, "--expert-rank", str(r), *options)
 
-        apart = line(f"a B for each matrix, rank {rank}", rank, "--sharing", "module")
-        shared = line(f"a B for each group, rank {rank}", rank)
+        apart, result = line(f"a B for each matrix, rank {rank}", rank, [rounded, None], "--sharing", "module")
+        both = [rounded, result]
+        shared, _ = line(f"a B for each group, rank {rank}", rank, both)
         # Bytes are linear in the rank: the largest that costs no more.
-        line(f"a B for each group, rank {rank * apart // shared}: as many bytes", rank * apart // shared)
-        line(f"the same, rank {rank}, refit from the layer's statistics", rank, "--expert-refit", "layer")
-        line(f"the same, rank {rank}, experts weighted by their gates squared", rank, "--expert-weights", "gates")
-        line(f"the same, rank {rank}, experts weighted alike", rank, "--expert-weights", "none")
+        line(f"a B for each group, rank {rank * apart // shared}: as many bytes", rank * apart // shared, both)
+        line(f"a B for each group, rank {rank}, refit from the layer's statistics", rank, both, "--expert-refit", "layer")
+        line(f"a B for each group, rank {rank}, experts weighted by their gates squared", rank, both, "--expert-weights", "gates")
+        line(f"a B for each group, rank {rank}, experts weighted alike", rank, both, "--expert-weights", "none")
 
 
-print("| bits | weights | perplexity | linears, MB | NLL against rounding at the same width, paired |")
-print("|---|---|---|---|---|")
+sharing = args.study == "sharing"
+print("| bits | weights | perplexity | linears, MB | NLL against rounding at the same width, paired |" +
+      (" against a B for each matrix |" if sharing else ""))
+print("|---|---|---|---|---|" + ("---|" if sharing else ""))
+none = [None, None] if sharing else [None]
 with tempfile.TemporaryDirectory() as scratch:
     full = evaluate(args.model)
     for bits in args.bits:
         out = os.path.join(scratch, f"w{bits}.glowq")
         facts = calibrate(out, bits, 0)
         if bits == args.bits[0]:
-            row(16, "as stored", full, facts["weight_bytes"])
+            row(16, "as stored", full, facts["weight_bytes"], *none)
         rounded = evaluate(out)
-        row(bits, "rounded", rounded, facts["quantized_bytes"])
-        study_ranks(scratch, bits, rounded) if args.study == "ranks" else study_sharing(scratch, bits, rounded)
+        row(bits, "rounded", rounded, facts["quantized_bytes"], *none)
+        (study_sharing if sharing else study_ranks)(scratch, bits, rounded)
