@@ -79,7 +79,8 @@ void progress_update(struct progress *p, int64_t done, const char *note)
         return;
     double t = now_s();
     char left[32];
-    format_left(left, sizeof left, done > 0 ? (t - p->start_s) / (double)done * (double)(p->n_units - done) : 0);
+    const int64_t made = done - p->before;
+    format_left(left, sizeof left, made > 0 ? (t - p->start_s) / (double)made * (double)(p->n_units - done) : 0);
     if (isatty(STDERR_FILENO)) {
         char bar[31];
         int64_t filled = done < p->n_units ? done * 30 / p->n_units : 30;

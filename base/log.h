@@ -18,6 +18,7 @@ double now_s(void);
 struct progress {
     const char *what;
     int64_t n_units;
+    int64_t before; /* units that were done when it began: they tell nothing of the pace */
     double start_s, last_s;
 };
 void progress_begin(struct progress *p, const char *what, int64_t n_units);

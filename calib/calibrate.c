@@ -607,7 +607,8 @@ out:
 static int calibrate_layers(struct job *job, int64_t first, int64_t last)
 {
     int err = OK;
-    progress_begin(&job->progress, "layer", last + 1 - first);
+    progress_begin(&job->progress, "layer", last + 1);
+    job->progress.before = first;
     for (int64_t l = first; l <= last; l++) {
         const double start = now_s();
         const int finished = job->finished[l];
@@ -615,7 +616,7 @@ static int calibrate_layers(struct job *job, int64_t first, int64_t last)
         if (!job->options->stats || !finished)
             TRY(calibrate_layer(job, l, &run_s));
         TRY(facts_layer_done(&job->facts, l, start, finished));
-        progress_update(&job->progress, l + 1 - first, finished ? "was finished" : "");
+        progress_update(&job->progress, l + 1, finished ? "was finished" : "");
         tell(job, json_pack("{s:s, s:I, s:f, s:b}", "event", "layer", "layer", (json_int_t)l, "seconds",
                             now_s() - start, "solved", !finished));
         TRY(after_layer(job, l, last, run_s));

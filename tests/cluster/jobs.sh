@@ -69,6 +69,15 @@ for name in w4-r8 w3-r8; do
     [ -s "sweep/$name.glowq/manifest.json" ] || fail "no sweep/$name.glowq: $(tail -n 3 sweep-*.log)"
     [ -n "$(field perplexity "sweep/$name.glowq.eval.json")" ] || fail "$name wasn't evaluated: $(tail -n 3 sweep-*.log)"
 done
+# The same results from statistics, without a forward pass.
+alone calibrate --model "$TINY" --text "$GOLDEN/text.txt" --out kept.glowq --group-size 64 --samples 12 --seq-len 64 --rank 4 \
+    --stats keep || fail "calibrate --stats keep: $(why)"
+job=$(MODEL=$TINY STATS=$PWD/kept.glowq OUT=$PWD/solved EVAL_TEXT="" sbatch --parsable --array=0-1 -n 2 -o "solve-%a.log" \
+    "$SCRIPTS/sweep.sbatch" --group-size 64) || fail "sbatch of the sweep from statistics"
+over "$job"
+for name in w4-r8 w3-r8; do
+    same "$(bytes_of "solved/$name.glowq")" "$(bytes_of "sweep/$name.glowq")" "bytes of $name from statistics"
+done
 job=$(MODEL=$PWD/sweep/w3-r8.glowq TEXT=$GOLDEN/text.txt sbatch --parsable -n 2 -o eval.log "$SCRIPTS/eval.sbatch")
 over "$job"
 same "$(sed -n '/^{/,$p' eval.log | field perplexity /dev/stdin)" "$(field perplexity sweep/w3-r8.glowq.eval.json)" \
