@@ -342,8 +342,8 @@ static int job_open(struct job *job)
     if (comm->rank == 0 && !has_head)
         local = write_head(job->options->out, &job->weights, job->fingerprint);
     TRY(comm_agree(comm, local));
-    TRY(comm_agree(
-        comm, facts_create(job->options, &job->config, &job->corpus, &job->weights, job->fingerprint, &job->facts)));
+    TRY(comm_agree(comm, facts_create(comm, job->options, &job->config, &job->corpus, &job->weights, job->fingerprint,
+                                      &job->facts)));
     job->facts.planned_bytes = job->planned_bytes;
     if (!job->options->stats)
         TRY(comm_agree(comm, forward_create(comm, &job->config, &job->corpus, &job->forward)));

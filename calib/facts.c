@@ -20,6 +20,11 @@
 
 static const char *const stage_names[N_STAGES] = {"read", "forward", "moments", "quantize", "solve", "refit", "write"};
 
+const char *stage_name(enum stage stage)
+{
+    return stage_names[stage];
+}
+
 static json_t *settings_json(const struct calibrate_options *o, int is_moe)
 {
     static const char *const solvers[] = {"krylov", "qr-rsvd"}, *const damps[] = {"diag", "median", "trace"};
@@ -57,7 +62,7 @@ static json_t *model_json(const struct model_config *c)
     return model;
 }
 
-int facts_create(const struct calibrate_options *options, const struct model_config *config,
+int facts_create(const struct comm *comm, const struct calibrate_options *options, const struct model_config *config,
                  const struct corpus *corpus, struct weights *weights, const char *fingerprint, struct facts *facts)
 {
     int err = OK;
@@ -67,6 +72,8 @@ int facts_create(const struct calibrate_options *options, const struct model_con
     gmtime_r(&now, &utc);
     strftime(started, sizeof started, "%Y-%m-%dT%H:%M:%SZ", &utc);
     memset(facts, 0, sizeof *facts);
+    facts->comm = comm;
+    facts->seen = comm->traffic;
     facts->config = config;
     facts->weights = weights;
     facts->result.n_layers = config->n_layers;
@@ -102,7 +109,10 @@ void facts_free(struct facts *facts)
 
 void facts_stage(struct facts *facts, enum stage stage, double start_s)
 {
+    const struct traffic since = traffic_since(&facts->comm->traffic, &facts->seen);
     facts->stage_s[stage] += now_s() - start_s;
+    traffic_add(&facts->stage_traffic[stage], &since);
+    facts->seen = facts->comm->traffic;
 }
 
 int facts_layer_done(struct facts *facts, int64_t layer, double start_s, int resumed)
@@ -116,8 +126,25 @@ int facts_layer_done(struct facts *facts, int64_t layer, double start_s, int res
 struct rank_facts {
     char host[64], backend[96];
     int64_t threads, peak_rss_bytes, planned_bytes, peak_bytes; /* the last two of the backend's memory */
+    int64_t sent[N_STAGES], received[N_STAGES];                 /* over the network, as comm/traffic.h counts */
     double compute_s;
 };
+
+/* {"sent_bytes", "received_bytes", "stages": {"read": {"sent", "received"}, ..}} */
+static json_t *network_json(const struct rank_facts *f)
+{
+    int64_t sent = 0, received = 0;
+    json_t *stages = json_object();
+    for (int i = 0; i < N_STAGES; i++) {
+        sent += f->sent[i];
+        received += f->received[i];
+        json_object_set_new(
+            stages, stage_names[i],
+            json_pack("{s:I, s:I}", "sent", (json_int_t)f->sent[i], "received", (json_int_t)f->received[i]));
+    }
+    return json_pack("{s:I, s:I, s:o}", "sent_bytes", (json_int_t)sent, "received_bytes", (json_int_t)received,
+                     "stages", stages);
+}
 
 int facts_gather_ranks(struct facts *facts, struct comm *comm, double seconds)
 {
@@ -130,13 +157,18 @@ int facts_gather_ranks(struct facts *facts, struct comm *comm, double seconds)
     mine.peak_rss_bytes = (int64_t)usage.ru_maxrss * 1024;
     gethostname(mine.host, sizeof mine.host - 1);
     memcpy(mine.backend, comm->be->description, sizeof mine.backend);
+    for (int i = 0; i < N_STAGES; i++) {
+        mine.sent[i] = traffic_sent(&facts->stage_traffic[i], comm->size);
+        mine.received[i] = traffic_received(&facts->stage_traffic[i], comm->size);
+    }
     for (int p = 0; p < comm->size; p++) { /* a few hundred bytes a rank: one broadcast each is simplest */
         theirs = mine;
         TRY(comm_bcast(comm, &theirs, sizeof theirs, p));
-        json_t *entry = json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:f}", "rank", p, "host", theirs.host, "backend",
-                                  theirs.backend, "threads", (json_int_t)theirs.threads, "peak_rss_bytes",
+        json_t *entry = json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:o, s:f}", "rank", p, "host", theirs.host,
+                                  "backend", theirs.backend, "threads", (json_int_t)theirs.threads, "peak_rss_bytes",
                                   (json_int_t)theirs.peak_rss_bytes, "planned_bytes", (json_int_t)theirs.planned_bytes,
-                                  "peak_bytes", (json_int_t)theirs.peak_bytes, "seconds", theirs.compute_s);
+                                  "peak_bytes", (json_int_t)theirs.peak_bytes, "network", network_json(&theirs),
+                                  "seconds", theirs.compute_s);
         if (json_array_append_new(json_object_get(facts->run, "ranks"), entry) != 0)
             FAIL(ERR_NOMEM, "facts of rank %d", p);
     }

@@ -23,6 +23,8 @@ enum stage {
     N_STAGES
 };
 
+const char *stage_name(enum stage stage);
+
 struct facts {
     const struct model_config *config;
     struct weights *weights;
@@ -32,17 +34,19 @@ struct facts {
     int64_t max_rank;       /* of any group */
     double captured, trace; /* of all groups */
     int64_t planned_bytes;  /* of this rank's device memory, before the start */
+    const struct comm *comm;
+    struct traffic seen, stage_traffic[N_STAGES]; /* of comm, up to the last stage's end; between two ends */
     struct calibrate_result result;
 };
 
-/* Settings, model and text. Not collective; run's times start here. */
-int facts_create(const struct calibrate_options *options, const struct model_config *config,
+/* Settings, model and text. Not collective; run's times, and what of comm's traffic is told of, start here. */
+int facts_create(const struct comm *comm, const struct calibrate_options *options, const struct model_config *config,
                  const struct corpus *corpus, struct weights *weights, const char *fingerprint, struct facts *facts);
 void facts_free(struct facts *facts);
-/* Adds the time since start_s to a stage. */
+/* Adds the time since start_s to a stage, and the traffic since the last stage. */
 void facts_stage(struct facts *facts, enum stage stage, double start_s);
 int facts_layer_done(struct facts *facts, int64_t layer, double start_s, int resumed);
-/* Host, threads and peak memory of every rank. Collective. */
+/* Host, threads, peak memory and traffic of every rank. Collective. */
 int facts_gather_ranks(struct facts *facts, struct comm *comm, double seconds);
 /* The groups, from the published layer files, whoever wrote them; totals into result. Not collective. */
 int facts_read_layers(struct facts *facts, const char *dir);

@@ -14,7 +14,7 @@
  *            "files": {"layers/0000.h5": {"bytes", "sha256"}, ...}}
  * run: {"command", "started", "seconds", "first_layer" (that was run), "stages": {"read": s, "forward": s, "moments": s, "quantize": s, "solve": s, "refit": s, "write": s},
  *       "layers": [{"layer", "seconds", "resumed"}], "ranks": [{"rank", "host", "backend", "threads", "seconds", "peak_rss_bytes",
- *       "planned_bytes", "peak_bytes"}]}   seconds: spent computing, optional
+ *       "planned_bytes", "peak_bytes", "network": {"sent_bytes", "received_bytes", "stages"}}]}   seconds: spent computing, optional
  */
 #ifndef GLOWQ_CALIB_REPORT_H
 #define GLOWQ_CALIB_REPORT_H

@@ -13,6 +13,31 @@
 /* A call that may wait for other ranks: who watches us shall not take that for our own slowness. */
 #define TOGETHER(call) (activity_wait(1), back((call)))
 
+/* Bytes that this rank has for all others and gets from them; that it sends and receives; that are summed. */
+static void count_spread(struct comm *comm, size_t out, size_t in)
+{
+    traffic_count(&comm->traffic, TRAFFIC_SPREAD, comm->size, (int64_t)out, (int64_t)in);
+}
+
+static void count_message(struct comm *comm, size_t out, size_t in)
+{
+    traffic_count(&comm->traffic, TRAFFIC_MESSAGE, comm->size, (int64_t)out, (int64_t)in);
+}
+
+static void count_sum(struct comm *comm, size_t bytes)
+{
+    traffic_count(&comm->traffic, TRAFFIC_SUM, comm->size, (int64_t)bytes, (int64_t)bytes);
+}
+
+/* Of what each rank has, what is not this rank's. */
+static size_t others(const struct comm *comm, const size_t *bytes)
+{
+    size_t n = 0;
+    for (int p = 0; p < comm->size; p++)
+        n += p == comm->rank ? 0 : bytes[p];
+    return n;
+}
+
 static int back(int err)
 {
     activity_wait(0);
@@ -70,6 +95,7 @@ int comm_barrier(struct comm *comm)
 
 int comm_bcast(struct comm *comm, void *host, size_t bytes, int root)
 {
+    count_spread(comm, comm->rank == root ? bytes : 0, comm->rank == root ? 0 : bytes);
     return TOGETHER(comm->ops->bcast(comm, host, bytes, root));
 }
 
@@ -80,21 +106,25 @@ int comm_tell(struct comm *comm, void *host, size_t *bytes, int root)
 
 int comm_max_f64(struct comm *comm, double *host, int64_t n)
 {
+    count_sum(comm, (size_t)n * sizeof *host);
     return TOGETHER(comm->ops->max_f64(comm, host, n));
 }
 
 int comm_max_i64(struct comm *comm, int64_t *host, int64_t n)
 {
+    count_sum(comm, (size_t)n * sizeof *host);
     return TOGETHER(comm->ops->max_i64(comm, host, n));
 }
 
 int comm_sum_i64(struct comm *comm, int64_t *host, int64_t n)
 {
+    count_sum(comm, (size_t)n * sizeof *host);
     return TOGETHER(comm->ops->sum_i64(comm, host, n));
 }
 
 int comm_allgather(struct comm *comm, const void *mine, const size_t *bytes, void *all)
 {
+    count_spread(comm, bytes[comm->rank], others(comm, bytes));
     return TOGETHER(comm->ops->allgather(comm, mine, bytes, all));
 }
 
@@ -106,29 +136,35 @@ int comm_allgather_each(struct comm *comm, const void *mine, size_t bytes, void 
     size_t *each = scratch;
     for (int p = 0; p < comm->size; p++)
         each[p] = bytes;
-    TRY(TOGETHER(comm->ops->allgather(comm, mine, each, all)));
+    TRY(comm_allgather(comm, mine, each, all));
 out:
     return err;
 }
 
 int comm_gather(struct comm *comm, const void *mine, const size_t *bytes, void *all, int root)
 {
+    const int is_root = comm->rank == root;
+    count_message(comm, is_root ? 0 : bytes[comm->rank], is_root ? others(comm, bytes) : 0);
     return TOGETHER(comm->ops->gather(comm, mine, bytes, all, root));
 }
 
 int comm_scatter(struct comm *comm, const void *all, const size_t *bytes, void *mine, int root)
 {
+    const int is_root = comm->rank == root;
+    count_message(comm, is_root ? others(comm, bytes) : 0, is_root ? 0 : bytes[comm->rank]);
     return TOGETHER(comm->ops->scatter(comm, all, bytes, mine, root));
 }
 
 int comm_send(struct comm *comm, const void *host, size_t bytes, int to, int tag)
 {
+    count_message(comm, bytes, 0);
     assert(tag >= 0 && tag < 1024);
     return TOGETHER(comm->ops->send(comm, host, bytes, to, tag));
 }
 
 int comm_recv(struct comm *comm, void *host, size_t bytes, int from, int tag)
 {
+    count_message(comm, 0, bytes);
     assert(tag >= 0 && tag < 1024);
     return TOGETHER(comm->ops->recv(comm, host, bytes, from, tag));
 }
@@ -143,24 +179,48 @@ static int is_empty(const struct mat *m)
 int comm_sum_exact(struct comm *comm, struct mat *acc)
 {
     assert(acc->dtype == DT_I64);
+    count_sum(comm, mat_bytes(acc));
     return is_empty(acc) ? OK : TOGETHER(comm->ops->sum_exact(comm, acc));
 }
 
 int comm_reduce_exact(struct comm *comm, struct mat *acc, int root)
 {
     assert(acc->dtype == DT_I64 && root >= 0 && root < comm->size);
-    return is_empty(acc) ? OK : comm->ops->reduce_exact(comm, acc, root);
+    const int64_t bytes = (int64_t)mat_bytes(acc);
+    traffic_count(&comm->traffic, TRAFFIC_REDUCE, comm->size, comm->rank == root ? 0 : bytes,
+                  comm->rank == root ? bytes : 0);
+    return is_empty(acc) ? OK : TOGETHER(comm->ops->reduce_exact(comm, acc, root));
 }
 
 int comm_allgather_rows(struct comm *comm, struct mat *m, const int64_t *row0)
 {
     assert(row0[0] == 0 && row0[comm->size] == m->rows);
+    const size_t row = (size_t)m->cols * dtype_bytes(m->dtype);
+    const int64_t own = row0[comm->rank + 1] - row0[comm->rank];
+    count_spread(comm, (size_t)own * row, (size_t)(m->rows - own) * row);
     return is_empty(m) ? OK : TOGETHER(comm->ops->allgather_rows(comm, m, row0));
 }
 
 int comm_bcast_mat(struct comm *comm, struct mat *m, int root)
 {
+    const size_t bytes = mat_bytes(m);
+    count_spread(comm, comm->rank == root ? bytes : 0, comm->rank == root ? 0 : bytes);
     return is_empty(m) ? OK : TOGETHER(comm->ops->bcast_mat(comm, m, root));
+}
+
+/* Powers of two exchange a sum with one peer after the other, other counts gather all parts (comm.h). */
+static void count_tree(struct comm *comm, size_t parts, size_t sum)
+{
+    struct range own[TREE_LEAVES];
+    size_t all = 0;
+    if ((comm->size & (comm->size - 1)) == 0) {
+        for (int n = 1; n < comm->size; n *= 2)
+            count_message(comm, sum, sum);
+        return;
+    }
+    for (int p = 0; p < comm->size; p++)
+        all += (size_t)shard_parts(p, comm->size, own) * sum;
+    count_spread(comm, parts, all - parts);
 }
 
 int comm_tree_sum(struct comm *comm, const struct mat *parts, struct mat *sum)
@@ -172,6 +232,7 @@ int comm_tree_sum(struct comm *comm, const struct mat *parts, struct mat *sum)
     assert(parts->dtype == DT_F32 && sum->dtype == DT_F32 && parts->ld == parts->cols);
     assert(parts->cols == sum->cols && parts->rows == sum->rows * shard_parts(comm->rank, comm->size, own));
     (void)own;
+    count_tree(comm, mat_bytes(parts), mat_bytes(sum));
     if (!is_empty(sum))
         TRY(TOGETHER(comm->ops->tree_sum(comm, parts, sum)));
 out:

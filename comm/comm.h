@@ -16,6 +16,7 @@
 #ifndef GLOWQ_COMM_COMM_H
 #define GLOWQ_COMM_COMM_H
 
+#include "comm/traffic.h"
 #include "kernels/kernels.h"
 
 #include <stddef.h>
@@ -34,6 +35,7 @@ struct comm {
     size_t stage_bytes;      /* of a piece of a staged mat */
     void *scratch;           /* comm_scratch */
     size_t scratch_bytes;
+    struct traffic traffic; /* of all calls since open, but agreements and barriers */
 };
 
 /* A single rank without MPI. */

@@ -534,6 +534,50 @@ static void test_mats(struct comm *c)
     n_gets = 0;
 }
 
+/* What each call adds to the traffic, from sizes and roots alone. */
+static void test_traffic(struct comm *c)
+{
+    const int n = c->size, root = n - 1, is_root = c->rank == root;
+    const struct traffic before = c->traffic;
+    struct traffic want = {0};
+    int64_t numbers[64] = {0};
+    size_t bytes[16];
+    char *all = calloc(1, (size_t)n * 64), mine[64] = {0};
+    int64_t others = 0;
+    if (!all || n > 16)
+        abort();
+    for (int p = 0; p < n; p++) {
+        bytes[p] = (size_t)p + 3;
+        others += p == c->rank ? 0 : p + 3;
+    }
+    CHECK(comm_bcast(c, numbers, 100, root) == OK);
+    traffic_count(&want, TRAFFIC_SPREAD, n, is_root ? 100 : 0, is_root ? 0 : 100);
+    CHECK(comm_allgather(c, mine, bytes, all) == OK);
+    traffic_count(&want, TRAFFIC_SPREAD, n, c->rank + 3, others);
+    CHECK(comm_allgather_each(c, mine, 8, all) == OK);
+    traffic_count(&want, TRAFFIC_SPREAD, n, 8, 8 * (n - 1));
+    CHECK(comm_sum_i64(c, numbers, 64) == OK && comm_max_i64(c, numbers, 2) == OK);
+    traffic_count(&want, TRAFFIC_SUM, n, 66 * 8, 66 * 8);
+    CHECK(comm_gather(c, mine, bytes, all, root) == OK);
+    traffic_count(&want, TRAFFIC_MESSAGE, n, is_root ? 0 : c->rank + 3, is_root ? others : 0);
+    CHECK(comm_scatter(c, all, bytes, mine, root) == OK);
+    traffic_count(&want, TRAFFIC_MESSAGE, n, is_root ? others : 0, is_root ? 0 : c->rank + 3);
+    if (n > 1 && c->rank == 0)
+        CHECK(comm_send(c, mine, 17, 1, 5) == OK);
+    if (n > 1 && c->rank == 1)
+        CHECK(comm_recv(c, mine, 17, 0, 5) == OK);
+    traffic_count(&want, TRAFFIC_MESSAGE, n, c->rank == 0 ? 17 : 0, c->rank == 1 ? 17 : 0);
+    CHECK(comm_agree(c, OK) == OK && comm_barrier(c) == OK); /* not counted */
+    const struct traffic since = traffic_since(&c->traffic, &before);
+    CHECK(memcmp(&since, &want, sizeof want) == 0);
+    CHECK(n > 1 || traffic_sent(&since, n) + traffic_received(&since, n) == 0);
+    /* The ranks together send what they receive. */
+    int64_t sums[2] = {traffic_sent(&since, n), traffic_received(&since, n)};
+    CHECK(comm_sum_i64(c, sums, 2) == OK);
+    CHECK(llabs((long long)(sums[0] - sums[1])) <= 4 * n); /* divisions drop fractions of bytes */
+    free(all);
+}
+
 static void test_neighbours(struct comm *c)
 {
     CHECK(c->local_size == c->size && c->local_rank == c->rank && c->host == 0); /* tests start on one host */
@@ -563,6 +607,7 @@ int main(int argc, char **argv)
         CHECK(c.size == atoi(getenv("OMPI_COMM_WORLD_SIZE")));
 
     test_neighbours(&c);
+    test_traffic(&c);
     test_all(&c);
     test_mats(&c);
     if (launched) { /* the same with calls so small that everything goes in pieces */
