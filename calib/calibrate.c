@@ -60,6 +60,19 @@ static int weights_open(struct job *job)
                                : weights_open_checkpoint(job->comm->be, o->model, &job->config, &job->weights);
 }
 
+int calibrate_check(const struct calibrate_options *o, const struct model_config *config)
+{
+    int err = OK;
+    if (o->seq_len > config->max_position)
+        FAIL(ERR_ARG, "--seq-len %lld: this model takes up to %lld positions", (long long)o->seq_len,
+             (long long)config->max_position);
+    if (o->solve.rank > config->d_model)
+        FAIL(ERR_ARG, "--rank %lld is larger than the hidden size %lld", (long long)o->solve.rank,
+             (long long)config->d_model);
+out:
+    return err;
+}
+
 static int model_hashes(struct job *job, char weights[65], char config[65])
 {
     int err = OK;
@@ -127,12 +140,7 @@ static int job_open_local(struct job *job)
     TRY(weights_open(job));
     if (o->n_texts > 0)
         TRY(tokenizer_open(o->model, &job->tokenizer));
-    if (o->seq_len > job->config.max_position)
-        FAIL(ERR_ARG, "--seq-len %lld: this model takes up to %lld positions", (long long)o->seq_len,
-             (long long)job->config.max_position);
-    if (o->solve.rank > job->config.d_model)
-        FAIL(ERR_ARG, "--rank %lld is larger than the hidden size %lld", (long long)o->solve.rank,
-             (long long)job->config.d_model);
+    TRY(calibrate_check(o, &job->config));
     if (o->stats)
         TRY(weights_match(job));
     else if (o->n_texts > 0)
@@ -166,24 +174,29 @@ out:
     return err;
 }
 
-/* Ranks and formats, of layers with experts too. */
+void calibrate_settings(const struct calibrate_options *o, const struct model_config *config,
+                        struct store_settings *settings)
+{
+    const int share_modules = o->solve.sharing == SHARE_MODULE;
+    *settings = (struct store_settings){.bits = o->bits,
+                                        .group_size = o->group_size,
+                                        .rank = o->solve.rank,
+                                        .share_modules = share_modules,
+                                        .factor_dtype = o->solve.factor_dtype,
+                                        .vector_dtype = DT_F32};
+    if (config->n_experts > 0) {
+        const struct expert_ranks ranks = budget_ranks(config, share_modules, o->expert_rank, o->solve.rank);
+        settings->gate_up_rank = ranks.gate_up;
+        settings->down_rank = ranks.down;
+    }
+}
+
 static void choose_settings(struct job *job)
 {
-    const struct calibrate_options *o = job->options;
-    const int share_modules = o->solve.sharing == SHARE_MODULE;
-    job->settings = (struct store_settings){.bits = o->bits,
-                                            .group_size = o->group_size,
-                                            .rank = o->solve.rank,
-                                            .share_modules = share_modules,
-                                            .factor_dtype = o->solve.factor_dtype,
-                                            .vector_dtype = DT_F32};
-    if (job->config.n_experts > 0) {
-        const struct expert_ranks ranks = budget_ranks(&job->config, share_modules, o->expert_rank, o->solve.rank);
-        job->settings.gate_up_rank = ranks.gate_up;
-        job->settings.down_rank = ranks.down;
-        log_info("layers with experts: rank %lld for gates and ups, %lld for downs", (long long)ranks.gate_up,
-                 (long long)ranks.down);
-    }
+    calibrate_settings(job->options, &job->config, &job->settings);
+    if (job->config.n_experts > 0)
+        log_info("layers with experts: rank %lld for gates and ups, %lld for downs",
+                 (long long)job->settings.gate_up_rank, (long long)job->settings.down_rank);
 }
 
 /* What is observed depends on the model, the text and the arithmetic alone. */

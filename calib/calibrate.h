@@ -10,6 +10,7 @@
 
 #include "calib/solve.h"
 #include "comm/comm.h"
+#include "model/store.h"
 #include "model/synthetic.h"
 
 #include <stdint.h>
@@ -54,6 +55,12 @@ struct calibrate_result {
     int64_t n_experts, n_starved;    /* routed ones, of all layers; those that the text hardly reached */
     double seconds;
 };
+
+/* ERR_ARG where the options don't go with the model. Not collective. */
+int calibrate_check(const struct calibrate_options *options, const struct model_config *config);
+/* Ranks and formats of what is stored, of layers with experts too. */
+void calibrate_settings(const struct calibrate_options *options, const struct model_config *config,
+                        struct store_settings *settings);
 
 /* Collective. */
 int calibrate(struct comm *comm, const struct calibrate_options *options, struct calibrate_result *result);

@@ -60,14 +60,24 @@ out:
     return err;
 }
 
+struct corpus corpus_shape(int64_t n_sequences, int64_t seq_len, int64_t block_tokens)
+{
+    const int64_t each = max_i64(1, block_tokens / seq_len);
+    return (struct corpus){.n_sequences = n_sequences,
+                           .seq_len = seq_len,
+                           .block_sequences = each,
+                           .n_blocks = (n_sequences + each - 1) / each};
+}
+
 /* Shapes and room for the ids. */
 static int corpus_alloc(int64_t n_sequences, int64_t seq_len, int64_t block_tokens, struct corpus *corpus)
 {
     int err = OK;
+    const struct corpus shape = corpus_shape(n_sequences, seq_len, block_tokens);
     corpus->n_sequences = n_sequences;
     corpus->seq_len = seq_len;
-    corpus->block_sequences = max_i64(1, block_tokens / seq_len);
-    corpus->n_blocks = (n_sequences + corpus->block_sequences - 1) / corpus->block_sequences;
+    corpus->block_sequences = shape.block_sequences;
+    corpus->n_blocks = shape.n_blocks;
     if (!(corpus->ids = malloc((size_t)(n_sequences * seq_len) * sizeof *corpus->ids)))
         FAIL(ERR_NOMEM, "%lld sequences of %lld tokens", (long long)n_sequences, (long long)seq_len);
 out:

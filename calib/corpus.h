@@ -26,6 +26,8 @@ int corpus_read(const struct tokenizer *tokenizer, const char *const *texts, int
 /* Ids drawn from the seed instead of a text; text_sha256 is that of no bytes. */
 int corpus_synthetic(int64_t samples, int64_t seq_len, int64_t block_tokens, int64_t vocab_size, uint64_t seed,
                      struct corpus *corpus);
+/* How so many sequences are cut into super-blocks, without ids: what a plan works with. */
+struct corpus corpus_shape(int64_t n_sequences, int64_t seq_len, int64_t block_tokens);
 void corpus_free(struct corpus *corpus);
 /* Sequences [*first, *first + n) of super-block b; returns n. */
 int64_t corpus_block(const struct corpus *corpus, int64_t b, int64_t *first);

@@ -43,6 +43,11 @@ static struct piece piece_of(const struct store_layer_facts *facts, const struct
     return p;
 }
 
+size_t layer_file_rows_bytes(const struct store_layer_facts *facts, struct matrix matrix, int64_t n)
+{
+    return piece_of(facts, store_matrix(facts, matrix), n).total;
+}
+
 static size_t b_bytes(const struct store_group *g)
 {
     return (size_t)(g->rank * g->d_in) * dtype_bytes(g->factor_dtype);

@@ -31,6 +31,8 @@ int layer_file_create(struct comm *comm, const char *dir, int root, const struct
 /* Of a routed down: its owner has quantized and solution, others need none. */
 int layer_file_group(struct layer_file *file, const struct slices *slices, int64_t group,
                      const struct quantized *quantized, const struct solution *solution);
+/* Bytes of the message that brings n rows of a matrix to the writer. */
+size_t layer_file_rows_bytes(const struct store_layer_facts *facts, struct matrix matrix, int64_t n);
 /* What is known of each routed expert, the same on all ranks: [n_experts]. */
 int layer_file_experts(struct layer_file *file, const struct store_expert *experts);
 /* Biases, norms and routers, which the root reads itself. */

@@ -58,6 +58,16 @@ static int is_in(const char *const *names, const char *name)
     return names && *names;
 }
 
+void shell_word(FILE *f, const char *word)
+{
+    const char *plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:,=+@%";
+    const int quotes = !word[0] || word[strspn(word, plain)] != 0;
+    fputs(quotes ? "'" : "", f);
+    for (const char *p = word; *p; p++)
+        fputs(*p == '\'' ? "'\\''" : (char[]){*p, 0}, f);
+    fputs(quotes ? "'" : "", f);
+}
+
 static char *line_of(const struct options *o, const char *name, const char *const *leave)
 {
     char *text = NULL;
@@ -74,15 +84,8 @@ static char *line_of(const struct options *o, const char *name, const char *cons
             fprintf(f, " --%s", spec->name);
         for (int j = 0; spec->type != OPTION_FLAG && j < o->settings[i].n_texts; j++) {
             const char *value = o->settings[i].texts[j];
-            int plain = value[0] && value[strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-                                                        "_-./:,=+@%")] == 0;
             fprintf(f, " --%s ", spec->name);
-            if (!plain)
-                fputc('\'', f);
-            for (const char *p = value; *p; p++)
-                fputs(*p == '\'' ? "'\\''" : (char[]){*p, 0}, f);
-            if (!plain)
-                fputc('\'', f);
+            shell_word(f, value);
         }
     }
     if (fclose(f) != 0) {

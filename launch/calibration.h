@@ -8,6 +8,8 @@
 #include "launch/commands.h"
 #include "launch/source.h"
 
+#include <stdio.h>
+
 /* Rows of a table: what decides the result, but for the text. */
 #define OPTIONS_CALIBRATION                                                                                            \
     OPTIONS_QUANTIZATION, OPTIONS_EXPERTS,                                                                             \
@@ -63,6 +65,8 @@ struct calibrate_options solving_options(const struct options *options);
 char *calibration_command(const struct options *options, const char *const *leave);
 /* The same of the command itself: "glowq solve --stats ...". */
 char *command_line(const struct options *options);
+/* A word as a shell would take it. */
+void shell_word(FILE *f, const char *word);
 /* What came of it, as text or JSON. */
 int calibration_print(const struct options *options, const struct calibrate_options *c,
                       const struct calibrate_result *result);

@@ -171,8 +171,7 @@ static int is_gpu(const struct backend *be)
     return strncmp(be->name, "cuda", 4) == 0;
 }
 
-/* "21.30 GiB (weights 14.90, KV cache 4.00)" */
-static void describe(const struct memory_needs *needs, int small, char *out, size_t size)
+void memory_describe(const struct memory_needs *needs, int small, char *out, size_t size)
 {
     size_t n = (size_t)snprintf(out, size, "%.2f %s (", in_unit(memory_total(needs), small), small ? "MiB" : "GiB");
     for (int i = 0; i < needs->n && n < size; i++)
@@ -240,7 +239,7 @@ int memory_check(struct comm *comm, const struct memory_needs *needs, const char
     if (sharing.together > sharing.free) {
         const int small = sharing.together < (size_t)1 << 30;
         const char *unit = small ? "MiB" : "GiB";
-        describe(needs, small, what, sizeof what);
+        memory_describe(needs, small, what, sizeof what);
         if (is_gpu(be))
             snprintf(where, sizeof where, "GPU %d", be->index);
         else

@@ -24,6 +24,8 @@ struct memory_needs {
 /* Adds to the item of that name, which is made if it isn't there; name is kept. */
 void memory_add(struct memory_needs *needs, const char *name, size_t bytes);
 size_t memory_total(const struct memory_needs *needs);
+/* "21.30 GiB (weights 14.90, KV cache 4.00)"; is_small: in MiB. */
+void memory_describe(const struct memory_needs *needs, int is_small, char *out, size_t size);
 
 /* A weight [d_out, d_in] in the backend's layout: dense (bits 0) or low-bit; a layout finer than this costs less. */
 size_t memory_packed(int64_t d_out, int64_t d_in, int bits, enum dtype dtype, int64_t group_size);

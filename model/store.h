@@ -170,6 +170,11 @@ struct store_settings {
  * follow each other in the order of group_matrix. vector_dtype: of biases, norms and routers, until the checkpoint's are known. */
 void store_layer_plan(const struct model_config *config, int64_t layer, const char *fingerprint,
                       const struct store_settings *settings, struct store_layer_facts *facts);
+/* Bytes on disk of a layer's file, and of head.h5: their tables with checksums, and what HDF5 takes to describe them, which is
+ * known to a few hundred bytes a table. */
+int64_t store_layer_bytes(const struct store_layer_facts *facts);
+int64_t store_head_bytes(const struct model_config *config, enum dtype embedding, enum dtype norm, int has_head,
+                         enum dtype head);
 
 struct store_writer; /* one file being written under its temporary name */
 

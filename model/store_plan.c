@@ -140,6 +140,41 @@ void store_layer_plan(const struct model_config *config, int64_t layer, const ch
     layer_derive(facts);
 }
 
+/* ---- room on disk -------------------------------------------------------------------------------------------------- */
+
+/* What describes a table and its checksums (headers, links, attributes); where large data begin (store_h5.c). */
+enum { TABLE_HEADER = 500, FILE_HEADER = 4096, ALIGNED_FROM = 65536, ALIGNMENT = 4096, SUM_BYTES = 16 };
+
+static int64_t tables_bytes(const struct table_spec specs[N_TABLES])
+{
+    int64_t bytes = FILE_HEADER;
+    for (int i = 0; i < N_TABLES; i++) {
+        const struct table_spec *s = &specs[i];
+        const int64_t slabs = max_i64(s->slabs, 1), block = s->cols > 0 ? STORE_BLOCK_ROWS : STORE_BLOCK_ELEMENTS;
+        const int64_t data = slabs * s->rows * max_i64(s->cols, 1) * (int64_t)dtype_bytes(s->dtype);
+        if (s->rows > 0)
+            bytes += data + (data >= ALIGNED_FROM ? ALIGNMENT / 2 : 0) +
+                     slabs * ((s->rows + block - 1) / block) * SUM_BYTES + TABLE_HEADER;
+    }
+    return bytes;
+}
+
+int64_t store_layer_bytes(const struct store_layer_facts *facts)
+{
+    struct table_spec specs[N_TABLES];
+    layer_specs(facts, specs);
+    return tables_bytes(specs);
+}
+
+int64_t store_head_bytes(const struct model_config *config, enum dtype embedding, enum dtype norm, int has_head,
+                         enum dtype head)
+{
+    struct table_spec specs[N_TABLES];
+    const enum dtype dtype[N_STORE_ENDS] = {[STORE_EMBEDDING] = embedding, [STORE_NORM] = norm, [STORE_HEAD] = head};
+    head_specs(config, dtype, has_head, specs);
+    return tables_bytes(specs);
+}
+
 /* ---- what can be --------------------------------------------------------------------------------------------------- */
 
 static int is_dimension(int64_t n)

@@ -3,7 +3,7 @@ add_case(NAME report PROGRAM test_report LABELS unit)
 
 # add_cli(NAME LABEL TIMEOUT [ARGS...])
 function(add_cli name label timeout)
-  string(REGEX REPLACE "^eval_.*" "eval" script ${name})
+  string(REGEX REPLACE "^(eval|plan)_.*" "\\1" script ${name})
   add_test(NAME cli_${name} COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/cli/${script}.sh ${ARGN}
     WORKING_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
   set_tests_properties(cli_${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT ${timeout} LABELS ${label} PROCESSORS 2

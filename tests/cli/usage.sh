@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Help, versions, bad usage, and where an option's value comes from.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
-commands="calibrate eval generate bench tokenize inspect verify doctor"
+commands="plan calibrate eval generate bench tokenize inspect verify doctor"
 
 expect 0 "Usage: glowq" alone --help
 for c in $commands; do

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Forecast: what a calibration will take on so many ranks, from shapes alone, computed by one process: no weight is read, no text is
+ * needed. Memory is calibrate_memory's, by which calibrate itself refuses. What follows mirrors the pipeline stage by stage:
+ *
+ * Read from disk, by rank p of P: its rows of every layer's matrices, so that the ranks together read these once; and, being small
+ * or wanted whole, the embedding, norms, biases and routers each for itself. Rank 0 copies embedding and head into the result.
+ *
+ * Over the network (comm/traffic.h says how bytes are counted; d: width of a group's input, m: rows of its matrices, b = r + 10),
+ * payload per layer:
+ *   read      every matrix as stored, once from its owners to all others
+ *   forward   bounds of values: 8 bytes (kv width + 2 widths of the downs), summed
+ *   moments   8 bytes d (d + 1) / 2 of every group, summed; an expert's down reduced to its owner
+ *   solve     krylov, a block: E^T U 8 d b and S E^T U 4 d b, Gram matrices of the blocks so far; the factors 8 d r a few times
+ *             qr-rsvd: E^T E 8 d^2 / 2, R_e and L 8 d^2 each, a power step 16 d b
+ *   refit     an expert's Y 8 d (r + 16), reduced to its owner, and V 4 d 16 from it
+ *   write     codes, scales, zeros and A from their owners to the layer's writer, rank l mod P
+ * How many blocks the solver takes depends on the numbers; the forecast is told (steps). S is taken to be in f32 (f64, which massive
+ * channels ask for, doubles S E^T U); agreements on errors, 8 bytes each, aren't counted.
+ *
+ * Work: operations by kind, divided by a machine's rates; stages don't overlap, every rank waits for the slowest in each.
+ */
+#ifndef GLOWQ_CALIB_FORECAST_H
+#define GLOWQ_CALIB_FORECAST_H
+
+#include "calib/calibrate.h"
+#include "calib/corpus.h"
+#include "calib/facts.h"
+#include "model/memory.h"
+#include "model/store.h"
+
+/* What a machine is asked for, and how fast it is: flops of a dense linear layer, of Sigma_x, of products in f32 and f64, of
+ * products summed in fixed point, of factorizations (one rank makes them); elements quantized; bytes brought into the layout of the
+ * linears, read from and written to disk, sent or received (the larger of the two). */
+enum rate {
+    RATE_LINEAR,
+    RATE_MOMENT,
+    RATE_GEMM_F32,
+    RATE_GEMM_F64,
+    RATE_FIXED,
+    RATE_FACTOR,
+    RATE_QUANTIZE,
+    RATE_LOAD,
+    RATE_READ,
+    RATE_WRITE,
+    RATE_NETWORK,
+    N_RATES
+};
+const char *rate_name(enum rate rate); /* "linear_flops", .., "network_bytes": per second */
+
+/* What is to be planned. */
+struct forecast_job {
+    const struct calibrate_options *options; /* n_texts, out and command aren't looked at */
+    const struct model_config *config;
+    struct weights *weights;        /* asked for shapes and dtypes alone */
+    const struct backend *be;       /* stands for every rank's: act, leaf_tokens */
+    int steps;                      /* blocks or power steps that the solver is taken to make */
+    struct store_settings settings; /* forecast_prepare: ranks and formats, */
+    struct corpus corpus;           /* super-blocks, as many sequences as options ask for, */
+    enum dtype stored;              /* dtype of the matrices */
+};
+
+/* What one rank needs and does. */
+struct forecast_rank {
+    struct memory_needs memory;
+    int64_t read_bytes, write_bytes;
+    struct traffic traffic[N_STAGES];
+    double work[N_STAGES][N_RATES];
+};
+
+struct forecast {
+    int n_ranks;
+    struct forecast_rank *rank; /* [n_ranks] */
+    int64_t result_bytes;       /* of the folder that calibrate makes, but for tokenizer, report and such */
+};
+
+/* ERR_ARG where the options don't go with the model. */
+int forecast_prepare(struct forecast_job *job);
+int forecast_create(const struct forecast_job *job, int n_ranks, struct forecast *forecast);
+void forecast_free(struct forecast *forecast); /* accepts a zeroed one */
+/* The ranks' memory alone, needs[n_ranks]: all that the search for the fewest ranks looks at. */
+int forecast_memory(const struct forecast_job *job, int n_ranks, struct memory_needs *needs);
+
+/* Bytes over the network of one rank, all stages. */
+int64_t forecast_sent(const struct forecast *forecast, int rank);
+int64_t forecast_received(const struct forecast *forecast, int rank);
+/* Seconds of a stage: of its slowest rank. rate: [N_RATES] per second. */
+double forecast_stage_s(const struct forecast *forecast, enum stage stage, const double *rate);
+
+/* ---- the parts (forecast_traffic.c, forecast_work.c) ----------------------------------------------------------------------- */
+
+/* What the rank that slices are of sends and receives for their layer, but for results; and what it computes, with so many tokens.
+ * Both add. */
+struct slices;
+void forecast_layer_traffic(const struct forecast_job *job, const struct slices *slices, struct traffic *traffic);
+void forecast_layer_work(const struct forecast_job *job, const struct slices *slices, int64_t tokens,
+                         double work[N_STAGES][N_RATES]);
+/* What a rank has of the layer's results, in the messages that bring it to the writer. */
+int64_t forecast_result_bytes(const struct slices *slices, const struct store_layer_facts *facts, int rank);
+
+#endif

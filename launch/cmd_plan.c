@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * glowq plan: what a calibration will take, before it is queued. The figures are calib/forecast.c's, by one process.
+ */
+#include "launch/commands.h"
+
+#include "base/err.h"
+#include "base/log.h"
+#include "launch/calibration.h"
+#include "launch/plan_output.h"
+
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const double gibi = 1073741824.0;
+
+static const struct option_spec table[] = {
+    OPT_HEADING("What to calibrate:"),
+    OPT_STRING("model", 'm', "DIR", "Hugging Face folder: config.json and the headers of safetensors are read"),
+    OPT_LIST("text", 0, "FILE",
+             "for the command that is printed; the plan itself takes as much text as --samples asks for"),
+    OPT_STRING("out", 'o', "DIR.glowq", "likewise"),
+    OPTIONS_SYNTHETIC,
+    OPTIONS_CALIBRATION,
+    OPT_HEADING("Where:"),
+    OPT_INT("ranks", 'N', "N", "0", 0, 4096, "ranks to plan for; 0: the fewest that fit"),
+    OPT_INT("max-ranks", 0, "N", "64", 1, 4096, "most to look at when looking for the fewest"),
+    OPT_REAL("gpu-memory", 0, "0", 0, 1e6, "GiB of a GPU, each rank having one; 0: ranks compute on CPUs"),
+    OPT_REAL("memory", 0, "0", 0, 1e9, "GiB of a machine without GPUs; 0: what this one has free, for all ranks"),
+    OPT_INT("ranks-per-host", 0, "N", "1", 1, 1024, "ranks that share a machine"),
+    OPT_INT(
+        "steps", 0, "N", "0", 0, 64,
+        "blocks (qr-rsvd: power steps) that the solver is taken to make; 0: 4, or what --max-steps or --power allows"),
+    OPT_HEADING("Time:"),
+    OPT_STRING("profile", 0, "FILE", "how fast the machine is; without one no times are estimated"),
+    OPT_STRING("measure", 0, "FILE", "measure that first, here and under mpirun on all ranks, and write it"),
+    OPT_REAL("network", 0, "0", 0, 1e6, "GB a second that a rank sends and receives; 0: as the profile says"),
+    OPT_HEADING("Result:"),
+    OPT_STRING("sbatch", 0, "FILE", "write a batch file for Slurm"),
+    OPTIONS_COMPUTE,
+    OPT_END,
+};
+
+static int only_measures(const struct options *o)
+{
+    return options_string(o, "measure") && !options_string(o, "model") && !options_string(o, "synthetic");
+}
+
+static int check(struct options *o)
+{
+    if (options_string(o, "measure") && options_string(o, "profile"))
+        return options_refuse(o, "--measure and --profile: give one of them");
+    if (options_real(o, "gpu-memory") > 0 && options_real(o, "memory") > 0)
+        return options_refuse(o, "--gpu-memory and --memory: give one of them");
+    if (options_int(o, "ranks") > 0 && options_find(o, "max-ranks")->origin == ORIGIN_FLAG)
+        return options_refuse(o, "--max-ranks goes without --ranks");
+    return only_measures(o) ? OK : source_check(o);
+}
+
+/* Folder of a path; caller frees. */
+static char *folder_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? strndup(path, (size_t)(slash - path) + (slash == path)) : strdup(".");
+}
+
+static int measure(struct comm *comm, const struct options *o, struct profile *profile)
+{
+    int err = OK;
+    const char *path = options_string(o, "measure");
+    char *dir = folder_of(path);
+    TRY(comm_agree(comm, dir ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "a path")));
+    TRY(profile_measure(comm, dir, profile));
+    TRY(comm_agree(comm, comm->rank == 0 ? profile_write(profile, path) : OK));
+    log_info("wrote %s", path);
+out:
+    free(dir);
+    return err;
+}
+
+/* ---- does it fit? ------------------------------------------------------------------------------------------------------------ */
+
+static int find_room(const struct options *o, struct backend *be, struct room *room)
+{
+    int err = OK;
+    const int per_host = (int)options_int(o, "ranks-per-host");
+    const double gpu = options_real(o, "gpu-memory"), host = options_real(o, "memory");
+    size_t total;
+    *room = (struct room){.per_host = per_host, .what = "a host of"};
+    if (gpu > 0) {
+        *room = (struct room){
+            .bytes = (size_t)(gpu * gibi), .per_host = 1, .is_gpu = 1, .gpus_per_host = per_host, .what = "a GPU of"};
+    } else if (host > 0) {
+        room->bytes = (size_t)(host * gibi);
+    } else {
+        TRY(be->ops->memory(be, &room->bytes, &total));
+        room->per_host = INT_MAX;
+        room->what = be->host_memory ? "this machine has free" : "this GPU has free";
+    }
+out:
+    return err;
+}
+
+/* The machine whose ranks need most: what they need together, and its neediest rank. */
+static size_t fullest(const struct memory_needs *needs, int n_ranks, const struct room *room, int *rank, int *sharers)
+{
+    size_t most = 0;
+    for (int first = 0; first < n_ranks; first += min_i64(room->per_host, n_ranks - first)) {
+        const int n = (int)min_i64(room->per_host, n_ranks - first);
+        size_t together = 0;
+        int neediest = first;
+        for (int p = first; p < first + n; p++) {
+            together += memory_total(&needs[p]);
+            neediest = memory_total(&needs[p]) > memory_total(&needs[neediest]) ? p : neediest;
+        }
+        if (together > most) {
+            most = together;
+            *rank = neediest;
+            *sharers = n;
+        }
+    }
+    return most;
+}
+
+/* The fewest ranks, at most `most`, that fit; 0: none do. needs [most] is working memory. */
+static int find_fewest(const struct forecast_job *job, const struct room *room, int most, struct memory_needs *needs,
+                       int *fewest)
+{
+    int err = OK, rank, sharers;
+    *fewest = 0;
+    for (int n = 1; n <= most && !*fewest; n++) {
+        TRY(forecast_memory(job, n, needs));
+        if (fullest(needs, n, room, &rank, &sharers) <= room->bytes)
+            *fewest = n;
+    }
+out:
+    return err;
+}
+
+/* ERR_FIT, with what is missing and what would do. fewest: that many ranks fit; 0: no number up to most does. */
+static int refuse(const struct memory_needs *needs, int n_ranks, const struct room *room, int fewest, int most)
+{
+    char what[512], advice[128], together[64] = "";
+    int rank = 0, sharers = 1;
+    const size_t all = fullest(needs, n_ranks, room, &rank, &sharers);
+    const int is_small = all < (size_t)1 << 30;
+    const double unit = is_small ? 1048576.0 : gibi;
+    memory_describe(&needs[rank], is_small, what, sizeof what);
+    if (sharers > 1)
+        snprintf(together, sizeof together, " and %d ranks together %.2f %s", sharers, (double)all / unit,
+                 is_small ? "MiB" : "GiB");
+    if (fewest > 0)
+        snprintf(advice, sizeof advice, "try %d rank%s", fewest, fewest == 1 ? "" : "s");
+    else
+        snprintf(advice, sizeof advice,
+                 "up to %d ranks none fits: try fewer --samples, a shorter --seq-len or more memory", most);
+    return err_set(ERR_FIT, __FILE__, __LINE__, "rank %d of %d needs %s%s, %s %.2f %s: %s", rank, n_ranks, what,
+                   together, room->what, (double)room->bytes / unit, is_small ? "MiB" : "GiB", advice);
+}
+
+/* How many ranks are planned for, and the fewest that would do. */
+static int choose_ranks(const struct options *o, const struct forecast_job *job, const struct room *room, int *n_ranks,
+                        int *fewest)
+{
+    int err = OK, rank, sharers;
+    const int asked = (int)options_int(o, "ranks"), most = (int)max_i64(options_int(o, "max-ranks"), asked);
+    struct memory_needs *needs = calloc((size_t)most, sizeof *needs);
+    if (!needs)
+        FAIL(ERR_NOMEM, "plans for %d ranks", most);
+    TRY(find_fewest(job, room, most, needs, fewest));
+    *n_ranks = asked > 0 ? asked : *fewest;
+    TRY(forecast_memory(job, *n_ranks > 0 ? *n_ranks : most, needs));
+    if (*n_ranks == 0 || fullest(needs, *n_ranks, room, &rank, &sharers) > room->bytes)
+        err = refuse(needs, *n_ranks > 0 ? *n_ranks : most, room, *fewest, most);
+out:
+    free(needs);
+    return err;
+}
+
+/* ---- the whole ----------------------------------------------------------------------------------------------------------------- */
+
+static int expected_steps(const struct options *o, const struct solve_params *params)
+{
+    const int asked = (int)options_int(o, "steps"), usual = 4;
+    const int most = params->solver == SOLVER_KRYLOV ? params->max_steps + 1
+                     : params->power >= 0            ? params->power + 1
+                                                     : 9;
+    const int steps = asked > 0 ? asked : params->power >= 0 && params->solver == SOLVER_QR_RSVD ? most : usual;
+    return steps < most ? steps : most;
+}
+
+/* What ranks compute on: GPUs that aren't here have bf16 activations and long super-blocks (kernels/cuda/state.cu). */
+static struct backend planned_backend(const struct options *o, const struct backend *here)
+{
+    struct backend be = *here;
+    if (options_real(o, "gpu-memory") > 0 && here->host_memory) {
+        be.act = strcmp(options_string(o, "dtype"), "f32") == 0 ? DT_F32 : DT_BF16;
+        be.leaf_tokens = 8192;
+    }
+    return be;
+}
+
+static int tell(const struct options *o, struct forecast_job *job, const struct room *room,
+                const struct profile *profile)
+{
+    int err = OK, n_ranks = 0;
+    struct forecast plan = {0};
+    struct answer answer = {.options = o, .job = job, .plan = &plan, .room = room, .profile = profile};
+    TRY(choose_ranks(o, job, room, &n_ranks, &answer.fewest));
+    TRY(forecast_create(job, n_ranks, &plan));
+    if (options_string(o, "sbatch"))
+        TRY(plan_write_sbatch(&answer, options_string(o, "sbatch")));
+    if (options_flag(o, "json"))
+        TRY(plan_print_json(&answer));
+    else
+        plan_print(&answer);
+out:
+    forecast_free(&plan);
+    return err;
+}
+
+static int plan_one(const struct options *o, struct backend *be, const struct profile *profile)
+{
+    int err = OK;
+    const struct calibrate_options c = calibration_options(o);
+    const struct backend planned = planned_backend(o, be);
+    struct model_config config;
+    struct weights weights = {0};
+    struct room room;
+    struct forecast_job job = {
+        .options = &c, .config = &config, .weights = &weights, .be = &planned, .steps = expected_steps(o, &c.solve)};
+    TRY(c.synthetic.config ? synthetic_config(&c.synthetic, &config) : config_read(c.model, &config));
+    TRY(c.synthetic.config ? weights_open_synthetic(be, &c.synthetic, &config, 0, &weights)
+                           : weights_open_checkpoint(be, c.model, &config, &weights));
+    TRY(forecast_prepare(&job));
+    TRY(find_room(o, be, &room));
+    TRY(tell(o, &job, &room, profile));
+out:
+    weights_close(&weights);
+    return err;
+}
+
+static int run(struct comm *comm, const struct options *o)
+{
+    int err = OK;
+    struct backend be = {0};
+    struct profile profile = {0};
+    const double network = options_real(o, "network") * 1e9;
+    TRY(open_backend(comm, o, &be));
+    if (options_string(o, "measure"))
+        TRY(measure(comm, o, &profile));
+    else if (options_string(o, "profile"))
+        TRY(comm_agree(comm, profile_read(options_string(o, "profile"), &profile)));
+    if (network > 0)
+        profile.rate[RATE_NETWORK] = network;
+    if (!only_measures(o))
+        TRY(comm_agree(comm, comm->rank == 0 ? plan_one(o, &be, profile.ranks > 0 ? &profile : NULL) : OK));
+out:
+    backend_close(&be);
+    comm->be = NULL;
+    return err;
+}
+
+const struct command command_plan = {
+    .name = "plan",
+    .summary = "say what a calibration will take: memory, network, disk, time, ranks",
+    .about =
+        "Plans a calibration from a model's shapes alone: what each rank needs of its memory (the figures by which "
+        "calibrate refuses what doesn't fit), what it reads, sends and writes, the fewest ranks that fit, and, given "
+        "how fast the machine is, how long each stage takes. Takes calibrate's own options.",
+    .examples = "Examples:\n"
+                "  glowq plan --model llama --gpu-memory 80                 the fewest GPUs of 80 GiB, and a command\n"
+                "  mpirun -n 2 glowq plan --measure machine.json            how fast two ranks here are\n"
+                "  glowq plan -m llama --ranks 8 --gpu-memory 80 --profile machine.json --sbatch job.sbatch\n"
+                "  glowq plan --synthetic examples/shapes/llama-3-70b.json --memory 256 --json\n",
+    .options = table,
+    .check = check,
+    .run = run,
+};

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What `glowq plan` tells: see plan_output.h. */
+#include "launch/plan_output.h"
+
+#include "base/err.h"
+#include "launch/calibration.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { LISTED_RANKS = 16 };
+
+double plan_seconds(const struct forecast *plan, const double *rate)
+{
+    double s = 0;
+    for (int i = 0; i < N_STAGES; i++)
+        s += forecast_stage_s(plan, (enum stage)i, rate);
+    return s;
+}
+
+const double *plan_rates(const struct answer *a)
+{
+    if (!a->profile || (a->plan->n_ranks > 1 && a->profile->rate[RATE_NETWORK] <= 0))
+        return NULL;
+    return a->profile->rate;
+}
+
+int plan_neediest(const struct forecast *plan)
+{
+    int most = 0;
+    for (int p = 1; p < plan->n_ranks; p++)
+        if (memory_total(&plan->rank[p].memory) > memory_total(&plan->rank[most].memory))
+            most = p;
+    return most;
+}
+
+const char *const plan_own_options[] = {"ranks",   "max-ranks", "gpu-memory", "memory", "ranks-per-host", "steps",
+                                        "profile", "measure",   "network",    "sbatch", "json",           NULL};
+
+/* "mpirun -n 4 glowq calibrate ..." Caller frees. */
+static char *command_of(const struct answer *a)
+{
+    char *text = NULL, *command = calibration_command(a->options, plan_own_options);
+    size_t size = 0;
+    FILE *f = command ? open_memstream(&text, &size) : NULL;
+    int n_texts = 0;
+    if (!f)
+        goto out;
+    options_list(a->options, "text", &n_texts);
+    if (a->plan->n_ranks > 1)
+        fprintf(f, "mpirun -n %d ", a->plan->n_ranks);
+    fputs(command, f);
+    if (n_texts == 0 && !options_string(a->options, "synthetic"))
+        fputs(" --text TEXT", f);
+    if (!options_string(a->options, "out"))
+        fputs(" --out OUT.glowq", f);
+    if (fclose(f) != 0) {
+        free(text);
+        text = NULL;
+    }
+out:
+    free(command);
+    return text;
+}
+
+/* ---- table ----------------------------------------------------------------------------------------------------------------------- */
+
+static void print_memory(const struct forecast *plan)
+{
+    const int most = plan_neediest(plan);
+    const struct memory_needs *needs = &plan->rank[most].memory;
+    const int is_small = memory_total(needs) < (size_t)1 << 30;
+    const double unit = is_small ? 1048576.0 : 1073741824.0;
+    out_print("memory          of rank %d, which needs most\n", most);
+    for (int i = 0; i < needs->n; i++)
+        out_print("  %-20s %10.2f %s\n", needs->item[i].name, (double)needs->item[i].bytes / unit,
+                  is_small ? "MiB" : "GiB");
+    out_print("  %-20s %10.2f %s\n", "together", (double)memory_total(needs) / unit, is_small ? "MiB" : "GiB");
+}
+
+static void print_ranks(const struct forecast *plan)
+{
+    char memory[32], reads[32], sent[32], received[32], writes[32];
+    int64_t all[4] = {0};
+    out_print("%-15s %12s %12s %12s %12s %12s\n", "rank", "memory", "reads", "sends", "receives", "writes");
+    for (int p = 0; p < plan->n_ranks; p++) {
+        const struct forecast_rank *r = &plan->rank[p];
+        all[0] += r->read_bytes;
+        all[1] += forecast_sent(plan, p);
+        all[2] += forecast_received(plan, p);
+        all[3] += r->write_bytes;
+        if (p >= LISTED_RANKS)
+            continue;
+        format_bytes((int64_t)memory_total(&r->memory), memory, sizeof memory);
+        format_bytes(r->read_bytes, reads, sizeof reads);
+        format_bytes(forecast_sent(plan, p), sent, sizeof sent);
+        format_bytes(forecast_received(plan, p), received, sizeof received);
+        format_bytes(r->write_bytes, writes, sizeof writes);
+        out_print("  %-13d %12s %12s %12s %12s %12s\n", p, memory, reads, sent, received, writes);
+    }
+    if (plan->n_ranks > LISTED_RANKS)
+        out_print("  ..            and %d more (--json lists them)\n", plan->n_ranks - LISTED_RANKS);
+    format_bytes(all[0], reads, sizeof reads);
+    format_bytes(all[1], sent, sizeof sent);
+    format_bytes(all[2], received, sizeof received);
+    format_bytes(all[3], writes, sizeof writes);
+    out_print("  %-13s %12s %12s %12s %12s %12s\n", "all", "", reads, sent, received, writes);
+}
+
+/* The busiest rank of every stage. */
+static void print_stages(const struct answer *a)
+{
+    const struct forecast *plan = a->plan;
+    const double *rate = plan_rates(a);
+    char bytes[32];
+    out_print("%-15s %12s %12s\n", "stage", "network", rate ? "time" : "");
+    for (int i = 0; i < N_STAGES; i++) {
+        int64_t most = 0;
+        for (int p = 0; p < plan->n_ranks; p++)
+            most = max_i64(most, max_i64(traffic_sent(&plan->rank[p].traffic[i], plan->n_ranks),
+                                         traffic_received(&plan->rank[p].traffic[i], plan->n_ranks)));
+        format_bytes(most, bytes, sizeof bytes);
+        out_print("  %-13s %12s", stage_name((enum stage)i), bytes);
+        if (rate)
+            out_print(" %10.1f s", forecast_stage_s(plan, (enum stage)i, rate));
+        out_print("\n");
+    }
+    if (rate)
+        out_print("  %-13s %12s %10.1f s  at the rates of %s\n", "together", "", plan_seconds(plan, rate),
+                  a->profile->device);
+    else if (a->profile)
+        out_print(
+            "times           not estimated: the profile knows no network; measure under mpirun, or give --network\n");
+    else
+        out_print("times           not estimated: give --profile FILE (made by --measure FILE)\n");
+}
+
+void plan_print(const struct answer *a)
+{
+    const struct calibrate_options *c = a->job->options;
+    const struct model_config *config = a->job->config;
+    const int n = a->plan->n_ranks;
+    char result[32], room[32];
+    char *command = command_of(a);
+    format_bytes(a->plan->result_bytes, result, sizeof result);
+    format_bytes((int64_t)a->room->bytes, room, sizeof room);
+    out_print("model           %s: %s, %lld layers\n", source_name(a->options), config->family,
+              (long long)config->n_layers);
+    out_print("calibration     %lld x %lld tokens, %d bits, rank %lld", (long long)c->samples, (long long)c->seq_len,
+              c->bits, (long long)c->solve.rank);
+    if (config->n_experts > 0)
+        out_print(" (experts %lld and %lld)", (long long)a->job->settings.gate_up_rank,
+                  (long long)a->job->settings.down_rank);
+    out_print(", %d solver steps\n", a->job->steps);
+    out_print("ranks           %d; %d rank%s would fit: %s %s\n", n, a->fewest, a->fewest == 1 ? "" : "s",
+              a->room->what, room);
+    print_memory(a->plan);
+    print_ranks(a->plan);
+    print_stages(a);
+    out_print("result          %s on disk\n", result);
+    out_print("run             %s\n", command ? command : "");
+    free(command);
+}
+
+/* ---- JSON ------------------------------------------------------------------------------------------------------------------------ */
+
+static json_t *rank_json(const struct forecast *plan, int p)
+{
+    const struct forecast_rank *r = &plan->rank[p];
+    json_t *items = json_object(), *stages = json_object();
+    for (int i = 0; i < r->memory.n; i++)
+        json_object_set_new(items, r->memory.item[i].name, json_integer((json_int_t)r->memory.item[i].bytes));
+    for (int i = 0; i < N_STAGES; i++)
+        json_object_set_new(stages, stage_name((enum stage)i),
+                            json_pack("{s:I, s:I}", "sent", (json_int_t)traffic_sent(&r->traffic[i], plan->n_ranks),
+                                      "received", (json_int_t)traffic_received(&r->traffic[i], plan->n_ranks)));
+    return json_pack("{s:i, s:I, s:o, s:I, s:I, s:{s:I, s:I, s:o}}", "rank", p, "memory_bytes",
+                     (json_int_t)memory_total(&r->memory), "memory", items, "read_bytes", (json_int_t)r->read_bytes,
+                     "write_bytes", (json_int_t)r->write_bytes, "network", "sent_bytes",
+                     (json_int_t)forecast_sent(plan, p), "received_bytes", (json_int_t)forecast_received(plan, p),
+                     "stages", stages);
+}
+
+static json_t *times_json(const struct answer *a)
+{
+    const double *rate = plan_rates(a);
+    json_t *stages = json_object();
+    if (!rate) {
+        json_decref(stages);
+        return json_null();
+    }
+    for (int i = 0; i < N_STAGES; i++)
+        json_object_set_new(stages, stage_name((enum stage)i),
+                            json_number(forecast_stage_s(a->plan, (enum stage)i, rate)));
+    return json_pack("{s:s, s:o, s:o}", "profile", a->profile->device, "stages", stages, "total",
+                     json_number(plan_seconds(a->plan, rate)));
+}
+
+int plan_print_json(const struct answer *a)
+{
+    const struct forecast *plan = a->plan;
+    const struct calibrate_options *c = a->job->options;
+    json_t *ranks = json_array();
+    char *command = command_of(a);
+    int64_t reads = 0;
+    for (int p = 0; p < plan->n_ranks; p++) {
+        json_array_append_new(ranks, rank_json(plan, p));
+        reads += plan->rank[p].read_bytes;
+    }
+    json_t *json =
+        json_pack("{s:i, s:s, s:i, s:i, s:I, s:i, s:I, s:I, s:i, s:I, s:I, s:I, s:o, s:o, s:s}", "schema_version",
+                  JSON_SCHEMA_VERSION, "model", source_name(a->options), "n_ranks", plan->n_ranks, "fewest_ranks",
+                  a->fewest, "room_bytes", (json_int_t)a->room->bytes, "bits", c->bits, "rank",
+                  (json_int_t)c->solve.rank, "n_tokens", (json_int_t)(c->samples * c->seq_len), "steps", a->job->steps,
+                  "read_bytes", (json_int_t)reads, "result_bytes", (json_int_t)plan->result_bytes, "memory_bytes",
+                  (json_int_t)memory_total(&plan->rank[plan_neediest(plan)].memory), "ranks", ranks, "seconds",
+                  times_json(a), "command", command ? command : "");
+    free(command);
+    return out_json(json);
+}

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A batch file: launch/slurm/calibrate.sbatch (built into the program) with a plan's resources and options. */
+#include "launch/plan_output.h"
+
+#include "base/err.h"
+#include "base/file.h"
+#include "launch/calibrate_sbatch.h"
+#include "launch/calibration.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Beside the planned memory of a rank: the program, MPI, HDF5. Time: what starting takes. */
+enum { GRACE_MIB = 1024, MIN_MINUTES = 30 };
+
+/* What the plan says of nodes, memory and time, behind the script's own lines: the later of two is Slurm's. */
+static void print_resources(FILE *f, const struct answer *a)
+{
+    const struct forecast *plan = a->plan;
+    const double *rate = plan_rates(a);
+    const int per_host = a->room->is_gpu ? a->room->gpus_per_host : a->room->per_host;
+    const int tasks = (int)min_i64(per_host, plan->n_ranks), nodes = (plan->n_ranks + tasks - 1) / tasks;
+    fprintf(f, "#SBATCH --nodes=%d --ntasks=%d --ntasks-per-node=%d", nodes, plan->n_ranks, tasks);
+    if (a->room->is_gpu)
+        fprintf(f, " --gpus-per-node=%d", tasks);
+    else
+        fprintf(f, " --mem=%lldM",
+                (long long)tasks *
+                    ((long long)(memory_total(&plan->rank[plan_neediest(plan)].memory) >> 20) + GRACE_MIB));
+    fputc('\n', f);
+    if (rate) { /* half as much again; what isn't finished goes on in the next run */
+        const long long minutes = (long long)(1.5 * plan_seconds(plan, rate) / 60) + MIN_MINUTES;
+        fprintf(f, "#SBATCH --time=%02lld:%02lld:00\n", minutes / 60, minutes % 60);
+    }
+}
+
+/* Beside what every printed command leaves out: where it goes, which the script has a variable for. */
+static char *options_of(const struct options *options)
+{
+    const char *leave[32];
+    int n = 0;
+    while (plan_own_options[n]) {
+        leave[n] = plan_own_options[n];
+        n++;
+    }
+    leave[n++] = "out";
+    leave[n] = NULL;
+    return calibration_command(options, leave);
+}
+
+int plan_write_sbatch(const struct answer *a, const char *path)
+{
+    int err = OK;
+    const char *script = calibrate_sbatch, *body = strstr(script, "\nset -eu\n"),
+               *out = options_string(a->options, "out");
+    char *text = NULL, *command = options_of(a->options);
+    size_t size = 0;
+    FILE *f = command && body ? open_memstream(&text, &size) : NULL;
+    if (!f)
+        FAIL(ERR_NOMEM, "a batch file");
+    fprintf(f, "#!/bin/sh\n# Made by `glowq plan`: %d ranks, %.2f GiB of memory each, a result of %.2f GB.\n",
+            a->plan->n_ranks, (double)memory_total(&a->plan->rank[plan_neediest(a->plan)].memory) / 1073741824.0,
+            (double)a->plan->result_bytes / 1e9);
+    for (const char *line = script; line < body; line = strchr(line, '\n') + 1)
+        if (strncmp(line, "#SBATCH", 7) == 0)
+            fprintf(f, "%.*s\n", (int)strcspn(line, "\n"), line);
+    print_resources(f, a);
+    fputs("[ -n \"${OUT:-}\" ] || OUT=", f);
+    shell_word(f, out ? out : "OUT.glowq");
+    fprintf(f, "\n[ $# -gt 0 ] || set --%s%s\n", command + strlen("glowq calibrate"),
+            strstr(command, " --text ") || options_string(a->options, "synthetic") ? "" : " --text TEXT");
+    fputs(body + 1, f);
+    if (fclose(f) != 0)
+        FAIL(ERR_NOMEM, "a batch file");
+    TRY(file_publish(path, text, size));
+out:
+    free(text);
+    free(command);
+    return err;
+}

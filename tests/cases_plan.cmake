@@ -1,0 +1,6 @@
+add_case(NAME plan PROGRAM test_plan LABELS unit)
+if(TARGET glowq)
+  add_cli(plan_words mpi 600 words)
+  add_cli(plan_dense mpi 900 dense)
+  add_cli(plan_experts mpi 900 experts)
+endif()

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+# Plans, and the calibrations that were planned: memory, network, disk. plan.sh dense | experts compares them on 1, 2 and 3 ranks;
+# plan.sh words: what is refused, the fewest ranks, profiles, the batch file.
+. "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
+need python3
+LIMIT_S=600
+EXAMPLES=$GLOWQ_SOURCE_DIR/examples
+LLAMA=$EXAMPLES/shapes/llama-2-70b.json
+
+# The planned memory is what the run says it planned, and within 10% of what it held; every rank sends and receives in every stage
+# what was planned (rounded to bytes); the result is as large. run.json and the layers' bytes are the run's own account.
+compare() { # what
+    python3 - plan.json out.glowq "$1" <<'END' || fail "the plan of $1"
+import glob, json, os, sys
+plan, run = json.load(open(sys.argv[1])), json.load(open(sys.argv[2] + "/run.json"))
+bad = 0
+def check(ok, text):
+    global bad
+    if not ok:
+        bad += 1
+        print("  " + text)
+check(plan["n_ranks"] == len(plan["ranks"]) == len(run["ranks"]), "ranks")
+for p, r in zip(plan["ranks"], run["ranks"]):
+    ratio = p["memory_bytes"] / r["peak_bytes"]
+    check(p["memory_bytes"] == r["planned_bytes"], "rank %d: plan says %d bytes, calibrate %d" % (p["rank"], p["memory_bytes"], r["planned_bytes"]))
+    check(sum(p["memory"].values()) == p["memory_bytes"], "items")
+    check(0.9 <= ratio <= 1.1, "rank %d: planned memory is %.3f of the peak" % (p["rank"], ratio))
+    for way in "sent", "received":
+        for stage, planned in p["network"]["stages"].items():
+            counted = r["network"]["stages"][stage][way]
+            check(abs(planned[way] - counted) <= 64 + counted * 1e-4, "rank %d %s %s: planned %d, counted %d" % (p["rank"], stage, way, planned[way], counted))
+    check((p["network"]["sent_bytes"] > 0) == (len(run["ranks"]) > 1), "traffic")
+    print("%s, rank %d: memory %.3f of the peak, %d bytes sent, %d received as planned" % (sys.argv[3], p["rank"], ratio, r["network"]["sent_bytes"], r["network"]["received_bytes"]))
+disk = sum(map(os.path.getsize, glob.glob(sys.argv[2] + "/layers/*.h5") + [sys.argv[2] + "/head.h5"]))
+check(abs(plan["result_bytes"] / disk - 1) < 0.02, "result of %d bytes, planned %d" % (disk, plan["result_bytes"]))
+sys.exit(bad > 0)
+END
+}
+# Two blocks of the solver, whatever the numbers: a plan can't know when it stops.
+both() { # RANKS MODEL options
+    n=$1 model=$2; shift 2
+    set -- --model "$EXAMPLES/$model" --samples 8 --seq-len 512 --max-steps 1 "$@"
+    rm -rf out.glowq
+    expect 0 energy ranks "$n" calibrate "$@" --text "$EXAMPLES/texts/calibration.txt" --out out.glowq
+    expect 0 n_ranks alone plan "$@" --ranks "$n" --json
+    mv out plan.json
+    compare "$model on $n, $*"
+}
+case ${1:-words} in
+dense)
+    for n in 1 2 3; do both $n dense; done
+    both 3 dense --sharing module
+    both 2 dense --solver qr-rsvd --power 1
+    finish ;;
+experts)
+    for n in 1 2 3; do both $n moe; done
+    both 2 moe --sharing module
+    both 3 moe --expert-refit layer --rank 16 --expert-rank 8
+    finish ;;
+esac
+
+# ---- the fewest ranks: hidden states are what ranks share
+many="--model $EXAMPLES/dense --samples 2000 --seq-len 512"
+expect 0 "\"n_ranks\": 1" alone plan $many --memory 4 --json
+expect 0 "\"n_ranks\": 4" alone plan $many --gpu-memory 0.45 --json
+same "$(field fewest_ranks)" 4 "the fewest ranks"
+python3 -c 'import json; j = json.load(open("out")); assert j["memory_bytes"] <= j["room_bytes"] == int(0.45 * 2**30), j' || fail "four ranks fit"
+expect 4 "try 4 ranks" alone plan $many --gpu-memory 0.45 --ranks 3
+expect 0 "\"n_ranks\": 6" alone plan $many --gpu-memory 0.45 --ranks 6 --json
+same "$(field fewest_ranks)" 4 "the fewest ranks beside the asked ones"
+# Two ranks a host have its memory together.
+expect 4 "2 ranks together" alone plan $many --memory 0.45 --ranks 2 --ranks-per-host 2
+expect 4 "up to 64 ranks none fits" alone plan $many --gpu-memory 0.01
+
+# ---- calibrate and plan refuse the same, with the same figures
+big="--synthetic $EXAMPLES/shapes/llama-3.1-405b.json --layers 1 --samples 800 --seq-len 8192"
+expect 4 needs alone plan $big --ranks 1 --max-steps 6
+sed -n 's/.*needs \([^)]*)\).*/\1/p' err >planned
+[ -s planned ] || fail "the plan's figures: $(why)"
+expect 4 needs alone calibrate $big --out never.glowq
+sed -n 's/.*needs \([^)]*)\).*/\1/p' err >refused
+same "$(cat planned)" "$(cat refused)" "what plan and calibrate refuse"
+[ -e never.glowq ] && fail "calibrate left something behind"
+
+# ---- the table
+expect 0 "not estimated" alone plan --synthetic "$LLAMA" --gpu-memory 80 --ranks 8
+for word in "hidden states" "second moments" "together" "moments" "on disk" "mpirun -n 8 glowq calibrate"; do
+    grep -qF -e "$word" out || fail "the table lacks \"$word\""
+done
+# 80 layers of 3 groups of 8192 and one of 28672, 8 bytes a number of the triangle, 2 (P - 1) / P
+grep -q "^  moments  *573 GB" out || fail "Sigma_x of Llama-2-70B on 8 ranks: $(grep '^  moments' out)"
+
+# ---- profiles
+expect 0 "wrote machine.json" ranks 2 plan --measure machine.json
+python3 -c 'import json; r = json.load(open("machine.json"))["rates"]; assert len(r) == 11 and all(v > 0 for v in r.values()), r' ||
+    fail "rates of two ranks"
+[ -z "$(ls -A | grep glowq-profile)" ] || fail "a file is left of the disk's timing"
+expect 0 "at the rates of" alone plan --synthetic "$LLAMA" --gpu-memory 80 --ranks 8 --profile machine.json
+expect 0 "wrote alone.json" alone plan --measure alone.json
+grep -q '"network_bytes": null' alone.json || fail "one rank knows a network"
+expect 0 "knows no network" alone plan --synthetic "$LLAMA" --gpu-memory 80 --ranks 8 --profile alone.json
+expect 0 "at the rates of" alone plan --synthetic "$LLAMA" --gpu-memory 80 --ranks 8 --profile alone.json --network 12.5
+sed 's/"moment_flops": .*,/"moment_flops": -1,/' machine.json >bad.json
+expect 3 "bad.json: \"moment_flops\" is -1" alone plan --synthetic "$LLAMA" --profile bad.json --gpu-memory 80
+sed '/gemm_f64/d' machine.json >bad.json
+expect 3 "gemm_f64_flops" alone plan --synthetic "$LLAMA" --profile bad.json --gpu-memory 80
+expect 1 "no-such-profile" alone plan --synthetic "$LLAMA" --profile no-such-profile.json
+
+# ---- the batch file: resources, what calibrate is told, and the rest of launch/slurm/calibrate.sbatch as it is
+expect 0 "on disk" alone plan --synthetic "$LLAMA" --gpu-memory 80 --ranks 12 --ranks-per-host 8 --bits 3 --out "a b.glowq" \
+    --profile machine.json --sbatch job.sbatch
+sh -n job.sbatch || fail "job.sbatch is no shell script"
+for word in "#SBATCH --nodes=2 --ntasks=12 --ntasks-per-node=8 --gpus-per-node=8" "#SBATCH --time=" "--bits 3" "OUT='a b.glowq'"; do
+    grep -qF -e "$word" job.sbatch || fail "the batch file lacks \"$word\""
+done
+sed -n '/^set -eu/,$p' "$GLOWQ_SOURCE_DIR/launch/slurm/calibrate.sbatch" >body
+sed -n '/^set -eu/,$p' job.sbatch | cmp -s - body || fail "the batch file's end isn't calibrate.sbatch's"
+printf '#!/bin/sh\nprintf "%%s|" "$@" >told\n' >told.sh && chmod +x told.sh # the program's place: what would it be told?
+GLOWQ=./told.sh LAUNCHER=env sh job.sbatch >/dev/null 2>&1
+same "$(cat told)" "calibrate|--out|a b.glowq|--synthetic|$LLAMA|--bits|3|--threads|$GLOWQ_THREADS|" "what the batch file starts"
+expect 0 "on disk" alone plan --model "$EXAMPLES/dense" --seq-len 512 --memory 2 --ranks 2 --sbatch cpu.sbatch
+grep -qF -e "--nodes=2 --ntasks=2 --ntasks-per-node=1 --mem=" cpu.sbatch || fail "memory of a host: $(grep SBATCH cpu.sbatch)"
+
+# ---- usage
+expect 2 "missing --model" alone plan
+expect 2 "give one of them" alone plan --measure a.json --profile b.json
+expect 2 "give one of them" alone plan --model x --memory 1 --gpu-memory 1
+expect 2 "goes without --ranks" alone plan --model x --ranks 2 --max-ranks 4
+expect 2 "--seq-len 9000" alone plan --synthetic "$LLAMA" --seq-len 9000
+expect 1 "no-such-folder" alone plan --model no-such-folder
+finish

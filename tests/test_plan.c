@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Plans: what holds for any number of ranks. That a plan is what a run then does is seen from the command line (tests/cli/plan.sh).
+ */
+#include "calib/forecast.h"
+
+#include "base/err.h"
+#include "calib/calibrate_memory.h"
+#include "comm/shard.h"
+
+#include <limits.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static struct backend backend;
+
+/* A job over an example's shapes, with weights that are never made. */
+struct fixture {
+    struct calibrate_options options;
+    struct model_config config;
+    struct weights weights;
+    struct forecast_job job;
+    char path[PATH_MAX];
+};
+
+static void fixture_open(const char *shape, int64_t layers, struct fixture *f)
+{
+    memset(f, 0, sizeof *f);
+    snprintf(f->path, sizeof f->path, "%s/examples/shapes/%s.json", getenv("GLOWQ_SOURCE_DIR"), shape);
+    f->options = (struct calibrate_options){
+        .synthetic = {.config = f->path, .layers = layers, .seed = 1},
+        .bits = 4,
+        .group_size = 128,
+        .samples = 64,
+        .seq_len = 512,
+        .expert_rank = -1,
+        .solve = {.rank = 64, .oversample = 10, .max_steps = 6, .power = -1, .factor_dtype = DT_BF16, .alpha = 0.05},
+    };
+    assert_int_equal(synthetic_config(&f->options.synthetic, &f->config), OK);
+    assert_int_equal(weights_open_synthetic(&backend, &f->options.synthetic, &f->config, 0, &f->weights), OK);
+    f->job = (struct forecast_job){
+        .options = &f->options, .config = &f->config, .weights = &f->weights, .be = &backend, .steps = 3};
+    assert_int_equal(forecast_prepare(&f->job), OK);
+}
+
+/* ---- how traffic is counted ------------------------------------------------------------------------------------------- */
+
+/* Over all ranks as much is sent as is received, whatever the calls: broadcasts and reductions with every root, gathers. */
+static void test_conservation(void **state)
+{
+    (void)state;
+    for (int n = 1; n <= 9; n++) {
+        int64_t sent = 0, received = 0;
+        for (int p = 0; p < n; p++) {
+            struct traffic t = {0};
+            for (int root = 0; root < n; root++) {
+                const int64_t bytes = 720720 * (root + 1);
+                traffic_count(&t, TRAFFIC_SPREAD, n, p == root ? bytes : 0, p == root ? 0 : bytes);
+                traffic_count(&t, TRAFFIC_REDUCE, n, p == root ? 0 : bytes, p == root ? bytes : 0);
+                traffic_count(&t, TRAFFIC_MESSAGE, n, p == root ? 0 : bytes, p == root ? (n - 1) * bytes : 0);
+            }
+            traffic_count(&t, TRAFFIC_SUM, n, 720720, 720720);
+            sent += traffic_sent(&t, n);
+            received += traffic_received(&t, n);
+        }
+        assert_int_equal(sent, received);
+        assert_true(n == 1 ? sent == 0 : sent > 0);
+    }
+}
+
+/* One broadcast, one sum and one reduction of n bytes over four ranks, by hand. */
+static void test_convention(void **state)
+{
+    (void)state;
+    struct traffic root = {0}, other = {0}, sum = {0};
+    traffic_count(&root, TRAFFIC_SPREAD, 4, 4000, 0);
+    traffic_count(&other, TRAFFIC_SPREAD, 4, 0, 4000);
+    assert_int_equal(traffic_sent(&root, 4), 3000);
+    assert_int_equal(traffic_received(&root, 4), 0);
+    assert_int_equal(traffic_sent(&other, 4), 3000);
+    assert_int_equal(traffic_received(&other, 4), 4000);
+    traffic_count(&sum, TRAFFIC_SUM, 4, 4000, 4000);
+    assert_int_equal(traffic_sent(&sum, 4), 6000);
+    assert_int_equal(traffic_received(&sum, 4), 6000);
+    root = other = (struct traffic){0};
+    traffic_count(&root, TRAFFIC_REDUCE, 4, 0, 4000);
+    traffic_count(&other, TRAFFIC_REDUCE, 4, 4000, 0);
+    assert_int_equal(traffic_sent(&root, 4), 0);
+    assert_int_equal(traffic_sent(&other, 4), 4000);
+    assert_int_equal(traffic_received(&root, 4), 3000);
+    assert_int_equal(traffic_received(&other, 4), 3000);
+    const struct traffic before = root;
+    traffic_count(&root, TRAFFIC_MESSAGE, 4, 5, 7);
+    const struct traffic since = traffic_since(&root, &before);
+    assert_int_equal(traffic_sent(&since, 4), 5);
+    assert_int_equal(traffic_received(&since, 4), 7);
+}
+
+/* ---- plans ------------------------------------------------------------------------------------------------------------ */
+
+/* Bytes of all matrices of the layers, from the families' shapes. */
+static int64_t matrices_bytes(const struct model_config *c)
+{
+    int64_t n = 0, d_out, d_in;
+    for (int64_t l = 0; l < c->n_layers; l++)
+        for (int64_t i = 0; i < layer_groups(c, l); i++) {
+            const struct group_id id = layer_group(c, l, i);
+            for (int64_t k = 0; k < group_matrices(c, l, id); k++) {
+                matrix_shape(c, group_matrix(c, l, id, k), &d_out, &d_in);
+                n += d_out * d_in * 2;
+            }
+        }
+    return n;
+}
+
+static void check_shape(const char *shape, int64_t layers)
+{
+    struct fixture f;
+    struct forecast plan;
+    int64_t result = 0;
+    fixture_open(shape, layers, &f);
+    const int64_t matrices = matrices_bytes(&f.config), embedding = f.config.vocab_size * f.config.d_model * 2;
+    for (int n = 1; n <= 12; n += n < 4 ? 1 : 4) {
+        int64_t reads = 0, sent = 0, received = 0;
+        assert_int_equal(forecast_create(&f.job, n, &plan), OK);
+        for (int p = 0; p < n; p++) {
+            struct memory_needs needs[12];
+            struct comm place = {.rank = p, .size = n, .be = &backend};
+            reads += plan.rank[p].read_bytes;
+            sent += forecast_sent(&plan, p);
+            received += forecast_received(&plan, p);
+            /* the very figures that calibrate refuses by */
+            assert_int_equal(
+                calibrate_memory(&place, &f.options, &f.config, &f.job.settings, &f.job.corpus, DT_BF16, &needs[0]),
+                OK);
+            assert_int_equal(memory_total(&needs[0]), memory_total(&plan.rank[p].memory));
+            assert_int_equal(forecast_memory(&f.job, n, needs), OK);
+            assert_int_equal(memory_total(&needs[p]), memory_total(&plan.rank[p].memory));
+        }
+        /* matrices once in all; embedding once a rank with tokens, and with the head once more for the result */
+        const int64_t ends = embedding * (f.config.tied_embeddings ? 1 : 2);
+        const int64_t with_tokens = min_i64(n, f.job.corpus.n_blocks);
+        assert_true(reads >= matrices + with_tokens * embedding + ends);
+        assert_true(reads <= matrices + with_tokens * embedding + ends + matrices / 50 * (n + 1));
+        assert_true(llabs((long long)(sent - received)) <= 16 * n * N_STAGES); /* bytes that divisions drop */
+        assert_true(n == 1 ? sent == 0 : sent > matrices * (n - 1));
+        result = n == 1 ? plan.result_bytes : result;
+        assert_int_equal(plan.result_bytes, result); /* whoever makes it */
+        forecast_free(&plan);
+    }
+    weights_close(&f.weights);
+}
+
+static void test_dense(void **state)
+{
+    (void)state;
+    check_shape("llama-2-70b", 3);
+    check_shape("qwen2.5-7b", 2);
+}
+
+static void test_experts(void **state)
+{
+    (void)state;
+    check_shape("qwen3-30b-a3b", 2);
+    check_shape("qwen1.5-moe-a2.7b", 2);
+}
+
+/* A layer more costs the same again, in time and traffic; twice the rates take half the time. */
+static void test_linear(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct forecast plan[3];
+    double rate[N_RATES], doubled[N_RATES];
+    for (int i = 0; i < N_RATES; i++) {
+        rate[i] = 1e9 * (i + 1);
+        doubled[i] = 2 * rate[i];
+    }
+    for (int i = 0; i < 3; i++) {
+        fixture_open("llama-2-70b", 4 * (i + 1), &f); /* on four ranks all have written as often */
+        assert_int_equal(forecast_create(&f.job, 4, &plan[i]), OK);
+        weights_close(&f.weights);
+    }
+    for (int s = 0; s < N_STAGES; s++) {
+        double t[3];
+        for (int i = 0; i < 3; i++)
+            t[i] = forecast_stage_s(&plan[i], (enum stage)s, rate);
+        assert_true(t[2] - t[1] <= (t[1] - t[0]) * 1.0001 + 1e-6 && t[2] - t[1] >= (t[1] - t[0]) * 0.9999 - 1e-6);
+        assert_true(2 * forecast_stage_s(&plan[0], (enum stage)s, doubled) == t[0]);
+    }
+    const int64_t first = forecast_sent(&plan[1], 1) - forecast_sent(&plan[0], 1);
+    const int64_t second = forecast_sent(&plan[2], 1) - forecast_sent(&plan[1], 1);
+    assert_true(first > 0 && llabs((long long)(first - second)) <= N_STAGES);
+    for (int i = 0; i < 3; i++)
+        forecast_free(&plan[i]);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    struct fixture f;
+    fixture_open("llama-2-70b", 1, &f);
+    f.options.seq_len = 5000;
+    assert_int_equal(forecast_prepare(&f.job), ERR_ARG);
+    f.options.seq_len = 512;
+    f.options.solve.rank = 10000;
+    assert_int_equal(forecast_prepare(&f.job), ERR_ARG);
+    weights_close(&f.weights);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_conservation), cmocka_unit_test(test_convention), cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_experts),      cmocka_unit_test(test_linear),     cmocka_unit_test(test_refused),
+    };
+    if (backend_open(&backend, "cpu", 1) != OK)
+        return 1;
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    backend_close(&backend);
+    return failed;
+}
