@@ -21,4 +21,16 @@ for launch in "" "$GLOWQ_MPIEXEC -n 2"; do
         done
     done
 done
+
+# Statistics that can't fit are refused before anything is observed; hidden states that can't are done without.
+on_small() { # SIZE, more options
+    size=$1; shift
+    unshare -rm sh -c "mount -t tmpfs -o size=$size tmpfs small && timeout -k 5 $LIMIT_S \"\$@\" >out 2>err; code=\$?
+        find small -name '0*.h5' >files; exit \$code" sh "$GLOWQ" calibrate --model "$TINY" --text "$GOLDEN/text.txt" \
+        --out small/x.glowq --rank 8 --group-size 64 --samples 12 --seq-len 64 "$@"
+}
+expect 4 "stats needs" on_small 600k --stats keep
+[ -s files ] && fail "layers were made though their statistics don't fit: $(cat files)"
+expect 0 "no room" on_small 1m --hidden-every 1
+same "$(grep -c "no room" err)" 1 "times that hidden states are said to have no room"
 finish
