@@ -6,6 +6,7 @@
 #include "calib/calibrate_memory.h"
 #include "calib/slices.h"
 #include "calib/write.h"
+#include "model/store_stats.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -154,13 +155,20 @@ int forecast_create(const struct forecast_job *job, int n_ranks, struct forecast
 {
     int err = OK;
     struct store_layer_facts facts;
-    *forecast = (struct forecast){.n_ranks = n_ranks};
+    struct stats_facts stats;
+    const struct stats_origin origin = {.n_sequences = 0};
+    const struct corpus *c = &job->corpus;
+    *forecast = (struct forecast){.n_ranks = n_ranks,
+                                  .hidden_bytes =
+                                      2 * c->n_sequences * c->seq_len * job->config->d_model * (int64_t)sizeof(float)};
     if (!(forecast->rank = calloc((size_t)n_ranks, sizeof *forecast->rank)))
         FAIL(ERR_NOMEM, "a plan for %d ranks", n_ranks);
     for (int p = 0; p < n_ranks; p++)
         TRY(memory_of(job, p, n_ranks, &forecast->rank[p].memory));
     for (int64_t l = 0; l < job->config->n_layers; l++) {
         TRY(layer_facts(job->weights, l, "", &job->settings, &facts));
+        stats_plan(job->config, l, &origin, 0, &stats);
+        forecast->stats_bytes += stats_bytes(&stats);
         for (int p = 0; p < n_ranks; p++)
             TRY(add_layer(job, l, &facts, p, n_ranks, &forecast->rank[p]));
     }

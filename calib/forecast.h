@@ -71,6 +71,8 @@ struct forecast {
     int n_ranks;
     struct forecast_rank *rank; /* [n_ranks] */
     int64_t result_bytes;       /* of the folder that calibrate makes, but for tokenizer, report and such */
+    int64_t hidden_bytes;       /* beside it until it is finished: two generations of hidden states (calib/resume.h), */
+    int64_t stats_bytes;        /* and statistics, if they are kept (calib/kept.h) */
 };
 
 /* ERR_ARG where the options don't go with the model. */

@@ -140,10 +140,12 @@ void plan_print(const struct answer *a)
     const struct calibrate_options *c = a->job->options;
     const struct model_config *config = a->job->config;
     const int n = a->plan->n_ranks;
-    char result[32], room[32];
+    char result[32], room[32], hidden[32], stats[32];
     char *command = command_of(a);
     format_bytes(a->plan->result_bytes, result, sizeof result);
     format_bytes((int64_t)a->room->bytes, room, sizeof room);
+    format_bytes(a->plan->hidden_bytes, hidden, sizeof hidden);
+    format_bytes(a->plan->stats_bytes, stats, sizeof stats);
     out_print("model           %s: %s, %lld layers\n", source_name(a->options), config->family,
               (long long)config->n_layers);
     out_print("calibration     %lld x %lld tokens, %d bits, rank %lld", (long long)c->samples, (long long)c->seq_len,
@@ -157,7 +159,10 @@ void plan_print(const struct answer *a)
     print_memory(a->plan);
     print_ranks(a->plan);
     print_stages(a);
-    out_print("result          %s on disk\n", result);
+    out_print(
+        "result          %s on disk; until it is finished at most %s of hidden states beside it (--hidden-every),\n"
+        "                and %s of statistics where they are kept (--stats keep)\n",
+        result, hidden, stats);
     out_print("run             %s\n", command ? command : "");
     free(command);
 }
@@ -208,11 +213,12 @@ int plan_print_json(const struct answer *a)
         reads += plan->rank[p].read_bytes;
     }
     json_t *json =
-        json_pack("{s:i, s:s, s:i, s:i, s:I, s:i, s:I, s:I, s:i, s:I, s:I, s:I, s:o, s:o, s:s}", "schema_version",
-                  JSON_SCHEMA_VERSION, "model", source_name(a->options), "n_ranks", plan->n_ranks, "fewest_ranks",
-                  a->fewest, "room_bytes", (json_int_t)a->room->bytes, "bits", c->bits, "rank",
+        json_pack("{s:i, s:s, s:i, s:i, s:I, s:i, s:I, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:s}",
+                  "schema_version", JSON_SCHEMA_VERSION, "model", source_name(a->options), "n_ranks", plan->n_ranks,
+                  "fewest_ranks", a->fewest, "room_bytes", (json_int_t)a->room->bytes, "bits", c->bits, "rank",
                   (json_int_t)c->solve.rank, "n_tokens", (json_int_t)(c->samples * c->seq_len), "steps", a->job->steps,
-                  "read_bytes", (json_int_t)reads, "result_bytes", (json_int_t)plan->result_bytes, "memory_bytes",
+                  "read_bytes", (json_int_t)reads, "result_bytes", (json_int_t)plan->result_bytes, "hidden_bytes",
+                  (json_int_t)plan->hidden_bytes, "stats_bytes", (json_int_t)plan->stats_bytes, "memory_bytes",
                   (json_int_t)memory_total(&plan->rank[plan_neediest(plan)].memory), "ranks", ranks, "seconds",
                   times_json(a), "command", command ? command : "");
     free(command);

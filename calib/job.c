@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Job: see job.h. */
+#include "calib/job.h"
+
+#include "base/err.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "calib/budget.h"
+#include "calib/calibrate_memory.h"
+#include "calib/write.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+static int weights_open(struct job *job)
+{
+    const struct calibrate_options *o = job->options;
+    return o->synthetic.config ? weights_open_synthetic(job->comm->be, &o->synthetic, &job->config, 0, &job->weights)
+                               : weights_open_checkpoint(job->comm->be, o->model, &job->config, &job->weights);
+}
+
+int calibrate_check(const struct calibrate_options *o, const struct model_config *config)
+{
+    int err = OK;
+    if (o->seq_len > config->max_position)
+        FAIL(ERR_ARG, "--seq-len %lld: this model takes up to %lld positions", (long long)o->seq_len,
+             (long long)config->max_position);
+    if (o->solve.rank > config->d_model)
+        FAIL(ERR_ARG, "--rank %lld is larger than the hidden size %lld", (long long)o->solve.rank,
+             (long long)config->d_model);
+out:
+    return err;
+}
+
+static int model_hashes(struct job *job, char weights[65], char config[65])
+{
+    int err = OK;
+    const struct calibrate_options *o = job->options;
+    char path[PATH_MAX];
+    TRY(weights_fingerprint(&job->weights, weights));
+    if (!o->synthetic.config)
+        TRY(file_join(path, sizeof path, o->model, "config.json"));
+    TRY(sha256_file(o->synthetic.config ? o->synthetic.config : path, config));
+out:
+    return err;
+}
+
+/* Statistics are of this very checkpoint. */
+static int weights_match(struct job *job)
+{
+    int err = OK;
+    char weights[65], config[65];
+    const struct calibrate_options *o = job->options;
+    TRY(model_hashes(job, weights, config));
+    if (strcmp(weights, job->origin.weights_sha256) != 0 || strcmp(config, job->origin.config_sha256) != 0)
+        FAIL(ERR_FORMAT, "%s/stats/0000.h5: statistics of another checkpoint than %s", o->stats,
+             o->model ? o->model : o->synthetic.config);
+out:
+    return err;
+}
+
+/* The text that statistics are of, without its ids, and its settings in place of the options'. */
+static int open_stats(struct job *job)
+{
+    int err = OK;
+    struct calibrate_options *o = &job->own;
+    struct stats_file *file = NULL;
+    TRY(stats_open(o->stats, 0, &job->config, &file));
+    job->origin = stats_facts(file)->origin;
+    const struct stats_origin *from = &job->origin;
+    TRY(stats_fingerprint(from, job->stats_fingerprint));
+    o->samples = from->samples;
+    o->seq_len = from->seq_len;
+    o->synthetic.seed = (uint64_t)from->seed;
+    o->solve.seed = o->solve.seed == SEED_OF_STATS ? (uint64_t)from->seed : o->solve.seed;
+    o->expert_refit = job->config.n_experts > 0 ? REFIT_LAYER : o->expert_refit;
+    job->corpus = (struct corpus){.n_sequences = from->n_sequences,
+                                  .seq_len = from->seq_len,
+                                  .block_sequences = from->block_sequences,
+                                  .n_blocks = (from->n_sequences + from->block_sequences - 1) / from->block_sequences};
+    memcpy(job->corpus.text_sha256, from->text_sha256, sizeof job->corpus.text_sha256);
+    memcpy(job->corpus.ids_sha256, from->ids_sha256, sizeof job->corpus.ids_sha256);
+out:
+    stats_close(file);
+    return err;
+}
+
+static int job_open_local(struct job *job)
+{
+    int err = OK;
+    const struct calibrate_options *o = job->options;
+    TRY(comm_open_self(&job->self, job->comm->be));
+    TRY(o->synthetic.config ? synthetic_config(&o->synthetic, &job->config) : config_read(o->model, &job->config));
+    if (o->stats) {
+        job->own = *o;
+        o = job->options = &job->own;
+        TRY(open_stats(job));
+    }
+    TRY(weights_open(job));
+    if (o->n_texts > 0)
+        TRY(tokenizer_open(o->model, &job->tokenizer));
+    TRY(calibrate_check(o, &job->config));
+    if (o->stats)
+        TRY(weights_match(job));
+    else if (o->n_texts > 0)
+        TRY(corpus_read(job->tokenizer, o->texts, o->n_texts, o->samples, o->seq_len, job->comm->be->leaf_tokens,
+                        job->config.vocab_size, o->solve.seed, &job->corpus));
+    else
+        TRY(corpus_synthetic(o->samples, o->seq_len, job->comm->be->leaf_tokens, job->config.vocab_size, o->solve.seed,
+                             &job->corpus));
+    job->finished = calloc((size_t)job->config.n_layers, 1);
+    job->kept = calloc((size_t)job->config.n_layers, 1);
+    if (!job->finished || !job->kept)
+        FAIL(ERR_NOMEM, "%lld layers", (long long)job->config.n_layers);
+out:
+    return err;
+}
+
+/* All ranks must compute alike: the same instruction set and BLAS kernels. */
+static int agree_on_numerics(struct comm *comm)
+{
+    int err = OK;
+    char first[sizeof comm->be->numerics];
+    memcpy(first, comm->be->numerics, sizeof first);
+    TRY(comm_bcast(comm, first, sizeof first, 0));
+    int local = OK;
+    if (strcmp(first, comm->be->numerics) != 0)
+        local = err_set(ERR_UNSUPPORTED, __FILE__, __LINE__,
+                        "this rank computes with \"%s\", rank 0 with \"%s\": results would depend on who computes what",
+                        comm->be->numerics, first);
+    TRY(comm_agree(comm, local));
+out:
+    return err;
+}
+
+void calibrate_settings(const struct calibrate_options *o, const struct model_config *config,
+                        struct store_settings *settings)
+{
+    const int share_modules = o->solve.sharing == SHARE_MODULE;
+    *settings = (struct store_settings){.bits = o->bits,
+                                        .group_size = o->group_size,
+                                        .rank = o->solve.rank,
+                                        .share_modules = share_modules,
+                                        .factor_dtype = o->solve.factor_dtype,
+                                        .vector_dtype = DT_F32};
+    if (config->n_experts > 0) {
+        const struct expert_ranks ranks = budget_ranks(config, share_modules, o->expert_rank, o->solve.rank);
+        settings->gate_up_rank = ranks.gate_up;
+        settings->down_rank = ranks.down;
+    }
+}
+
+static void choose_settings(struct job *job)
+{
+    calibrate_settings(job->options, &job->config, &job->settings);
+    if (job->config.n_experts > 0)
+        log_info("layers with experts: rank %lld for gates and ups, %lld for downs",
+                 (long long)job->settings.gate_up_rank, (long long)job->settings.down_rank);
+}
+
+/* What is observed depends on the model, the text and the arithmetic alone. */
+static int job_origin(struct job *job)
+{
+    int err = OK;
+    const struct corpus *c = &job->corpus;
+    struct stats_origin *o = &job->origin;
+    TRY(model_hashes(job, o->weights_sha256, o->config_sha256));
+    memcpy(o->text_sha256, c->text_sha256, sizeof o->text_sha256);
+    memcpy(o->ids_sha256, c->ids_sha256, sizeof o->ids_sha256);
+    memcpy(o->numerics, job->comm->be->numerics, sizeof o->numerics);
+    o->samples = job->options->samples;
+    o->n_sequences = c->n_sequences;
+    o->seq_len = c->seq_len;
+    o->block_sequences = c->block_sequences;
+    o->seed = (int64_t)job->options->solve.seed;
+    TRY(stats_fingerprint(o, job->stats_fingerprint));
+out:
+    return err;
+}
+
+/* What the results depend on; never ranks, threads, paths or times. The same whether statistics are observed or come from disk,
+ * unless another kind of machine observed them. */
+static int job_fingerprint(struct job *job)
+{
+    int err = OK;
+    const struct calibrate_options *o = job->options;
+    const struct solve_params *s = &o->solve;
+    char text[2048];
+    if (!o->stats)
+        TRY(job_origin(job));
+    const char *weights_hex = job->origin.weights_sha256, *config_hex = job->origin.config_sha256;
+    const int is_foreign = strcmp(job->origin.numerics, job->comm->be->numerics) != 0;
+    int n = snprintf(text, sizeof text,
+                     "glowq numerics 2\n%s\n%s\n%s\nsequences %lld x %lld, block %lld, panel %d\nbits %d group %lld\n"
+                     "solver %d qr %d rank %lld + %lld power %d stop %.17g steps %d damp %d %.17g factors %d exact %d "
+                     "seed %llu\n%s\n"
+                     "sharing %d experts: rank %lld %lld weights %d refit %d\n%s%s",
+                     weights_hex, config_hex, job->corpus.ids_sha256, (long long)job->corpus.n_sequences,
+                     (long long)job->corpus.seq_len, (long long)job->corpus.block_sequences, PANEL_ROWS, o->bits,
+                     (long long)o->group_size, (int)s->solver, (int)s->qr, (long long)s->rank, (long long)s->oversample,
+                     s->power, s->stop, s->max_steps, (int)s->damp, s->alpha, (int)s->factor_dtype, s->exact_energy,
+                     (unsigned long long)s->seed, job->comm->be->numerics, (int)s->sharing,
+                     (long long)job->settings.gate_up_rank, (long long)job->settings.down_rank, (int)o->expert_weights,
+                     (int)o->expert_refit, is_foreign ? "statistics " : "", is_foreign ? job->origin.numerics : "");
+    if (n < 0 || (size_t)n >= sizeof text)
+        FAIL(ERR_ARG, "the settings' text is too long");
+    TRY(sha256_hex(text, (size_t)n, job->fingerprint));
+out:
+    return err;
+}
+
+/* Refuses what can't fit, before anything is loaded or written. */
+static int check_memory(struct job *job)
+{
+    int err = OK;
+    enum dtype stored;
+    struct memory_needs needs;
+    TRY(comm_agree(job->comm, weights_dtype(&job->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q, 0}, &stored)));
+    TRY(comm_agree(job->comm, calibrate_memory(job->comm, job->options, &job->config, &job->settings, &job->corpus,
+                                               stored, &needs)));
+    TRY(memory_check(job->comm, &needs, "more ranks on more machines, fewer --samples or a shorter --seq-len"));
+    job->planned_bytes = (int64_t)memory_total(&needs);
+out:
+    return err;
+}
+
+/* Rank 0: what is kept has room on the disk, and what is solved from is all there. */
+static int check_stats(const struct job *job)
+{
+    int err = OK;
+    const struct calibrate_options *o = job->options;
+    struct stats_facts facts;
+    struct statvfs fs;
+    double bytes = 0;
+    for (int64_t l = 0; o->stats && l < job->config.n_layers; l++)
+        if (!stats_are_kept(o->stats, l, &job->config, job->stats_fingerprint))
+            FAIL(ERR_FORMAT,
+                 "%s/stats/%04lld.h5 is missing, damaged, or of another checkpoint, text or machine than stats/0000.h5",
+                 o->stats, (long long)l);
+    for (int64_t l = 0; o->keep_stats && l < job->config.n_layers; l++) {
+        stats_plan(&job->config, l, &job->origin, 0, &facts);
+        bytes += job->kept[l] ? 0 : (double)stats_bytes(&facts);
+    }
+    if (bytes > 0 && statvfs(o->out, &fs) == 0 && bytes > (double)fs.f_bavail * (double)fs.f_frsize)
+        FAIL(ERR_FIT, "%s/stats needs %.1f GB, the disk has %.1f GB free: calibrate without --stats keep", o->out,
+             bytes / 1e9, (double)fs.f_bavail * (double)fs.f_frsize / 1e9);
+out:
+    return err;
+}
+
+static int remove_finished(const char *dir)
+{
+    int err = OK;
+    static const char *const marks[] = {"manifest.json", "model.h5"};
+    char path[PATH_MAX];
+    for (int i = 0; i < 2; i++) {
+        TRY(file_join(path, sizeof path, dir, marks[i]));
+        if (unlink(path) != 0 && file_exists(path))
+            FAIL(ERR_IO, "cannot remove %s", path);
+    }
+out:
+    return err;
+}
+
+/* Rank 0: takes the output folder and finds out what an earlier run left there. */
+static int output_open(struct job *job, int *has_head)
+{
+    int err = OK;
+    const char *dir = job->options->out;
+    char path[PATH_MAX];
+    enum store_state state;
+    TRY(store_lock(dir, &job->lock));
+    TRY(file_join(path, sizeof path, dir, "manifest.json"));
+    if (file_exists(path) && !job->options->overwrite)
+        FAIL(ERR_ARG, "%s is finished: give --overwrite to make it again, or another --out", dir);
+    if (job->options->overwrite) {
+        TRY(remove_finished(dir));
+        goto out;
+    }
+    for (int64_t l = 0; l < job->config.n_layers; l++) {
+        TRY(store_layer_state(dir, l, job->fingerprint, &state));
+        if (state == STORE_FOREIGN)
+            FAIL(ERR_ARG,
+                 "%s holds layers of other settings, another text or another checkpoint: give --overwrite to "
+                 "replace them, or another --out",
+                 dir);
+        job->finished[l] = state == STORE_DONE;
+        job->kept[l] = stats_are_kept(dir, l, &job->config, job->stats_fingerprint);
+    }
+    TRY(store_head_state(dir, job->fingerprint, &state));
+    *has_head = state == STORE_DONE;
+out:
+    return err;
+}
+
+int job_open(struct job *job)
+{
+    int err = OK, local = OK, has_head = 0;
+    struct comm *comm = job->comm;
+    TRY(comm_agree(comm, job_open_local(job)));
+    TRY(agree_on_numerics(comm));
+    choose_settings(job);
+    TRY(check_memory(job));
+    TRY(comm_agree(comm, job_fingerprint(job)));
+    if (comm->rank == 0)
+        local = output_open(job, &has_head);
+    if (comm->rank == 0 && !local)
+        local = check_stats(job);
+    TRY(comm_agree(comm, local));
+    for (int64_t l = 0; l < job->config.n_layers && !job->options->keep_stats; l++)
+        job->kept[l] = 1;
+    TRY(comm_bcast(comm, job->finished, (size_t)job->config.n_layers, 0));
+    TRY(comm_bcast(comm, job->kept, (size_t)job->config.n_layers, 0));
+    if (comm->rank == 0 && !has_head)
+        local = write_head(job->options->out, &job->weights, job->fingerprint);
+    TRY(comm_agree(comm, local));
+    TRY(comm_agree(comm, facts_create(comm, job->options, &job->config, &job->corpus, &job->weights, job->fingerprint,
+                                      &job->facts)));
+    job->facts.planned_bytes = job->planned_bytes;
+    if (!job->options->stats)
+        TRY(comm_agree(comm, forward_create(comm, &job->config, &job->corpus, &job->forward)));
+out:
+    return err;
+}
+
+void job_close(struct job *job)
+{
+    forward_free(&job->forward);
+    facts_free(&job->facts);
+    corpus_free(&job->corpus);
+    weights_close(&job->weights);
+    tokenizer_close(job->tokenizer);
+    free(job->finished);
+    free(job->kept);
+    comm_close(&job->self);
+    if (job->lock >= 0)
+        store_unlock(job->options->out, job->lock);
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Job: a calibration from its options to an open output: the model and its text (or the statistics of another run), what they are
+ * to become, whether that fits, its fingerprint, and what an earlier run has left. Private to calibrate.c and job.c.
+ */
+#ifndef GLOWQ_CALIB_JOB_H
+#define GLOWQ_CALIB_JOB_H
+
+#include "base/log.h"
+#include "calib/calibrate.h"
+#include "calib/corpus.h"
+#include "calib/facts.h"
+#include "calib/forward.h"
+#include "calib/resume.h"
+#include "model/store.h"
+#include "model/store_stats.h"
+
+struct job {
+    const struct calibrate_options *options;
+    struct calibrate_options own; /* with statistics: options, and what these say of them */
+    struct comm *comm, self;      /* all ranks; this one */
+    struct model_config config;
+    struct tokenizer *tokenizer;
+    struct weights weights;
+    struct corpus corpus;
+    struct store_settings settings;
+    struct forward forward;
+    struct stats_origin origin; /* of what is observed, or was */
+    char fingerprint[65], stats_fingerprint[65];
+    int64_t planned_bytes; /* of this rank's device */
+    int lock;              /* rank 0 */
+    char *finished;        /* [n_layers] published by an earlier run with this fingerprint */
+    char *kept;            /* [n_layers] statistics are there, or needn't be */
+    struct resume resume;  /* where the forward pass goes on */
+    struct facts facts;    /* what manifest.json, run.json and report.html say */
+    struct progress progress;
+};
+
+/* Everything but hidden states (resume_begin). job is zeroed but for options, comm and lock, which is -1; job_close in every case.
+ * Collective. */
+int job_open(struct job *job);
+void job_close(struct job *job);
+
+#endif
