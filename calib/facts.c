@@ -268,7 +268,14 @@ static int downs_facts(struct facts *facts, const struct store_layer_facts *laye
         all.trace += experts[e].weight * experts[e].trace[MOD_DOWN];
     }
     all.energy = share_of(all.captured, all.trace);
-    return add_group(facts, layer->layer, "expert_down", &all, &bytes, json_array());
+    if (add_group(facts, layer->layer, "expert_down", &all, &bytes, json_array()) != OK)
+        return ERR_NOMEM;
+    json_t *groups = json_object_get(facts->manifest, "groups");
+    json_t *entry = json_array_get(groups, json_array_size(groups) - 1);
+    static const char *const of_one_solve[] = {"steps", "energy_error", "error_norm2"};
+    for (int i = 0; i < 3; i++) /* there were many */
+        json_object_del(entry, of_one_solve[i]);
+    return OK;
 }
 
 /* One layer's experts, expert by expert. */

@@ -143,8 +143,8 @@ static void write_coverage(FILE *f, const json_t *layers)
     size_t i;
     const json_t *layer;
     fputs("<div class=\"scroll\"><table><thead><tr><th class=\"name\">layer</th><th>fewest tokens</th><th>median</th>"
-          "<th>most</th><th>least captured of gate, up</th><th>median</th><th>most</th><th>of down</th><th>median</th>"
-          "<th>most</th><th class=\"name\">starved</th></tr></thead>\n<tbody>",
+          "<th>most</th><th>least of gate, up</th><th>median</th><th>most</th><th>of down</th><th>median</th>"
+          "<th>most</th><th>starved</th></tr></thead>\n<tbody>",
           f);
     json_array_foreach(layers, i, layer)
     {
@@ -155,7 +155,7 @@ static void write_coverage(FILE *f, const json_t *layers)
         write_spread(f, json_object_get(layer, "tokens"), 1, "%.0f");
         write_spread(f, json_object_get(layer, "gate_up_energy"), 100, "%.1f%%");
         write_spread(f, json_object_get(layer, "down_energy"), 100, "%.1f%%");
-        fputs("<td class=\"name\">", f);
+        fputs("<td>", f);
         for (size_t e = 0; e < json_array_size(starved); e++) {
             fputs(e ? ", " : "", f);
             print_integer(f, element(starved, e));

@@ -59,7 +59,7 @@ static void heat_legend(FILE *f, const struct report_data *d, double x, double y
 
 void report_heat_map(FILE *f, const struct report_data *d)
 {
-    const double left = 84, right = 920, gap = 2, h = 34;
+    const double left = 96, right = 920, gap = 2, h = 34;
     double w = (right - left) / (double)(d->n_layers > 0 ? d->n_layers : 1);
     if (w > 72)
         w = 72;

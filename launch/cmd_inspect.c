@@ -13,6 +13,8 @@
 #include "model/safetensors.h"
 
 #include <limits.h>
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -192,7 +194,7 @@ static int print_groups(const json_t *groups, const char *where)
         TRY(json_opt_string(g, "group", "", where, &group));
         TRY(json_get_int(g, "rank", where, &rank));
         TRY(json_opt_double(g, "energy", 0, where, &energy));
-        TRY(json_opt_double(g, "energy_error", 0, where, &energy_error));
+        TRY(json_opt_double(g, "energy_error", NAN, where, &energy_error)); /* experts' downs have none */
         TRY(json_get_int(g, "weight_bytes", where, &bytes[0]));
         TRY(json_get_int(g, "quantized_bytes", where, &bytes[1]));
         TRY(json_get_int(g, "factor_bytes", where, &bytes[2]));
@@ -200,8 +202,11 @@ static int print_groups(const json_t *groups, const char *where)
             totals[k] += bytes[k];
             format_bytes(bytes[k], text[k], sizeof text[k]);
         }
-        out_print("%5lld %-11s %5lld %8.2f%% %8.2f%% %11s %11s %11s\n", (long long)layer, group, (long long)rank,
-                  100 * energy, 100 * energy_error, text[0], text[1], text[2]);
+        char error[16] = "";
+        if (isfinite(energy_error))
+            snprintf(error, sizeof error, "%.2f%%", 100 * energy_error);
+        out_print("%5lld %-11s %5lld %8.2f%% %9s %11s %11s %11s\n", (long long)layer, group, (long long)rank,
+                  100 * energy, error, text[0], text[1], text[2]);
     }
     for (int k = 0; k < 3; k++)
         format_bytes(totals[k], text[k], sizeof text[k]);
