@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """glowq serve as its clients meet it. Called by cli/serve.sh in an empty folder:
-    serve.py WHAT RANKS     WHAT: api | limits | lost
+    serve.py WHAT RANKS     WHAT: api | limits | lost; soak: SOAK_S seconds (600) of everything at once, by hand
 Truth comes from the other commands (generate, eval, tokenize), from the same request made alone, and from the interface's
 definition. The standard library alone is used."""
 import concurrent.futures as futures, http.client, json, os, random, re, shutil, signal, socket, subprocess, sys, time
@@ -440,21 +440,27 @@ def limits(ranks):
 # ---- a lost rank ---------------------------------------------------------------------------------------------------
 
 
+def processes():
+    """pid of every rank of the server started in this folder"""
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.path.realpath(GLOWQ) == os.readlink("/proc/%s/exe" % pid) and os.getcwd() == os.readlink("/proc/%s/cwd" % pid):
+                environment = open("/proc/%s/environ" % pid, "rb").read()
+                rank = re.search(rb"\0OMPI_COMM_WORLD_RANK=(\d+)", environment)
+                found[int(rank.group(1)) if rank else 0] = int(pid)
+        except OSError:
+            pass
+    return found
+
+
 def lost(ranks):
     for how in (signal.SIGKILL, signal.SIGSTOP):
         os.environ["GLOWQ"], os.environ["MPIRUN"] = GLOWQ, MPIEXEC
         s = Server(DENSE, ranks, "--linger", "3", launch=[SOURCE + "/launch/serve.sh", str(ranks)])
         c, r = s.open("POST", "/v1/completions", {"prompt": "Once", "max_tokens": 490, "ignore_eos": True, "stream": True, "n": 8})
         r.read(300)
-        mine = {}
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                environment = open("/proc/%s/environ" % pid, "rb").read().split(b"\0")
-                if os.path.realpath(GLOWQ) == os.readlink("/proc/%s/exe" % pid) and os.getcwd() == os.readlink("/proc/%s/cwd" % pid):
-                    mine[[e for e in environment if e.startswith(b"OMPI_COMM_WORLD_RANK=")][0]] = int(pid)
-            except (OSError, IndexError):
-                pass
-        os.kill(mine[b"OMPI_COMM_WORLD_RANK=1"], how)
+        os.kill(processes()[1], how)
         answer = r.read()
         check(b'"error"' in answer and b"rank 1" in answer and b"[DONE]" not in answer, "no error event: %r" % answer[-200:])
         status, body, _ = s.ask("GET", "/health")
@@ -464,6 +470,80 @@ def lost(ranks):
         same(s.process.wait(PATIENCE_S), 6, "exit code after %s" % how)
 
 
-{"api": api, "limits": limits, "lost": lost}[sys.argv[1]](int(sys.argv[2]))
+# ---- a long time ----------------------------------------------------------------------------------------------------
+
+
+def held(s):
+    """(bytes resident, descriptors) of rank 0, with nothing in flight and every deadline of a silent client over"""
+    s.idle()
+    time.sleep(35)
+    pid = processes()[0]
+    resident = int(re.search(r"VmRSS:\s*(\d+)", open("/proc/%d/status" % pid).read()).group(1)) * 1024
+    return resident, len(os.listdir("/proc/%d/fd" % pid))
+
+
+def soak(ranks):
+    """Texts, streams, bad requests, cancels and disconnects without a pause: nothing grows, nothing is kept, nobody waits longer
+    at the end than at the beginning."""
+    seconds = float(os.environ.get("SOAK_S", 600))
+    s = Server(DENSE, ranks, "--max-sequences", "16")
+    counts, waits = {}, []  # by kind; (when, seconds) of small honest requests
+
+    def one(r):
+        kind = r.choice(("text", "stream", "leave", "vanish", "bad", "bytes", "honest"))
+        ask = {"prompt": " ".join(r.choices(PROMPTS, k=r.randrange(1, 4))), "max_tokens": r.randrange(1, 60),
+               "temperature": r.choice((0, 0.9)), "n": r.choice((1, 1, 2))}
+        if kind == "text":
+            s.complete(**ask)
+        elif kind == "stream":
+            check(s.stream(**ask)[-1] is None, "a stream without an end")
+        elif kind == "leave":
+            c, response = s.open("POST", "/v1/completions", {**ask, "max_tokens": 300, "ignore_eos": True, "stream": True})
+            response.read(r.randrange(1, 400))
+            c.close()
+        elif kind == "vanish":
+            k = socket.create_connection(("127.0.0.1", s.port))
+            body = json.dumps({**ask, "max_tokens": 300, "ignore_eos": True}).encode()
+            k.sendall((b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" %
+                       len(body) + body)[:r.randrange(1, 400)])
+            k.close()
+        elif kind == "bad":
+            status = s.ask("POST", "/v1/completions", bytes(r.randrange(256) for _ in range(r.randrange(1, 300))))[0]
+            check(400 <= status < 500, "random body: %d" % status)
+        elif kind == "bytes":
+            text = "".join(chr(r.randrange(0xd7ff)) for _ in range(r.randrange(1, 60)))
+            status, body, _ = s.ask("POST", "/v1/completions", {"prompt": text, "max_tokens": 1})
+            check(status == 200 or body["error"]["code"] == "context_length_exceeded", "random text: %d %s" % (status, body))
+        else:
+            begin = time.monotonic()
+            s.complete(prompt="Once upon a time", max_tokens=8, temperature=0)
+            waits.append((begin, time.monotonic() - begin))
+        counts[kind] = counts.get(kind, 0) + 1
+
+    def work(seed, until):
+        r = random.Random(seed)
+        while time.monotonic() < until:
+            one(r)
+
+    def run(until):
+        with futures.ThreadPoolExecutor(12) as pool:
+            for x in [pool.submit(work, time.monotonic_ns() + i, until) for i in range(12)]:
+                x.result()
+        return held(s)
+
+    warm = run(time.monotonic() + seconds / 10)
+    waits.clear()
+    end = run(time.monotonic() + seconds)
+    waits.sort()
+    third = len(waits) // 3
+    p99 = [sorted(w for _, w in part)[int(len(part) * 0.99)] for part in (waits[:third], waits[-third:])]
+    print("requests %s; resident %.1f MB after a tenth, %.1f MB at the end; descriptors %d, %d; p99 of small requests %.3f s, %.3f s" %
+          (counts, warm[0] / 1e6, end[0] / 1e6, warm[1], end[1], *p99))
+    check(end[0] < 1.05 * warm[0] + 4e6, "resident bytes grew from %d to %d" % (warm[0], end[0]))
+    same(end[1], warm[1], "descriptors at the end")
+    same(s.stop(), 0, "exit code")
+
+
+{"api": api, "limits": limits, "lost": lost, "soak": soak}[sys.argv[1]](int(sys.argv[2]))
 print("%d failures" % failures)
 sys.exit(failures > 0)
