@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "infer/engine.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,6 +15,7 @@ struct state {
     const struct generate_options *options;
     struct generation *out;
     int err;        /* of the callbacks */
+    char why[160];  /* this request alone failed; "": it did not */
     size_t printed; /* bytes of text handed out */
 };
 
@@ -117,7 +119,7 @@ static void on_end(void *ctx, const struct engine_ending *ending)
     s->out->finish = finish_name(ending->finish);
     s->out->prefill_s = ending->first_token_s;
     if (ending->finish == FINISH_ERROR && s->err == OK)
-        s->err = err_set(ERR_NUMERIC, __FILE__, __LINE__, "%s", ending->message);
+        snprintf(s->why, sizeof s->why, "%s", ending->message);
 }
 
 static int prompt_ids(struct model *model, const char *prompt, int parse_special, struct generation *out)
@@ -197,8 +199,10 @@ int generate(struct model *model, const char *prompt, const struct generate_opti
     TRY(engine_create(model, &one, &engine));
     TRY(comm_agree(tp, submit(engine, &s)));
     const double start = now_s();
-    TRY(engine_run(engine));
+    TRY(engine_run(engine)); /* what ended more than the request has been told */
     out->decode_s = now_s() - start - out->prefill_s;
+    if (s.why[0])
+        s.err = err_set(ERR_NUMERIC, __FILE__, __LINE__, "%s", s.why);
     TRY(comm_agree(tp, s.err));
     TRY(share(tp, out));
     TRY(emit(&s, 1));
