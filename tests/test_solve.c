@@ -617,9 +617,11 @@ static struct made alone_of(const struct made *made, struct scene *scene, int mo
     return one;
 }
 
-/* A B for every module: each module's factors are, to the bit, what it gets as a group of its own. */
+/* A B for every module: each module's factors are what it gets as a group of its own; to the bit where bits don't depend on who
+ * owns which rows, which alone and in the group are dealt out otherwise: on the CPU, or one rank. */
 static void test_apart(void **state)
 {
+    const int same_bits = strncmp(shared.name, "cpu", 3) == 0 || world.size == 1;
     static const struct scene scene = {"apart", {700, 20, 300, 4}, 4, 96, 1024, 12, DECAYING, 10, 0, 1};
     struct solve_params params = defaults(scene.r);
     struct made made;
@@ -645,12 +647,15 @@ static void test_apart(void **state)
             assert_int_equal(r.first[i], first);
             assert_int_equal(r.n[i], rank);
             assert_int_equal(rank, min_i64(scene.r, module.m));
-            assert_memory_equal((uint16_t *)r.b + first * scene.d, shared_one.b, (size_t)(rank * scene.d) * 2);
+            assert_true(fabs(r.captured[i] - shared_one.s.captured) <= 1e-3 * shared_one.s.captured);
+            if (same_bits) {
+                assert_memory_equal((uint16_t *)r.b + first * scene.d, shared_one.b, (size_t)(rank * scene.d) * 2);
+                assert_true(r.captured[i] == shared_one.s.captured);
+            }
             for (int64_t k = 0; k < module.m; k++)
-                for (int64_t j = 0; j < r.s.a.cols; j++)
+                for (int64_t j = same_bits ? 0 : rank; j < r.s.a.cols; j++)
                     assert_int_equal(((uint16_t *)r.a)[(row + k) * r.s.a.cols + j],
                                      j < rank ? ((uint16_t *)shared_one.a)[k * rank + j] : 0);
-            assert_true(r.captured[i] == shared_one.s.captured);
             if (i == 0) { /* a group of one module: what is shared doesn't matter */
                 assert_memory_equal(apart_one.a, shared_one.a, (size_t)(module.m * rank) * 2);
                 assert_memory_equal(apart_one.b, shared_one.b, (size_t)(rank * scene.d) * 2);
