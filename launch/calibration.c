@@ -100,11 +100,6 @@ char *calibration_command(const struct options *o, const char *const *leave)
     return line_of(o, "calibrate", leave);
 }
 
-char *command_line(const struct options *o)
-{
-    return line_of(o, o->command->name, NULL);
-}
-
 /* ---- the result --------------------------------------------------------------------------------------------------- */
 
 static json_t *experts_json(const struct calibrate_result *r)
@@ -113,7 +108,7 @@ static json_t *experts_json(const struct calibrate_result *r)
                      (json_int_t)r->down_rank, "routed", (json_int_t)r->n_experts, "starved", (json_int_t)r->n_starved);
 }
 
-int calibration_print(const struct options *o, const struct calibrate_options *c, const struct calibrate_result *r)
+static int print_result(const struct options *o, const struct calibrate_options *c, const struct calibrate_result *r)
 {
     char weights[32], quantized[32], factors[32];
     if (options_flag(o, "json")) {
@@ -145,4 +140,23 @@ int calibration_print(const struct options *o, const struct calibrate_options *c
                   (long long)r->n_experts);
     out_print("time            %.1f s\n", r->seconds);
     return OK;
+}
+
+int calibration_run(struct comm *comm, const struct options *o, struct calibrate_options *c)
+{
+    int err = OK;
+    struct backend be = {0};
+    struct calibrate_result result = {0};
+    char *line = line_of(o, o->command->name, NULL);
+    c->command = line ? line : "";
+    TRY(open_backend(comm, o, &be));
+    TRY(calibrate(comm, c, &result));
+    if (comm->rank == 0)
+        TRY(print_result(o, c, &result));
+out:
+    backend_close(&be);
+    comm->be = NULL;
+    c->command = NULL;
+    free(line);
+    return err;
 }

@@ -63,12 +63,10 @@ struct calibrate_options solving_options(const struct options *options);
 /* "glowq calibrate --model ..." as a shell would take it: what was said of the command's own options, and not only by default.
  * leave: names of options to leave out, ending with NULL; or NULL. Caller frees; NULL: out of memory. */
 char *calibration_command(const struct options *options, const char *const *leave);
-/* The same of the command itself: "glowq solve --stats ...". */
-char *command_line(const struct options *options);
 /* A word as a shell would take it. */
 void shell_word(FILE *f, const char *word);
-/* What came of it, as text or JSON. */
-int calibration_print(const struct options *options, const struct calibrate_options *c,
-                      const struct calibrate_result *result);
+/* Calibrates, or solves again, as c says on the backend that the options name, and prints what came of it, as text or JSON.
+ * c->command is filled in here. Collective. */
+int calibration_run(struct comm *comm, const struct options *options, struct calibrate_options *c);
 
 #endif

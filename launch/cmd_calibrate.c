@@ -47,28 +47,16 @@ static char *folder_of(const char *path)
 
 static int run(struct comm *comm, const struct options *o)
 {
-    int err = OK;
-    struct backend be = {0};
-    struct calibrate_result result = {0};
     struct calibrate_options c = calibration_options(o);
     c.out = options_string(o, "out");
     c.overwrite = options_flag(o, "overwrite");
     c.keep_stats = options_choice(o, "stats") == 0;
     c.hidden_every = options_int(o, "hidden-every");
-    char *line = command_line(o);
-    c.command = line ? line : "";
     c.texts = options_list(o, "text", &c.n_texts);
     char *folder = c.synthetic.config ? folder_of(c.synthetic.config) : NULL;
     if (c.synthetic.config)
         c.model = c.n_texts > 0 ? folder : NULL;
-    TRY(open_backend(comm, o, &be));
-    TRY(calibrate(comm, &c, &result));
-    if (comm->rank == 0)
-        TRY(calibration_print(o, &c, &result));
-out:
-    backend_close(&be);
-    comm->be = NULL;
-    free(line);
+    const int err = calibration_run(comm, o, &c);
     free(folder);
     return err;
 }

@@ -3,10 +3,6 @@
  */
 #include "launch/calibration.h"
 
-#include "base/err.h"
-
-#include <stdlib.h>
-
 static const struct option_spec table[] = {
     OPT_HEADING("Input and output:"),
     OPT_REQUIRED("stats", 's', "DIR.glowq", "what `glowq calibrate --stats keep` made"),
@@ -24,25 +20,12 @@ static const struct option_spec table[] = {
 
 static int run(struct comm *comm, const struct options *o)
 {
-    int err = OK;
-    struct backend be = {0};
-    struct calibrate_result result = {0};
     struct calibrate_options c = solving_options(o);
-    char *line = command_line(o);
     c.stats = options_string(o, "stats");
     c.out = options_string(o, "out");
     c.overwrite = options_flag(o, "overwrite");
-    c.command = line ? line : "";
     c.solve.seed = options_int(o, "seed") < 0 ? SEED_OF_STATS : (uint64_t)options_int(o, "seed");
-    TRY(open_backend(comm, o, &be));
-    TRY(calibrate(comm, &c, &result));
-    if (comm->rank == 0)
-        TRY(calibration_print(o, &c, &result));
-out:
-    backend_close(&be);
-    comm->be = NULL;
-    free(line);
-    return err;
+    return calibration_run(comm, o, &c);
 }
 
 const struct command command_solve = {

@@ -4,6 +4,7 @@
 #include "launch/inspect_experts.h"
 
 #include "base/err.h"
+#include "calib/budget.h"
 #include "launch/commands.h"
 #include "model/store.h"
 
@@ -50,10 +51,10 @@ static double share(double captured, double trace)
     return trace > 0 ? 100 * captured / trace : 100;
 }
 
-/* Too few tokens to say anything of as many directions as the correction of gate and up has. */
+/* Measured against the correction of gate and up. */
 static int is_starved(const struct found *f, int64_t e)
 {
-    return f->experts[e].tokens < max_i64(f->facts.expert[MOD_GATE].rank, 1);
+    return expert_is_starved(f->experts[e].tokens, f->facts.expert[MOD_GATE].rank);
 }
 
 /* ---- tables ------------------------------------------------------------------------------------------------------- */
