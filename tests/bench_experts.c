@@ -19,8 +19,8 @@
 #include "base/log.h"
 #include "calib/problem.h"
 #include "calib/refit.h"
+#include "tests/bench_group.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,20 +40,15 @@ struct bench {
     double *weight; /* [experts] 1 */
 };
 
-static struct solve_params defaults(const struct bench *b, const char *method)
+static struct solve_params params_of(const struct bench *b, const char *method)
 {
-    return (struct solve_params){.solver = strcmp(method, "qr-rsvd") == 0 ? SOLVER_QR_RSVD : SOLVER_KRYLOV,
-                                 .qr = QR_GRAM,
-                                 .sharing = strcmp(method, "apart") == 0 ? SHARE_MODULE : SHARE_GROUP,
-                                 .rank = b->r,
-                                 .oversample = 10,
-                                 .power = -1,
-                                 .stop = 0.005,
-                                 .max_steps = 6,
-                                 .damp = DAMP_DIAG,
-                                 .alpha = 0.05,
-                                 .factor_dtype = DT_BF16,
-                                 .seed = 1};
+    struct solve_params params = bench_params(b->r);
+    if (strcmp(method, "qr-rsvd") == 0)
+        params.solver = SOLVER_QR_RSVD;
+    if (strcmp(method, "apart") == 0)
+        params.sharing = SHARE_MODULE;
+    params.alpha = 0.05;
+    return params;
 }
 
 /* ---- the problem ------------------------------------------------------------------------------------------------------- */
@@ -62,77 +57,14 @@ static struct solve_params defaults(const struct bench *b, const char *method)
 static int make_error(struct bench *b)
 {
     int err = OK;
-    int64_t bad = -1, row = 0;
-    const int64_t n_groups = (b->d + 127) / 128;
     struct range units = {0, 0}, own = panels_rows(&b->panels, b->comm.rank);
-    struct buf bufs[4] = {0};
-    struct mat codes, scales, zeros;
     TRY(refit_units(&b->panels, 2, &units));
     TRY(mat_alloc(&b->be, DT_F32, own.end - own.begin, b->d, &b->e_buf, &b->e));
-    TRY(mat_alloc(&b->be, DT_U8, b->rows, b->d, &bufs[0], &codes));
-    TRY(mat_alloc(&b->be, DT_F16, b->rows, n_groups, &bufs[1], &scales));
-    TRY(mat_alloc(&b->be, DT_U8, b->rows, n_groups, &bufs[2], &zeros));
-    TRY(buf_alloc(&b->be, sizeof bad, &bufs[3]));
-    for (int64_t i = 2 * units.begin; i < 2 * units.end; i++, row += b->rows) {
+    for (int64_t i = 2 * units.begin, row = 0; i < 2 * units.end; i++, row += b->rows) {
         struct mat part = mat_rows(&b->e, row, b->rows);
-        TRY(b->be.ops->randn(&b->be, 1, STREAM_WEIGHTS, (uint32_t)i, 0, &part));
-        TRY(b->be.ops->quantize(&b->be, &part, 4, 128, &codes, &scales, &zeros, bufs[3].p));
-        TRY(b->be.ops->get(&b->be, &bad, bufs[3].p, sizeof bad));
-        if (bad >= 0)
-            FAIL(ERR_NUMERIC, "row %lld of matrix %lld can't be quantized", (long long)bad, (long long)i);
+        TRY(bench_error(&b->be, (uint32_t)i, &part));
     }
 out:
-    for (int i = 0; i < 4; i++)
-        buf_free(&bufs[i]);
-    return err;
-}
-
-/* X = G diag(f) H, f falling from 1 to 1/30, 2 d tokens in one leaf of d rows twice over. Every rank makes all of it. */
-static int make_moment(struct bench *b)
-{
-    int err = OK;
-    const int64_t d = b->d;
-    int32_t overflow = 0, *exp = malloc((size_t)d * sizeof *exp);
-    double *host = malloc((size_t)d * sizeof *host);
-    struct buf bufs[6] = {0};
-    struct mat g, h, x, norm, fall;
-    struct moment *m = &b->moment;
-    *m = (struct moment){.d = d, .shift = 60, .n_tokens = 2 * d};
-    if (!exp || !host)
-        FAIL(ERR_NOMEM, "%lld channels", (long long)d);
-    TRY(mat_alloc(&b->be, DT_F32, d, d, &bufs[0], &g));
-    TRY(mat_alloc(&b->be, DT_F32, d, d, &bufs[1], &h));
-    TRY(mat_alloc(&b->be, DT_F32, d, d, &bufs[2], &x));
-    TRY(mat_alloc(&b->be, DT_F64, 1, d, &bufs[3], &norm));
-    TRY(mat_alloc(&b->be, DT_F64, 1, d, &bufs[4], &fall));
-    TRY(buf_alloc(&b->be, sizeof overflow, &bufs[5]));
-    TRY(mat_alloc(&b->be, DT_I64, 1, d * (d + 1) / 2, &m->acc_buf, &m->acc));
-    TRY(mat_alloc(&b->be, DT_I32, 1, d, &m->exp_buf, &m->exp));
-    TRY(b->be.ops->put(&b->be, bufs[5].p, &overflow, sizeof overflow));
-    TRY(b->be.ops->zero(&b->be, m->acc.data, mat_bytes(&m->acc)));
-    for (int64_t j = 0; j < d; j++)
-        host[j] = pow(30, -(double)j / (double)d);
-    TRY(b->be.ops->put(&b->be, fall.data, host, mat_bytes(&fall)));
-    TRY(b->be.ops->randn(&b->be, 2, STREAM_WEIGHTS, 1, 0, &h));
-    for (int part = 0; part < 2; part++) {
-        TRY(b->be.ops->randn(&b->be, 2, STREAM_WEIGHTS, 2, part * d, &g));
-        TRY(b->be.ops->scale(&b->be, &g, NULL, &fall));
-        TRY(b->be.ops->gemm(&b->be, 0, 0, 1 / sqrt((double)d), &g, &h, 0, &x));
-        TRY(b->be.ops->col_sumsq(&b->be, &x, &norm));
-        TRY(b->be.ops->get(&b->be, host, norm.data, mat_bytes(&norm)));
-        for (int64_t j = 0; part == 0 && j < d; j++)
-            exp[j] = (int32_t)ceil(log2(host[j]) / 2) + 1; /* one bit for the second block */
-        TRY(b->be.ops->put(&b->be, m->exp.data, exp, (size_t)d * sizeof *exp));
-        TRY(b->be.ops->moment_add(&b->be, &x, &m->exp, m->shift, &m->acc, bufs[5].p));
-    }
-    TRY(b->be.ops->get(&b->be, &overflow, bufs[5].p, sizeof overflow));
-    if (overflow)
-        FAIL(ERR_NUMERIC, "the moment's exponents are too small");
-out:
-    for (int i = 0; i < 6; i++)
-        buf_free(&bufs[i]);
-    free(exp);
-    free(host);
     return err;
 }
 
@@ -260,7 +192,7 @@ out:
 static int run(struct bench *b, const char *method)
 {
     int err = OK;
-    const struct solve_params params = defaults(b, method);
+    const struct solve_params params = params_of(b, method);
     struct solution s = {0};
     double solve_s = 0, cpu_s = 0, refit_s = 0, start;
     clock_t used;
@@ -302,7 +234,7 @@ static int bench_open(struct bench *b, int threads, const char *device)
     TRY(comm_open_mpi(&b->comm, &b->be));
     TRY(panels_create(rows, 2 * b->experts, 2, b->comm.rank, b->comm.size, &b->panels));
     TRY(make_error(b));
-    TRY(make_moment(b));
+    TRY(bench_moment(&b->be, 2, b->d, &b->moment)); /* every rank all of it */
 out:
     free(rows);
     return err;
@@ -347,8 +279,7 @@ out:
     free(b.weight);
     panels_free(&b.panels);
     buf_free(&b.e_buf);
-    buf_free(&b.moment.acc_buf);
-    buf_free(&b.moment.exp_buf);
+    moment_free(&b.moment);
     if (b.comm.ops)
         comm_close(&b.comm);
     if (b.be.ops)

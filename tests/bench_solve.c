@@ -14,7 +14,7 @@
  */
 #include "base/err.h"
 #include "base/log.h"
-#include "calib/solve.h"
+#include "tests/bench_group.h"
 
 #include <cblas.h>
 #include <lapacke.h>
@@ -43,90 +43,6 @@ static void *take(size_t bytes)
         exit(1);
     }
     return p;
-}
-
-static int make_error(struct bench *b)
-{
-    int err = OK;
-    int64_t bad = -1, groups = (b->d + 127) / 128;
-    struct buf bufs[4] = {0};
-    struct mat codes, scales, zeros;
-    TRY(mat_alloc(&b->be, DT_F32, b->m, b->d, &b->e_buf, &b->e));
-    TRY(mat_alloc(&b->be, DT_U8, b->m, b->d, &bufs[0], &codes));
-    TRY(mat_alloc(&b->be, DT_F16, b->m, groups, &bufs[1], &scales));
-    TRY(mat_alloc(&b->be, DT_U8, b->m, groups, &bufs[2], &zeros));
-    TRY(buf_alloc(&b->be, sizeof bad, &bufs[3]));
-    TRY(b->be.ops->randn(&b->be, 1, STREAM_WEIGHTS, 0, 0, &b->e));
-    TRY(b->be.ops->quantize(&b->be, &b->e, 4, 128, &codes, &scales, &zeros, bufs[3].p));
-    TRY(b->be.ops->get(&b->be, &bad, bufs[3].p, sizeof bad));
-    if (bad >= 0)
-        FAIL(ERR_NUMERIC, "row %lld can't be quantized", (long long)bad);
-out:
-    for (int i = 0; i < 4; i++)
-        buf_free(&bufs[i]);
-    return err;
-}
-
-/* X = G diag(f) H, f falling from 1 to 1/30: two superblocks of 2 d tokens in all. */
-static int make_moment(struct bench *b)
-{
-    int err = OK;
-    int32_t overflow = 0;
-    struct buf bufs[6] = {0};
-    struct mat g, h, x, max, fall;
-    struct moment *moment = &b->moment;
-    double *host = take((size_t)b->d * sizeof *host);
-    int32_t *exp = take((size_t)b->d * sizeof *exp);
-    *moment = (struct moment){.d = b->d, .shift = 60, .n_tokens = 2 * b->d};
-    TRY(mat_alloc(&b->be, DT_F32, b->d, b->d, &bufs[0], &g));
-    TRY(mat_alloc(&b->be, DT_F32, b->d, b->d, &bufs[1], &h));
-    TRY(mat_alloc(&b->be, DT_F32, b->d, b->d, &bufs[2], &x));
-    TRY(mat_alloc(&b->be, DT_F64, 1, b->d, &bufs[3], &max));
-    TRY(mat_alloc(&b->be, DT_F64, 1, b->d, &bufs[4], &fall));
-    TRY(mat_alloc(&b->be, DT_I64, 1, b->d * (b->d + 1) / 2, &moment->acc_buf, &moment->acc));
-    TRY(mat_alloc(&b->be, DT_I32, 1, b->d, &moment->exp_buf, &moment->exp));
-    TRY(buf_alloc(&b->be, sizeof overflow, &bufs[5]));
-    TRY(b->be.ops->put(&b->be, bufs[5].p, &overflow, sizeof overflow));
-    TRY(b->be.ops->zero(&b->be, moment->acc.data, mat_bytes(&moment->acc)));
-    for (int64_t j = 0; j < b->d; j++)
-        host[j] = pow(30, -(double)j / (double)b->d);
-    TRY(b->be.ops->put(&b->be, fall.data, host, mat_bytes(&fall)));
-    TRY(b->be.ops->randn(&b->be, 1, STREAM_WEIGHTS, 1, 0, &h));
-    for (int part = 0; part < 2; part++) {
-        TRY(b->be.ops->randn(&b->be, 1, STREAM_WEIGHTS, 2, part * b->d, &g));
-        TRY(b->be.ops->scale(&b->be, &g, NULL, &fall));
-        TRY(b->be.ops->gemm(&b->be, 0, 0, 1 / sqrt((double)b->d), &g, &h, 0, &x));
-        TRY(b->be.ops->col_sumsq(&b->be, &x, &max));
-        TRY(b->be.ops->get(&b->be, host, max.data, mat_bytes(&max)));
-        for (int64_t j = 0; part == 0 && j < b->d; j++)
-            exp[j] = (int32_t)ceil(log2(host[j]) / 2) + 1; /* one bit for the second block */
-        TRY(b->be.ops->put(&b->be, moment->exp.data, exp, (size_t)b->d * sizeof *exp));
-        TRY(b->be.ops->moment_add(&b->be, &x, &moment->exp, moment->shift, &moment->acc, bufs[5].p));
-    }
-    TRY(b->be.ops->get(&b->be, &overflow, bufs[5].p, sizeof overflow));
-    if (overflow)
-        FAIL(ERR_NUMERIC, "the moment's exponents are too small");
-out:
-    for (int i = 0; i < 6; i++)
-        buf_free(&bufs[i]);
-    free(host);
-    free(exp);
-    return err;
-}
-
-static struct solve_params defaults(const struct bench *b, enum solver solver)
-{
-    return (struct solve_params){.solver = solver,
-                                 .qr = QR_GRAM,
-                                 .rank = b->r,
-                                 .oversample = 10,
-                                 .power = -1,
-                                 .stop = 0.005,
-                                 .max_steps = 6,
-                                 .damp = DAMP_DIAG,
-                                 .alpha = 0,
-                                 .factor_dtype = DT_BF16,
-                                 .seed = 1};
 }
 
 /* Share of tr(E S E^T) that A B takes away: (2 <A, E S B^T> - <A, A B S B^T>) / tr, f64 throughout; a [m, r], b [r, d] on the host. */
@@ -169,9 +85,10 @@ static int run_ours(struct bench *b, enum solver solver, int max_steps, double *
                     struct solution *out)
 {
     int err = OK;
-    struct solve_params params = defaults(b, solver);
+    struct solve_params params = bench_params(b->r);
     double *a = NULL, *right = NULL, start = now_s();
     void *stored = NULL;
+    params.solver = solver;
     params.max_steps = max_steps;
     TRY(solve_group(&b->comm, &params, &b->panels, &b->e, &b->moment, out));
     TRY(b->be.ops->sync(&b->be));
@@ -330,10 +247,10 @@ static int bench_open(struct bench *b, int threads, const char *device)
     TRY(comm_open_self(&b->comm, &b->be));
     int64_t modules[] = {b->m / 2, b->m - b->m / 2};
     TRY(panels_create(modules, 2, 0, 0, 1, &b->panels));
-    TRY(make_error(b));
-    TRY(make_moment(b));
-    exact = defaults(b, SOLVER_KRYLOV);
-    exact.rank = 0;
+    TRY(mat_alloc(&b->be, DT_F32, b->m, b->d, &b->e_buf, &b->e));
+    TRY(bench_error(&b->be, 0, &b->e));
+    TRY(bench_moment(&b->be, 1, b->d, &b->moment));
+    exact = bench_params(0);
     exact.exact_energy = 1;
     TRY(solve_group(&b->comm, &exact, &b->panels, &b->e, &b->moment, &none));
     b->trace = none.trace;
@@ -410,8 +327,7 @@ int main(int argc, char **argv)
 out:
     panels_free(&b.panels);
     buf_free(&b.e_buf);
-    buf_free(&b.moment.acc_buf);
-    buf_free(&b.moment.exp_buf);
+    moment_free(&b.moment);
     comm_close(&b.comm);
     backend_close(&b.be);
     return err != 0;

@@ -5,167 +5,12 @@
  *
  * usage: test_refit [DEVICE]
  */
-#include "base/err.h"
 #include "calib/refit.h"
+#include "tests/refit_layer.h"
 
-#include <cblas.h>
 #include <lapacke.h>
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
-
-enum { MAX_EXPERTS = 8, MAX_UNITS = MAX_EXPERTS + 1, MAX_MODULES = 2 * MAX_UNITS, P = EXPERT_PROBES, HELD_OUT = 400 };
-
-/* As in test_solve: the run alone and the oracle; the run shared by all ranks, on another device perhaps. */
-static struct backend backend, shared;
-static struct comm world;
-
-struct scene {
-    const char *name;
-    int64_t n_experts, rows, shared_rows, d, r; /* rows of each gate and up; shared_rows 0: no shared expert */
-    int64_t tokens[MAX_EXPERTS];
-    enum sharing sharing;
-    enum dtype dtype;
-    double massive; /* variance of channel 5 times this; 0: ordinary */
-};
-
-struct made {
-    const struct scene *scene;
-    int64_t n_units, n_modules, m, n_tokens, module_rows[MAX_MODULES], row0[MAX_MODULES + 1];
-    float *e;                      /* [m, d] */
-    double *x[MAX_EXPERTS];        /* [n_e, d], values of f32 */
-    double *held_out[MAX_EXPERTS]; /* [HELD_OUT, d] of the same kind */
-    double *s;                     /* [d, d] of all tokens */
-    double weight[MAX_UNITS];
-    struct moment moment;
-};
-
-static double normal(uint32_t sub, int64_t i)
-{
-    return philox_normal(11, STREAM_WEIGHTS, sub, (uint64_t)i);
-}
-
-static double *doubles(int64_t n)
-{
-    double *p = calloc((size_t)n + 1, sizeof *p);
-    assert_non_null(p);
-    return p;
-}
-
-/* c = alpha op(a) op(b) + beta c, c [m, n]; all dense. */
-static void multiply(int ta, int tb, int64_t m, int64_t n, int64_t k, double alpha, const double *a, const double *b,
-                     double beta, double *c)
-{
-    if (m > 0 && n > 0)
-        cblas_dgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, (int)m, (int)n,
-                    (int)k, alpha, a,
-                    (int)(ta      ? m
-                          : k > 0 ? k
-                                  : 1),
-                    b, (int)(tb ? k > 0 ? k : 1 : n), beta, c, (int)n);
-}
-
-static double dot(const double *a, const double *b, int64_t n)
-{
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++)
-        sum += a[i] * b[i];
-    return sum;
-}
-
-/* ---- a layer ------------------------------------------------------------------------------------------------------------ */
-
-/* Six directions of the expert's own, eight that all share, and a little of everything. */
-static double *draw_tokens(const struct scene *s, int64_t expert, int64_t n, int64_t first)
-{
-    double *x = doubles(n * s->d);
-    for (int64_t t = 0; t < n; t++) {
-        double *row = x + t * s->d;
-        const uint32_t mine = 100 + (uint32_t)expert;
-        for (int64_t k = 0; k < 14; k++) {
-            const double h = (k < 6 ? 1 : 0.5) * normal(mine, (first + t) * 14 + k);
-            for (int64_t j = 0; j < s->d; j++)
-                row[j] += h * normal(k < 6 ? 200 + (uint32_t)expert : 300, k * s->d + j);
-        }
-        for (int64_t j = 0; j < s->d; j++)
-            row[j] += 0.3 * normal(400 + (uint32_t)expert, (first + t) * s->d + j);
-        if (s->massive > 0)
-            row[5] *= sqrt(s->massive);
-        for (int64_t j = 0; j < s->d; j++)
-            row[j] = (float)row[j];
-    }
-    return x;
-}
-
-/* The moment as calibration makes it, in one leaf. */
-static void make_moment(struct made *made)
-{
-    const int64_t d = made->scene->d;
-    struct buf bufs[2];
-    struct mat x, norms, s = mat_view(made->s, DT_F64, d, d);
-    int32_t overflow = 0;
-    int64_t row = 0;
-    assert_int_equal(mat_alloc(&backend, DT_F32, made->n_tokens, d, &bufs[0], &x), OK);
-    assert_int_equal(mat_alloc(&backend, DT_F64, 1, d, &bufs[1], &norms), OK);
-    for (int64_t e = 0; e < made->scene->n_experts; e++)
-        for (int64_t i = 0; i < made->scene->tokens[e] * d; i++)
-            ((float *)x.data)[row++] = (float)made->x[e][i];
-    made->moment = (struct moment){.d = d, .shift = 62, .n_tokens = made->n_tokens};
-    assert_int_equal(mat_alloc(&backend, DT_I64, 1, d * (d + 1) / 2, &made->moment.acc_buf, &made->moment.acc), OK);
-    assert_int_equal(mat_alloc(&backend, DT_I32, 1, d, &made->moment.exp_buf, &made->moment.exp), OK);
-    assert_int_equal(backend.ops->zero(&backend, made->moment.acc.data, mat_bytes(&made->moment.acc)), OK);
-    assert_int_equal(backend.ops->col_sumsq(&backend, &x, &norms), OK);
-    for (int64_t j = 0; j < d; j++)
-        ((int32_t *)made->moment.exp.data)[j] = (int32_t)ceil(log2(sqrt(((double *)norms.data)[j]) * 1.001 + 1e-30));
-    assert_int_equal(backend.ops->moment_add(&backend, &x, &made->moment.exp, 62, &made->moment.acc, &overflow), OK);
-    assert_int_equal(overflow, 0);
-    assert_int_equal(backend.ops->moment_get(&backend, &made->moment.acc, &made->moment.exp, 62,
-                                             1.0 / (double)made->n_tokens, 0, &s),
-                     OK);
-    buf_free(&bufs[0]);
-    buf_free(&bufs[1]);
-}
-
-static void make(const struct scene *s, struct made *made)
-{
-    *made = (struct made){.scene = s, .n_units = s->n_experts + (s->shared_rows > 0)};
-    made->n_modules = 2 * made->n_units;
-    for (int64_t i = 0; i < made->n_modules; i++) {
-        made->module_rows[i] = i / 2 < s->n_experts ? s->rows : s->shared_rows;
-        made->row0[i + 1] = made->m = made->m + made->module_rows[i];
-    }
-    made->e = malloc((size_t)(made->m * s->d) * sizeof *made->e);
-    assert_non_null(made->e);
-    for (int64_t i = 0; i < made->m * s->d; i++)
-        made->e[i] = (float)(1e-3 * normal(1, i));
-    for (int64_t e = 0; e < s->n_experts; e++) {
-        made->n_tokens += s->tokens[e];
-        made->x[e] = draw_tokens(s, e, s->tokens[e], 0);
-        made->held_out[e] = draw_tokens(s, e, HELD_OUT, s->tokens[e]);
-    }
-    for (int64_t e = 0; e < made->n_units; e++)
-        made->weight[e] = e < s->n_experts ? (double)max_i64(s->tokens[e], 1) / (double)made->n_tokens : 1;
-    made->s = doubles(s->d * s->d);
-    make_moment(made);
-}
-
-static void unmake(struct made *made)
-{
-    free(made->e);
-    free(made->s);
-    for (int64_t e = 0; e < made->scene->n_experts; e++) {
-        free(made->x[e]);
-        free(made->held_out[e]);
-    }
-    buf_free(&made->moment.acc_buf);
-    buf_free(&made->moment.exp_buf);
-}
+enum { P = EXPERT_PROBES };
 
 /* ---- a run -------------------------------------------------------------------------------------------------------------- */
 
@@ -193,15 +38,6 @@ static void forget(struct result *r)
     free(r->b);
     free(r->solved_a);
     free(r->solved_b);
-}
-
-static uint16_t *fetch(struct backend *be, const struct mat *m)
-{
-    uint16_t *host = malloc(mat_bytes(m) + 1);
-    assert_non_null(host);
-    if (mat_bytes(m) > 0)
-        assert_int_equal(be->ops->get(be, host, m->data, mat_bytes(m)), OK);
-    return host;
 }
 
 /* n_e S_e of the expert that the twist speaks of: n (p + eps q)(p + eps q)^T with B p = 0. x gets p + eps q. */
@@ -288,7 +124,7 @@ static int refit(struct comm *comm, const struct made *made, const struct twist 
     assert_int_equal(refit_units(panels, 2, &units), OK);
     assert_int_equal(mat_alloc(be, DT_F32, (units.end - units.begin) * d, P, &v_buf, &v), OK);
     assert_int_equal(refit_probe(comm, params, panels, 2, e, &v), OK);
-    float *seen = (float *)(void *)fetch(be, &v);
+    float *seen = fetch(be, &v);
     uint16_t *stored = fetch(be, &s->b);
     double *b = doubles(s->rank * d), *y;
     convert(b, DT_F64, stored, s->b.dtype, s->rank * d);
@@ -319,19 +155,10 @@ static int refit(struct comm *comm, const struct made *made, const struct twist 
 
 static struct solve_params params_of(const struct scene *s)
 {
-    return (struct solve_params){.solver = SOLVER_KRYLOV,
-                                 .qr = QR_GRAM,
-                                 .sharing = s->sharing,
-                                 .rank = s->r,
-                                 .oversample = 10,
-                                 .power = -1,
-                                 .stop = 0.005,
-                                 .max_steps = 6,
-                                 .damp = DAMP_DIAG,
-                                 .alpha = 0,
-                                 .factor_dtype = s->dtype,
-                                 .seed = 1,
-                                 .sub = 3};
+    struct solve_params params = help_params(s->r);
+    params.sharing = s->sharing;
+    params.factor_dtype = s->dtype;
+    return params;
 }
 
 static void keep(struct backend *be, const struct made *made, const struct solution *s, struct result *r)
@@ -355,9 +182,7 @@ static void run(struct comm *comm, const struct made *made, const struct twist *
     struct backend *be = comm->be;
     const struct solve_params params = params_of(made->scene);
     struct panels panels;
-    struct moment moment = made->moment;
-    struct buf e_buf;
-    struct mat e;
+    struct placed p;
     struct solution s = {0};
     double weight[MAX_UNITS];
     assert_int_equal(panels_create(made->module_rows, made->n_modules, 2, comm->rank, comm->size, &panels), OK);
@@ -365,16 +190,10 @@ static void run(struct comm *comm, const struct made *made, const struct twist *
     *r = (struct result){.row0 = own.begin, .m_p = own.end - own.begin};
     for (int64_t i = 0; i < made->n_units; i++)
         weight[i] = twist->weight > 0 ? twist->weight : made->weight[i];
-    assert_int_equal(mat_alloc(be, DT_F32, r->m_p, made->scene->d, &e_buf, &e), OK);
-    assert_int_equal(mat_alloc(be, DT_I64, 1, moment.acc.cols, &moment.acc_buf, &moment.acc), OK);
-    assert_int_equal(mat_alloc(be, DT_I32, 1, moment.exp.cols, &moment.exp_buf, &moment.exp), OK);
-    if (e.rows > 0)
-        assert_int_equal(be->ops->put(be, e.data, made->e + own.begin * made->scene->d, mat_bytes(&e)), OK);
-    assert_int_equal(be->ops->put(be, moment.acc.data, made->moment.acc.data, mat_bytes(&moment.acc)), OK);
-    assert_int_equal(be->ops->put(be, moment.exp.data, made->moment.exp.data, mat_bytes(&moment.exp)), OK);
-    assert_int_equal(refit_weigh(be, &panels, 2, weight, 0, &e), OK);
-    assert_int_equal(solve_group(comm, &params, &panels, &e, &moment, &s), OK);
-    assert_int_equal(refit_weigh(be, &panels, 2, weight, 1, &e), OK);
+    place(be, made->e, own, &made->moment, &p);
+    assert_int_equal(refit_weigh(be, &panels, 2, weight, 0, &p.e), OK);
+    assert_int_equal(solve_group(comm, &params, &panels, &p.e, &p.moment, &s), OK);
+    assert_int_equal(refit_weigh(be, &panels, 2, weight, 1, &p.e), OK);
     r->rank = s.rank;
     r->r = s.a.cols;
     for (int64_t i = 0; i < made->n_modules; i++) {
@@ -383,18 +202,16 @@ static void run(struct comm *comm, const struct made *made, const struct twist *
     }
     r->solved_a = fetch(be, &s.a);
     r->solved_b = fetch(be, &s.b);
-    r->err = refit(comm, made, twist, &params, &panels, &e, &moment, weight, &s);
+    r->err = refit(comm, made, twist, &params, &panels, &p.e, &p.moment, weight, &s);
     if (!r->err)
         keep(be, made, &s, r);
     solution_free(&s);
-    buf_free(&e_buf);
-    buf_free(&moment.acc_buf);
-    buf_free(&moment.exp_buf);
+    unplace(&p);
     panels_free(&panels);
 }
 
 /* By all ranks, and by rank 0 alone with all experts; every rank compares all that it holds. `alone` is filled on rank 0. Where
- * ranks compute on another device, whose bits depend on shapes, the ranks' own answer is handed out (test_solve.c says why). */
+ * bits depend on shapes, the ranks' own answer is handed out. */
 static void run_both(const struct made *made, const struct twist *twist, struct result *alone)
 {
     struct comm self;
@@ -404,7 +221,7 @@ static void run_both(const struct made *made, const struct twist *twist, struct 
     run(&world, made, twist, &part);
     assert_int_equal(part.err, OK);
     *alone = (struct result){0};
-    if (strncmp(shared.name, "cpu", 3) != 0 && world.size == 1) {
+    if (!has_bits_of_one() && world.size == 1) {
         *alone = part;
         return;
     }
@@ -414,19 +231,11 @@ static void run_both(const struct made *made, const struct twist *twist, struct 
         assert_int_equal(alone->err, OK);
         comm_close(&self);
     }
-    if (strncmp(shared.name, "cpu", 3) == 0) {
+    if (has_bits_of_one()) {
         same = *alone;
         assert_int_equal(comm_bcast(&world, &same, sizeof same, 0), OK);
-        a = malloc((size_t)(made->m * same.r) * 2 + 1);
-        b = malloc((size_t)(same.rank * d) * 2 + 1);
-        assert_non_null(a);
-        assert_non_null(b);
-        if (world.rank == 0) {
-            memcpy(a, alone->a, (size_t)(made->m * same.r) * 2);
-            memcpy(b, alone->b, (size_t)(same.rank * d) * 2);
-        }
-        assert_int_equal(comm_bcast(&world, a, (size_t)(made->m * same.r) * 2, 0), OK);
-        assert_int_equal(comm_bcast(&world, b, (size_t)(same.rank * d) * 2, 0), OK);
+        a = of_rank_zero(alone->a, (size_t)(made->m * same.r) * 2);
+        b = of_rank_zero(alone->b, (size_t)(same.rank * d) * 2);
         assert_true(part.rank == same.rank && part.r == same.r);
         assert_memory_equal(part.a, a + part.row0 * same.r, (size_t)(part.m_p * same.r) * 2);
         assert_memory_equal(part.b, b, (size_t)(same.rank * d) * 2);
@@ -658,7 +467,7 @@ static void test_layer(void **state)
                 assert_true(!bare || own.module_captured[2 * u] == layer.module_captured[2 * u]);
                 assert_true(!bare || own.module_trace[2 * u + 1] == layer.module_trace[2 * u + 1]);
             }
-            if (strncmp(shared.name, "cpu", 3) == 0)
+            if (has_bits_of_one())
                 assert_memory_equal(layer.a, layer.solved_a, (size_t)(made.m * r) * 2);
             assert_memory_equal(layer.b, layer.solved_b, (size_t)(own.rank * d) * 2);
         }
@@ -817,15 +626,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_range_of_one), cmocka_unit_test(test_range_of_all), cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_units),
     };
-    int failed, opened;
-    opened = backend_open(&shared, argc > 1 ? argv[1] : "cpu", 1);
-    if (opened == ERR_UNSUPPORTED)
-        return 77; /* no such device here: the message said so */
-    if (opened || backend_open(&backend, "cpu", 2) || comm_open_mpi(&world, &shared))
-        return 1;
-    failed = cmocka_run_group_tests_name("refit", tests, NULL, NULL);
-    comm_close(&world);
-    backend_close(&shared);
-    backend_close(&backend);
+    const int status = help_open(argc > 1 ? argv[1] : NULL);
+    if (status >= 0)
+        return status;
+    const int failed = cmocka_run_group_tests_name("refit", tests, NULL, NULL);
+    help_close();
     return failed != 0;
 }

@@ -5,24 +5,10 @@
  *
  * usage: test_solve [krylov|qr-rsvd|qr-rsvd:householder [DEVICE]]
  */
-#include "base/err.h"
-#include "calib/solve.h"
+#include "tests/solve_help.h"
 
 #include <lapacke.h>
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
-
-/* For the run alone, the oracle and what is measured; for the run shared by all ranks: another device may be named, and one
- * thread where the other has two. */
-static struct backend backend, shared;
-static struct comm world;
 static enum solver solver = SOLVER_KRYLOV;
 static enum qr_kind qr_kind = QR_GRAM;
 
@@ -80,9 +66,8 @@ static void make_moment(struct made *made)
 {
     const struct scene *s = made->scene;
     int64_t t = s->n_tokens, d = s->d;
-    struct mat g, h, x, e;
-    struct buf bufs[4];
-    int32_t overflow = 0;
+    struct mat g, h, x;
+    struct buf bufs[3];
     assert_int_equal(mat_alloc(&backend, DT_F32, t, d, &bufs[0], &g), OK);
     assert_int_equal(mat_alloc(&backend, DT_F32, d, d, &bufs[1], &h), OK);
     assert_int_equal(mat_alloc(&backend, DT_F32, t, d, &bufs[2], &x), OK);
@@ -95,20 +80,8 @@ static void make_moment(struct made *made)
     if (s->massive > 0)
         for (int64_t i = 0; i < t; i++)
             px[i * d + 3] *= (float)sqrt(s->massive);
-    made->moment = (struct moment){.d = d, .shift = 62, .n_tokens = t};
-    assert_int_equal(mat_alloc(&backend, DT_I64, 1, d * (d + 1) / 2, &made->moment.acc_buf, &made->moment.acc), OK);
-    assert_int_equal(mat_alloc(&backend, DT_I32, 1, d, &made->moment.exp_buf, &made->moment.exp), OK);
-    assert_int_equal(backend.ops->zero(&backend, made->moment.acc.data, mat_bytes(&made->moment.acc)), OK);
-    assert_int_equal(mat_alloc(&backend, DT_F64, 1, d, &bufs[3], &e), OK);
-    assert_int_equal(backend.ops->col_sumsq(&backend, &x, &e), OK);
-    for (int64_t j = 0; j < d; j++)
-        ((int32_t *)made->moment.exp.data)[j] = (int32_t)ceil(log2(sqrt(((double *)e.data)[j]) * 1.001 + 1e-30));
-    assert_int_equal(backend.ops->moment_add(&backend, &x, &made->moment.exp, 62, &made->moment.acc, &overflow), OK);
-    assert_int_equal(overflow, 0);
-    struct mat sm = mat_view(made->s, DT_F64, d, d);
-    assert_int_equal(
-        backend.ops->moment_get(&backend, &made->moment.acc, &made->moment.exp, 62, 1.0 / (double)t, 0, &sm), OK);
-    for (int i = 0; i < 4; i++)
+    help_moment(&x, &made->moment, made->s);
+    for (int i = 0; i < 3; i++)
         buf_free(&bufs[i]);
 }
 
@@ -129,8 +102,7 @@ static void unmake(struct made *made)
 {
     free(made->e);
     free(made->s);
-    buf_free(&made->moment.acc_buf);
-    buf_free(&made->moment.exp_buf);
+    moment_free(&made->moment);
 }
 
 static void multiply(int ta, int tb, const struct mat *a, const struct mat *b, struct mat *c)
@@ -202,19 +174,10 @@ static double objective(const struct made *made, const struct solution *s)
 
 static struct solve_params defaults(int64_t r)
 {
-    return (struct solve_params){.solver = solver,
-                                 .qr = qr_kind,
-                                 .rank = r,
-                                 .oversample = 10,
-                                 .power = -1,
-                                 .stop = 0.005,
-                                 .max_steps = 6,
-                                 .damp = DAMP_DIAG,
-                                 .alpha = 0,
-                                 .factor_dtype = DT_F16,
-                                 .exact_energy = 0,
-                                 .seed = 1,
-                                 .sub = 3};
+    struct solve_params params = help_params(r);
+    params.solver = solver;
+    params.qr = qr_kind;
+    return params;
 }
 
 /* What a run leaves behind, on the host. */
@@ -232,35 +195,17 @@ static void forget(struct result *r)
     free(r->b);
 }
 
-static void *fetch(struct backend *be, const struct mat *m)
-{
-    void *host = malloc(mat_bytes(m) + 1);
-    assert_non_null(host);
-    if (mat_bytes(m) > 0)
-        assert_int_equal(be->ops->get(be, host, m->data, mat_bytes(m)), OK);
-    return host;
-}
-
 /* This rank's rows of the problem in the memory of comm's backend, solved there. */
 static void solve_on(struct comm *comm, const struct made *made, const struct solve_params *params, struct result *r)
 {
     struct backend *be = comm->be;
     struct panels panels;
-    struct moment moment = made->moment;
-    struct buf e_buf;
-    struct mat e;
+    struct placed p;
     assert_int_equal(panels_create(made->scene->modules, made->scene->n_modules, 0, comm->rank, comm->size, &panels),
                      OK);
-    struct range own = panels_rows(&panels, comm->rank);
-    assert_int_equal(mat_alloc(be, DT_F32, own.end - own.begin, made->scene->d, &e_buf, &e), OK);
-    assert_int_equal(mat_alloc(be, DT_I64, 1, moment.acc.cols, &moment.acc_buf, &moment.acc), OK);
-    assert_int_equal(mat_alloc(be, DT_I32, 1, moment.exp.cols, &moment.exp_buf, &moment.exp), OK);
-    if (e.rows > 0)
-        assert_int_equal(be->ops->put(be, e.data, made->e + own.begin * made->scene->d, mat_bytes(&e)), OK);
-    assert_int_equal(be->ops->put(be, moment.acc.data, made->moment.acc.data, mat_bytes(&moment.acc)), OK);
-    assert_int_equal(be->ops->put(be, moment.exp.data, made->moment.exp.data, mat_bytes(&moment.exp)), OK);
+    place(be, made->e, panels_rows(&panels, comm->rank), &made->moment, &p);
     *r = (struct result){0};
-    r->err = solve_group(comm, params, &panels, &e, &moment, &r->s);
+    r->err = solve_group(comm, params, &panels, &p.e, &p.moment, &r->s);
     if (!r->err) {
         r->a = fetch(be, &r->s.a);
         r->b = fetch(be, &r->s.b);
@@ -273,9 +218,7 @@ static void solve_on(struct comm *comm, const struct made *made, const struct so
     solution_free(&r->s);
     r->s.a.data = r->a;
     r->s.b.data = r->b;
-    buf_free(&e_buf);
-    buf_free(&moment.acc_buf);
-    buf_free(&moment.exp_buf);
+    unplace(&p);
     panels_free(&panels);
 }
 
@@ -308,8 +251,8 @@ static void collect(const struct made *made, const struct result *part, struct r
 }
 
 /* Solved by all ranks, and by rank 0 alone with all rows (and other threads); every rank compares all that it holds. `alone`
- * is filled on rank 0. On a GPU a product's bits depend on its shape, and so on who holds which rows: there the ranks' answer
- * itself is handed out, to be judged by its objective like every other. */
+ * is filled on rank 0. Where bits depend on the ranks, their answer itself is handed out, to be judged by its objective like every
+ * other. */
 static void solve_both(const struct made *made, const struct solve_params *params, struct result *alone)
 {
     struct comm self;
@@ -319,7 +262,7 @@ static void solve_both(const struct made *made, const struct solve_params *param
     char *a = NULL, *b = NULL;
     solve_on(&world, made, params, &part);
     assert_int_equal(part.err, OK);
-    if (strncmp(shared.name, "cpu", 3) != 0) {
+    if (!has_bits_of_one()) {
         collect(made, &part, alone);
         forget(&part);
         return;
@@ -334,17 +277,9 @@ static void solve_both(const struct made *made, const struct solve_params *param
     row_bytes = (size_t)part.s.a.cols * 2;
     a_bytes = (size_t)made->m * row_bytes;
     b_bytes = (size_t)(made->scene->d * part.s.rank) * 2;
-    a = malloc(a_bytes + 1);
-    b = malloc(b_bytes + 1);
-    assert_non_null(a);
-    assert_non_null(b);
     struct result same = *alone;
-    if (world.rank == 0) {
-        memcpy(a, alone->a, a_bytes);
-        memcpy(b, alone->b, b_bytes);
-    }
-    assert_int_equal(comm_bcast(&world, a, a_bytes, 0), OK);
-    assert_int_equal(comm_bcast(&world, b, b_bytes, 0), OK);
+    a = of_rank_zero(alone->a, a_bytes);
+    b = of_rank_zero(alone->b, b_bytes);
     assert_int_equal(comm_bcast(&world, &same, sizeof same, 0), OK);
     assert_int_equal(panels_create(made->scene->modules, made->scene->n_modules, 0, world.rank, world.size, &panels),
                      OK);
@@ -621,7 +556,7 @@ static struct made alone_of(const struct made *made, struct scene *scene, int mo
  * owns which rows, which alone and in the group are dealt out otherwise: on the CPU, or one rank. */
 static void test_apart(void **state)
 {
-    const int same_bits = strncmp(shared.name, "cpu", 3) == 0 || world.size == 1;
+    const int same_bits = has_bits_of_one() || world.size == 1;
     static const struct scene scene = {"apart", {700, 20, 300, 4}, 4, 96, 1024, 12, DECAYING, 10, 0, 1};
     struct solve_params params = defaults(scene.r);
     struct made made;
@@ -717,20 +652,14 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_no_tokens),  cmocka_unit_test(test_factor_range), cmocka_unit_test(test_many_modules),
         cmocka_unit_test(test_apart),      cmocka_unit_test(test_prior),
     };
-    const char *device = argc > 2 ? argv[2] : "cpu";
-    int failed, opened;
     if (argc > 1 && strncmp(argv[1], "qr-rsvd", 7) == 0)
         solver = SOLVER_QR_RSVD;
     if (argc > 1 && strcmp(argv[1], "qr-rsvd:householder") == 0)
         qr_kind = QR_HOUSEHOLDER;
-    opened = backend_open(&shared, device, 1);
-    if (opened == ERR_UNSUPPORTED)
-        return 77; /* no such device here: the message said so */
-    if (opened || backend_open(&backend, "cpu", 2) || comm_open_mpi(&world, &shared))
-        return 1;
-    failed = cmocka_run_group_tests_name(argc > 1 ? argv[1] : "krylov", tests, NULL, NULL);
-    comm_close(&world);
-    backend_close(&shared);
-    backend_close(&backend);
+    const int status = help_open(argc > 2 ? argv[2] : NULL);
+    if (status >= 0)
+        return status;
+    const int failed = cmocka_run_group_tests_name(argc > 1 ? argv[1] : "krylov", tests, NULL, NULL);
+    help_close();
     return failed != 0;
 }
