@@ -40,11 +40,22 @@ static void stages_free(struct stages *s)
     slices_free(&s->slices);
 }
 
-/* Every rank its own rows from the checkpoint. */
+/* The layer that is read after layer l: with statistics finished ones aren't. Empty after the last. */
+static struct range read_next(const struct job *job, int64_t l)
+{
+    int64_t next = l + 1;
+    while (next <= job->last && job->options->stats && job->finished[next])
+        next++;
+    return (struct range){next, min_i64(next, job->last) + 1};
+}
+
+/* Every rank its own rows from the checkpoint; those of the next layer are on their way from now on. */
 static int read_slices(struct job *job, int64_t l, struct stages *s)
 {
     int local = slices_plan(job->comm, &job->config, l, &s->slices);
-    return comm_agree(job->comm, local ? local : slices_read(&s->slices, &job->weights));
+    local = local ? local : slices_read(&s->slices, &job->weights);
+    prefetch_next(&job->prefetch, read_next(job, l));
+    return comm_agree(job->comm, local);
 }
 
 /* And from the others what it needs to run the layer. */
@@ -259,11 +270,13 @@ out:
 }
 
 /* All layers from `first` on. With statistics finished ones needn't even be read. */
-static int calibrate_layers(struct job *job, int64_t first, int64_t last)
+static int calibrate_layers(struct job *job, int64_t first)
 {
     int err = OK;
+    const int64_t last = job->last;
     progress_begin(&job->progress, "layer", last + 1);
     job->progress.before = first;
+    prefetch_next(&job->prefetch, read_next(job, first - 1));
     for (int64_t l = first; l <= last; l++) {
         const double start = now_s();
         const int finished = job->finished[l];
@@ -296,8 +309,9 @@ int calibrate(struct comm *comm, const struct calibrate_options *options, struct
     if (!options->stats && missing.begin <= missing.end)
         TRY(resume_begin(comm, options->out, options->hidden_every, job.stats_fingerprint, missing.begin, &job.forward,
                          &job.weights, &job.resume, &first));
+    job.last = missing.end;
     tell_start(&job, first, resumed);
-    TRY(calibrate_layers(&job, first, missing.end));
+    TRY(calibrate_layers(&job, first));
     TRY(facts_gather_ranks(&job.facts, comm, now_s() - start));
     if (comm->rank == 0)
         local = finish(&job);

@@ -101,6 +101,7 @@ static int job_open_local(struct job *job)
         TRY(open_stats(job));
     }
     TRY(weights_open(job));
+    prefetch_open(job->comm, &job->config, &job->weights, &job->prefetch);
     if (o->n_texts > 0)
         TRY(tokenizer_open(o->model, &job->tokenizer));
     TRY(calibrate_check(o, &job->config));
@@ -332,6 +333,7 @@ void job_close(struct job *job)
     forward_free(&job->forward);
     facts_free(&job->facts);
     corpus_free(&job->corpus);
+    prefetch_close(&job->prefetch);
     weights_close(&job->weights);
     tokenizer_close(job->tokenizer);
     free(job->finished);

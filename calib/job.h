@@ -10,6 +10,7 @@
 #include "calib/corpus.h"
 #include "calib/facts.h"
 #include "calib/forward.h"
+#include "calib/prefetch.h"
 #include "calib/resume.h"
 #include "model/store.h"
 #include "model/store_stats.h"
@@ -21,6 +22,7 @@ struct job {
     struct model_config config;
     struct tokenizer *tokenizer;
     struct weights weights;
+    struct prefetch prefetch; /* of weights */
     struct corpus corpus;
     struct store_settings settings;
     struct forward forward;
@@ -30,6 +32,7 @@ struct job {
     int lock;              /* rank 0 */
     char *finished;        /* [n_layers] published by an earlier run with this fingerprint */
     char *kept;            /* [n_layers] statistics are there, or needn't be */
+    int64_t last;          /* layer that something is missing of; -1: of none */
     struct resume resume;  /* where the forward pass goes on */
     struct facts facts;    /* what manifest.json, run.json and report.html say */
     struct progress progress;

@@ -4,6 +4,7 @@
 #include "launch/doctor.h"
 
 #include "base/err.h"
+#include "base/host.h"
 #include "base/log.h"
 
 #include <hdf5.h>
@@ -42,34 +43,6 @@ void check_add(struct checks *checks, const char *name, enum verdict verdict, co
 
 /* ---- one rank ------------------------------------------------------------------------------------------------------ */
 
-/* A number of /proc/meminfo in bytes; -1: not there. */
-static int64_t meminfo(const char *name)
-{
-    char line[256];
-    long long kib = -1;
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && kib < 0 && fgets(line, sizeof line, f))
-        if (strncmp(line, name, strlen(name)) == 0)
-            sscanf(line + strlen(name), ": %lld", &kib);
-    if (f)
-        fclose(f);
-    return kib < 0 ? -1 : (int64_t)kib * 1024;
-}
-
-/* What a container or a batch system leaves of it (control groups, version 2 as the process sees its own). */
-static int64_t group_limit(void)
-{
-    long long limit = 0, used = 0;
-    int known = 0;
-    FILE *f = fopen("/sys/fs/cgroup/memory.max", "r"), *g = fopen("/sys/fs/cgroup/memory.current", "r");
-    known = f && g && fscanf(f, "%lld", &limit) == 1 && fscanf(g, "%lld", &used) == 1;
-    if (f)
-        fclose(f);
-    if (g)
-        fclose(g);
-    return known ? max_i64(limit - used, 0) : INT64_MAX;
-}
-
 static void look_around(const struct comm *comm, struct place *p)
 {
     struct rlimit limit;
@@ -80,7 +53,7 @@ static void look_around(const struct comm *comm, struct place *p)
     snprintf(p->blas, sizeof p->blas, "%s", openblas_get_corename());
     CPU_ZERO(&p->cores);
     sched_getaffinity(0, sizeof p->cores, &p->cores);
-    p->memory = min_i64(meminfo("MemAvailable"), group_limit());
+    p->memory = host_memory_available();
     p->descriptors = getrlimit(RLIMIT_NOFILE, &limit) != 0      ? -1
                      : limit.rlim_cur > (rlim_t)(INT64_MAX / 2) ? INT64_MAX / 2
                                                                 : (int64_t)limit.rlim_cur;

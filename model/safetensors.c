@@ -177,6 +177,19 @@ out:
     return err;
 }
 
+int checkpoint_place(const struct checkpoint *ck, const struct tensor *t, int64_t row0, int64_t rows,
+                     struct file_place *at)
+{
+    int err = OK;
+    int64_t cols = 0;
+    TRY(check_rows(ck, t, row0, rows, &cols));
+    const uint64_t row_bytes = (uint64_t)cols * dtype_bytes(t->dtype);
+    *at =
+        (struct file_place){ck->files[t->file].fd, t->offset + (uint64_t)row0 * row_bytes, (uint64_t)rows * row_bytes};
+out:
+    return err;
+}
+
 /* n elements from the element `first` on. They are inside the file (the header was checked), so nothing overflows. */
 static int read_elements(const struct checkpoint *ck, const struct tensor *t, int64_t first, int64_t n, void *dst)
 {

@@ -49,6 +49,13 @@ int checkpoint_expect_stack(const struct checkpoint *ck, const char *name, int64
 int checkpoint_read_rows(const struct checkpoint *ck, const struct tensor *t, int64_t row0, int64_t rows, void *dst);
 /* The same, converted to f32; ERR_FORMAT naming file, tensor, row and column at the first NaN or infinity. */
 int checkpoint_read_f32(const struct checkpoint *ck, const struct tensor *t, int64_t row0, int64_t rows, float *dst);
+/* Where in which file such rows are. ERR_ARG as checkpoint_read_rows. */
+struct file_place {
+    int fd;
+    uint64_t offset, bytes;
+};
+int checkpoint_place(const struct checkpoint *ck, const struct tensor *t, int64_t row0, int64_t rows,
+                     struct file_place *at);
 /* Path of the file that holds t, for messages. */
 const char *checkpoint_file(const struct checkpoint *ck, const struct tensor *t);
 /* Hash of all headers, sizes and tensor names (SHA-256): what a fingerprint takes of a checkpoint. */

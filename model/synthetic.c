@@ -332,6 +332,18 @@ static int fingerprint_synthetic(struct weights *w, char hex[65])
     return sha256_hex(text, (size_t)n, hex);
 }
 
+/* Made, not read. */
+static int place_synthetic(struct weights *w, const struct tensor_id *id, int64_t row0, int64_t rows,
+                           struct file_place *at)
+{
+    (void)w;
+    (void)id;
+    (void)row0;
+    (void)rows;
+    (void)at;
+    return OK;
+}
+
 static void close_synthetic(struct weights *w)
 {
     struct generator *g = w->state;
@@ -345,7 +357,8 @@ static const struct weights_ops synthetic_ops = {.close = close_synthetic,
                                                  .dtype = dtype_synthetic,
                                                  .panel = panel_synthetic,
                                                  .read = read_synthetic,
-                                                 .fingerprint = fingerprint_synthetic};
+                                                 .fingerprint = fingerprint_synthetic,
+                                                 .place = place_synthetic};
 
 int weights_open_synthetic(struct backend *be, const struct synthetic *s, const struct model_config *config,
                            int64_t rank, struct weights *w)

@@ -148,6 +148,12 @@ int weights_fingerprint(struct weights *w, char hex[65])
     return w->ops->fingerprint(w, hex);
 }
 
+int weights_place(struct weights *w, const struct tensor_id *id, int64_t row0, int64_t rows, struct file_place *at)
+{
+    *at = (struct file_place){.fd = -1};
+    return rows > 0 ? w->ops->place(w, id, row0, rows, at) : OK;
+}
+
 /* ---- a checkpoint ------------------------------------------------------------------------------------------------- */
 
 struct files {
@@ -255,6 +261,18 @@ static int fingerprint_files(struct weights *w, char hex[65])
     return checkpoint_fingerprint(files->ck, hex);
 }
 
+static int place_files(struct weights *w, const struct tensor_id *id, int64_t row0, int64_t rows, struct file_place *at)
+{
+    int err = OK;
+    const struct files *files = w->state;
+    const struct tensor *t = NULL;
+    int64_t first;
+    TRY(find(w, id, &t, &first));
+    TRY(checkpoint_place(files->ck, t, first + row0, rows, at));
+out:
+    return err;
+}
+
 static void close_files(struct weights *w)
 {
     struct files *files = w->state;
@@ -267,7 +285,8 @@ static const struct weights_ops checkpoint_ops = {.close = close_files,
                                                   .dtype = dtype_files,
                                                   .panel = panel_files,
                                                   .read = read_files,
-                                                  .fingerprint = fingerprint_files};
+                                                  .fingerprint = fingerprint_files,
+                                                  .place = place_files};
 
 int weights_open_checkpoint(struct backend *be, const char *path, const struct model_config *config, struct weights *w)
 {

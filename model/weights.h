@@ -52,6 +52,7 @@ struct weights_ops {
     int (*panel)(struct weights *w, const struct tensor_id *id, int64_t row0, struct mat *panel);
     int (*read)(struct weights *w, const struct tensor_id *id, int64_t row0, int64_t rows, void *host);
     int (*fingerprint)(struct weights *w, char hex[65]);
+    int (*place)(struct weights *w, const struct tensor_id *id, int64_t row0, int64_t rows, struct file_place *at);
 };
 
 /* A folder or file of safetensors that holds what the family needs and no more (family_check). Keeps be and config. */
@@ -70,6 +71,8 @@ int weights_panel(struct weights *w, const struct tensor_id *id, int64_t row0, s
 int weights_read(struct weights *w, const struct tensor_id *id, int64_t row0, int64_t rows, void *host);
 /* Elements [row0, row0 + n) of a vector as f32 on the host. */
 int weights_vector(struct weights *w, const struct tensor_id *id, int64_t row0, int64_t n, float *host);
+/* Where rows would be read from; 0 bytes: from no file. */
+int weights_place(struct weights *w, const struct tensor_id *id, int64_t row0, int64_t rows, struct file_place *at);
 /* Hash of everything the values depend on, for the fingerprint of a calibration. */
 int weights_fingerprint(struct weights *w, char hex[65]);
 

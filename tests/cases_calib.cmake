@@ -1,6 +1,7 @@
 foreach(np 1 2 3 8)
   add_case(NAME covariance_np${np} PROGRAM test_covariance NP ${np} ARGS cpu LABELS mpi)
 endforeach()
+add_case(NAME prefetch PROGRAM test_prefetch LABELS unit)
 add_case(NAME budget PROGRAM test_budget LABELS unit)
 add_case(NAME covariance_check PROGRAM test_covariance ARGS cpu:check LABELS unit)
 add_case(NAME covariance_check_np2 PROGRAM test_covariance NP 2 ARGS cpu:check LABELS mpi)
