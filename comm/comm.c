@@ -2,6 +2,7 @@
  * The calls of comm.h: what is common to all transports. */
 #include "comm/comm.h"
 #include "comm/comm_nccl.h"
+#include "comm/comm_post.h"
 #include "comm/shard.h"
 
 #include "base/activity.h"
@@ -41,6 +42,20 @@ static size_t others(const struct comm *comm, const size_t *bytes)
 static int back(int err)
 {
     activity_wait(0);
+    return err;
+}
+
+int comm_split(struct comm *comm, int color, struct comm *part)
+{
+    int err = OK;
+    *part = (struct comm){0};
+    assert(color >= 0);
+    TRY(TOGETHER(comm->ops->split(comm, color, part)));
+    err = comm->nccl && part->size > 1 ? comm_join_nccl(comm, part) : OK;
+    err = comm_agree(comm, err);
+out:
+    if (err)
+        comm_close(part);
     return err;
 }
 
@@ -169,6 +184,35 @@ int comm_recv(struct comm *comm, void *host, size_t bytes, int from, int tag)
     return TOGETHER(comm->ops->recv(comm, host, bytes, from, tag));
 }
 
+int comm_post_send(struct comm *comm, const void *host, size_t bytes, int to, int tag, struct comm_message **message)
+{
+    count_message(comm, bytes, 0);
+    assert(tag >= 0 && tag < 1024);
+    return comm->ops->post_send(comm, host, bytes, to, tag, message);
+}
+
+int comm_post_recv(struct comm *comm, void *host, size_t bytes, int from, int tag, struct comm_message **message)
+{
+    count_message(comm, 0, bytes);
+    assert(tag >= 0 && tag < 1024);
+    return comm->ops->post_recv(comm, host, bytes, from, tag, message);
+}
+
+int message_check(const struct comm_message *m)
+{
+    if (!m->is_receive || m->got == m->bytes)
+        return OK;
+    return err_set(ERR_COMM, __FILE__, __LINE__, "rank %d sent %zu bytes, %zu expected (tag %d)", m->peer, m->got,
+                   m->bytes, m->tag);
+}
+
+int comm_complete(struct comm *comm, struct comm_message **message)
+{
+    struct comm_message *m = *message;
+    *message = NULL;
+    return m ? TOGETHER(comm->ops->complete(comm, m)) : OK;
+}
+
 /* Shapes are the same on every rank, so what is empty on one is empty on all: nobody calls the transport. */
 static int is_empty(const struct mat *m)
 {
@@ -190,6 +234,30 @@ int comm_reduce_exact(struct comm *comm, struct mat *acc, int root)
     traffic_count(&comm->traffic, TRAFFIC_REDUCE, comm->size, comm->rank == root ? 0 : bytes,
                   comm->rank == root ? bytes : 0);
     return is_empty(acc) ? OK : TOGETHER(comm->ops->reduce_exact(comm, acc, root));
+}
+
+int comm_reduce_scatter_exact(struct comm *comm, struct mat *acc, const int64_t *first)
+{
+    assert(acc->dtype == DT_I64 && first[0] == 0 && first[comm->size] == acc->rows * acc->cols);
+    const int64_t own = (first[comm->rank + 1] - first[comm->rank]) * (int64_t)sizeof(int64_t);
+    traffic_count(&comm->traffic, TRAFFIC_REDUCE, comm->size, (int64_t)mat_bytes(acc) - own, own);
+    return is_empty(acc) ? OK : TOGETHER(comm->ops->reduce_scatter_exact(comm, acc, first));
+}
+
+/* A rank without rows for or from anybody meets nobody; others may have some. */
+int comm_exchange_rows(struct comm *comm, const struct mat *mine, const int64_t *to, struct mat *theirs,
+                       const int64_t *from)
+{
+    const size_t row = (size_t)mine->cols * dtype_bytes(mine->dtype);
+    int64_t out = 0, in = 0;
+    for (int p = 0; p < comm->size; p++) {
+        out += to[p];
+        in += from[p];
+    }
+    assert(mine->dtype == theirs->dtype && mine->cols == theirs->cols && mine->ld == mine->cols);
+    assert(out == mine->rows && in == theirs->rows && to[comm->rank] == from[comm->rank] && theirs->ld == theirs->cols);
+    count_message(comm, (size_t)(out - to[comm->rank]) * row, (size_t)(in - from[comm->rank]) * row);
+    return out + in == 0 || row == 0 ? OK : TOGETHER(comm->ops->exchange_rows(comm, mine, to, theirs, from));
 }
 
 int comm_allgather_rows(struct comm *comm, struct mat *m, const int64_t *row0)

@@ -23,6 +23,7 @@
 #include <stdint.h>
 
 struct comm_ops;
+struct comm_message;
 struct nccl_state;
 
 struct comm {
@@ -45,10 +46,14 @@ int comm_open_self(struct comm *comm, struct backend *be);
  * comm_open_self: MPI isn't touched, which saves 0.1-0.3 s. ERR_COMM when srun started several tasks but MPI sees only
  * one. */
 int comm_open_mpi(struct comm *comm, struct backend *be);
-/* Finalizes MPI if open initialized it. Collective. */
+/* The ranks of the same color (>= 0), in the order of their rank in comm, as a communicator of its own: calls on it are met by its
+ * members' only. host, local_rank and local_size are among them, traffic starts at 0; comm->be carries on, by NCCL where comm has it
+ * and part has several ranks. part stays where it is and closes before comm and comm->be do. Collective, over all of comm. */
+int comm_split(struct comm *comm, int color, struct comm *part);
+/* Gives up what is posted and not completed. Finalizes MPI if open initialized it (a part leaves it open). Collective. */
 void comm_close(struct comm *comm);
-/* Ends all ranks at once with this exit code, for errors that are not agreed. Doesn't return under MPI; with one rank
- * it does, and the caller ends itself. */
+/* Ends all ranks (not only a part's) at once with this exit code, for errors that are not agreed. Doesn't return under MPI; with one
+ * rank it does, and the caller ends itself. */
 void comm_abort(struct comm *comm, int exit_code);
 
 /* Lets NCCL carry the mats if it can: comm->be is a GPU of its own for every rank, and every rank finds libnccl.so.2, 2.19 or
@@ -87,6 +92,9 @@ int comm_sum_i64(struct comm *comm, int64_t *host, int64_t n);
 int comm_sum_exact(struct comm *comm, struct mat *acc);
 /* The same sum on root alone; what acc holds elsewhere is undefined. */
 int comm_reduce_exact(struct comm *comm, struct mat *acc, int root);
+/* Elements [first[p], first[p + 1]) of the same sum on rank p; what acc holds elsewhere is undefined. first [size + 1] goes from 0 to
+ * the number of elements. Half of comm_sum_exact's traffic. */
+int comm_reduce_scatter_exact(struct comm *comm, struct mat *acc, const int64_t *first);
 /* Rank p contributes bytes[p] bytes; all[] holds every rank's, in rank order. bytes is known to every rank. */
 int comm_allgather(struct comm *comm, const void *mine, const size_t *bytes, void *all);
 /* The same number of bytes from every rank. */
@@ -99,9 +107,20 @@ int comm_scatter(struct comm *comm, const void *all, const size_t *bytes, void *
 int comm_allgather_rows(struct comm *comm, struct mat *m, const int64_t *row0);
 /* m as root has it, on every rank. Dense. */
 int comm_bcast_mat(struct comm *comm, struct mat *m, int root);
+/* Rows go to other ranks: mine holds to[0] rows for rank 0, then to[1] for rank 1, ...; theirs gets from[p] rows of rank p likewise.
+ * to and from [size] fit together over the ranks, who needn't know one another's. The same dtype and cols everywhere, dense, mine and
+ * theirs apart. Rows for oneself are copied. */
+int comm_exchange_rows(struct comm *comm, const struct mat *mine, const int64_t *to, struct mat *theirs,
+                       const int64_t *from);
 /* Blocking, point to point. tag < 1024. */
 int comm_send(struct comm *comm, const void *host, size_t bytes, int to, int tag);
 int comm_recv(struct comm *comm, void *host, size_t bytes, int from, int tag);
+/* A message on its way while this rank computes: posted by one call, waited for by comm_complete, which frees it and sets *message to
+ * NULL whatever comes of it. Nobody touches host until then. Otherwise as comm_send and comm_recv, with which it may be met; messages of
+ * a pair with one tag arrive in the order posted. A rank may post to itself. Not collective. */
+int comm_post_send(struct comm *comm, const void *host, size_t bytes, int to, int tag, struct comm_message **message);
+int comm_post_recv(struct comm *comm, void *host, size_t bytes, int from, int tag, struct comm_message **message);
+int comm_complete(struct comm *comm, struct comm_message **message); /* accepts NULL at *message */
 /* parts f32 [n_parts T, cols]: this rank's partial sums as linear with shard_split() leaves them. sum f32 [T, cols]
  * gets the tree sum over all ranks' leaves, the same bits for every number of ranks. Powers of two: recursive doubling;
  * other counts gather the parts. sum may be parts where n_parts is 1. */
@@ -109,6 +128,7 @@ int comm_tree_sum(struct comm *comm, const struct mat *parts, struct mat *sum);
 
 struct comm_ops {
     const char *name; /* "self", "mpi", "nccl" */
+    int (*split)(struct comm *, int color, struct comm *part);
     void (*close)(struct comm *);
     void (*abort)(struct comm *, int exit_code);
     int (*barrier)(struct comm *);
@@ -119,17 +139,28 @@ struct comm_ops {
     int (*end)(struct comm *, int64_t *worst); /* maximum, met by no other call */
     int (*sum_i64)(struct comm *, int64_t *host, int64_t n);
     int (*reduce_i64)(struct comm *, int64_t *host, int64_t n, int root); /* the sum, on root alone */
+    int (*reduce_scatter_i64)(struct comm *, int64_t *host, const int64_t *first);
     int (*allgather)(struct comm *, const void *mine, const size_t *bytes, void *all);
     int (*gather)(struct comm *, const void *mine, const size_t *bytes, void *all, int root);
     int (*scatter)(struct comm *, const void *all, const size_t *bytes, void *mine, int root);
     int (*send)(struct comm *, const void *host, size_t bytes, int to, int tag);
     int (*recv)(struct comm *, void *host, size_t bytes, int from, int tag);
+    int (*post_send)(struct comm *, const void *host, size_t bytes, int to, int tag, struct comm_message **message);
+    int (*post_recv)(struct comm *, void *host, size_t bytes, int from, int tag, struct comm_message **message);
+    int (*complete)(struct comm *, struct comm_message *message);
+    /* out[p] bytes from mine + out_at[p] to rank p, in[p] from it to theirs + in_at[p]. A pair meets as often as one of its ranks has
+     * bytes for the other; who has none for anybody may skip the call. */
+    int (*all_to_all)(struct comm *, const void *mine, const size_t *out, const size_t *out_at, void *theirs,
+                      const size_t *in, const size_t *in_at);
     /* Send mine to peer and receive theirs from it: both call it. */
     int (*exchange)(struct comm *, const void *mine, void *theirs, size_t bytes, int peer);
     /* Of the mats, none of them empty: comm_stage.c or comm_nccl.c. */
     int (*sum_exact)(struct comm *, struct mat *acc);
     int (*reduce_exact)(struct comm *, struct mat *acc, int root);
+    int (*reduce_scatter_exact)(struct comm *, struct mat *acc, const int64_t *first);
     int (*tree_sum)(struct comm *, const struct mat *parts, struct mat *sum);
+    int (*exchange_rows)(struct comm *, const struct mat *mine, const int64_t *to, struct mat *theirs,
+                         const int64_t *from);
     int (*allgather_rows)(struct comm *, struct mat *m, const int64_t *row0);
     int (*bcast_mat)(struct comm *, struct mat *m, int root);
 };

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * comm "mpi": all ranks of MPI_COMM_WORLD, host memory.
+ * comm "mpi": all ranks of MPI_COMM_WORLD or a part of them, host memory. Opening and splitting: comm_mpi_open.c; posted messages:
+ * comm_mpi_post.c.
  *
  * Errors. MPI is told to return its errors; they become ERR_COMM with MPI's own text. What the other ranks then do is
  * up to the caller (comm_abort): a failed collective leaves them waiting.
@@ -17,61 +18,17 @@
 
 #include <limits.h>
 #include <sched.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 enum {
-    REDUCE_BYTES = 2 << 20,
-    MOVE_BYTES = 1 << 30,
     TAG_GATHER = 2048, /* callers' tags are below 1024 */
-    TAG_SCATTER = 2049,
-    TAG_EXCHANGE = 2050,
-    TAG_TELL = 2051
+    TAG_SCATTER,
+    TAG_EXCHANGE,
+    TAG_TELL,
+    TAG_REDUCE,
+    TAG_ALL_TO_ALL
 };
-
-/* "MPI_Allreduce: MPI_ERR_COMM: invalid communicator". The call's name is cut from its text. */
-#define TRY_MPI(call)                                                                                                  \
-    do {                                                                                                               \
-        int mpi_code = (call);                                                                                         \
-        if (mpi_code != MPI_SUCCESS)                                                                                   \
-            FAIL(ERR_COMM, "%.*s: %s", (int)strcspn(#call, "("), #call,                                                \
-                 mpi_text(mpi_code, (char[MPI_MAX_ERROR_STRING]){0}));                                                 \
-    } while (0)
-
-static const char *mpi_text(int code, char *text)
-{
-    int n = 0;
-    if (MPI_Error_string(code, text, &n) != MPI_SUCCESS)
-        strcpy(text, "unknown MPI error");
-    return text;
-}
-
-static struct mpi_state *state_of(const struct comm *comm)
-{
-    return comm->state;
-}
-
-static int piece(size_t left, size_t limit)
-{
-    return (int)(left < limit ? left : limit);
-}
-
-static void close_mpi(struct comm *comm)
-{
-    struct mpi_state *s = comm->state;
-    if (!s)
-        return;
-    int finalize = s->finalize;
-    if (s->world != MPI_COMM_NULL)
-        MPI_Comm_free(&s->world);
-    free(s->counts);
-    free(s->starts);
-    free(s);
-    comm->state = NULL;
-    if (finalize)
-        MPI_Finalize();
-}
 
 static void abort_mpi(struct comm *comm, int exit_code)
 {
@@ -82,7 +39,7 @@ static void abort_mpi(struct comm *comm, int exit_code)
 static int barrier_mpi(struct comm *comm)
 {
     int err = OK;
-    TRY_MPI(MPI_Barrier(state_of(comm)->world));
+    TRY_MPI(MPI_Barrier(mpi_state_of(comm)->world));
 out:
     return err;
 }
@@ -90,9 +47,9 @@ out:
 static int bcast_mpi(struct comm *comm, void *host, size_t bytes, int root)
 {
     int err = OK;
-    const struct mpi_state *s = state_of(comm);
+    const struct mpi_state *s = mpi_state_of(comm);
     for (size_t at = 0; at < bytes;) {
-        int n = piece(bytes - at, s->move_bytes);
+        int n = mpi_piece(bytes - at, s->move_bytes);
         TRY_MPI(MPI_Bcast((char *)host + at, n, MPI_BYTE, root, s->world));
         at += (size_t)n;
     }
@@ -104,11 +61,11 @@ out:
 static int reduce(struct comm *comm, void *host, int64_t n, MPI_Datatype type, MPI_Op op)
 {
     int err = OK;
-    const struct mpi_state *s = state_of(comm);
+    const struct mpi_state *s = mpi_state_of(comm);
     const size_t element = 8;
     size_t bytes = (size_t)n * element;
     for (size_t at = 0; at < bytes;) {
-        int k = piece(bytes - at, s->reduce_bytes);
+        int k = mpi_piece(bytes - at, s->reduce_bytes);
         TRY_MPI(MPI_Allreduce(MPI_IN_PLACE, (char *)host + at, k / (int)element, type, op, s->world));
         at += (size_t)k;
     }
@@ -126,12 +83,11 @@ static int max_i64_mpi(struct comm *comm, int64_t *host, int64_t n)
     return reduce(comm, host, n, MPI_INT64_T, MPI_MAX);
 }
 
-/* Everything else is on our own communicator: this one's calls are met by nothing but themselves. */
+/* Everything else is on another communicator: this one's calls are met by nothing but themselves. */
 static int end_mpi(struct comm *comm, int64_t *worst)
 {
     int err = OK;
-    (void)comm;
-    TRY_MPI(MPI_Allreduce(MPI_IN_PLACE, worst, 1, MPI_INT64_T, MPI_MAX, MPI_COMM_WORLD));
+    TRY_MPI(MPI_Allreduce(MPI_IN_PLACE, worst, 1, MPI_INT64_T, MPI_MAX, mpi_state_of(comm)->end));
 out:
     return err;
 }
@@ -144,7 +100,7 @@ static int sum_i64_mpi(struct comm *comm, int64_t *host, int64_t n)
 static int reduce_i64_mpi(struct comm *comm, int64_t *host, int64_t n, int root)
 {
     int err = OK;
-    const struct mpi_state *s = state_of(comm);
+    const struct mpi_state *s = mpi_state_of(comm);
     const int is_root = comm->rank == root;
     const int64_t most = (int64_t)(s->reduce_bytes / sizeof *host);
     for (int64_t at = 0; at < n; at += most) {
@@ -156,12 +112,61 @@ out:
     return err;
 }
 
+/* My part's next piece from one rank and theirs to another are under way while the piece before is added. */
+struct passing {
+    MPI_Request requests[2];
+    int64_t *arrived;
+    int64_t n; /* that arrives */
+};
+
+/* This rank's part gets what `from` has of it, and `to` gets what is here of its. */
+static int pass_parts(struct comm *comm, int64_t *host, const int64_t *first, int to, int from, int64_t *scratch)
+{
+    int err = OK;
+    const struct mpi_state *s = mpi_state_of(comm);
+    const int64_t most = (int64_t)(s->reduce_bytes / sizeof *host);
+    const int64_t out = first[to + 1] - first[to], in = first[comm->rank + 1] - first[comm->rank];
+    struct passing passing[2] = {{.arrived = scratch}, {.arrived = scratch + most}};
+    for (int64_t at = 0; at - most < max_i64(out, in); at += most) {
+        struct passing *now = &passing[at / most % 2], *before = &passing[(at / most + 1) % 2];
+        const int k = (int)max_i64(0, min_i64(most, out - at));
+        now->requests[0] = now->requests[1] = MPI_REQUEST_NULL;
+        now->n = max_i64(0, min_i64(most, in - at));
+        if (now->n > 0)
+            TRY_MPI(MPI_Irecv(now->arrived, (int)now->n, MPI_INT64_T, from, TAG_REDUCE, s->world, &now->requests[0]));
+        if (k > 0)
+            TRY_MPI(MPI_Isend(host + first[to] + at, k, MPI_INT64_T, to, TAG_REDUCE, s->world, &now->requests[1]));
+        if (at == 0)
+            continue;
+        TRY_MPI(MPI_Waitall(2, before->requests, MPI_STATUSES_IGNORE));
+        int64_t *part = host + first[comm->rank] + at - most;
+        for (int64_t i = 0; i < before->n; i++)
+            part[i] += before->arrived[i];
+    }
+out:
+    return err;
+}
+
+/* Each rank sends every other its part, n (P - 1) / P in all, which no algorithm undercuts; sums of integers have no order. MPI's
+ * own call has int counts, and copies the whole. */
+static int reduce_scatter_i64_mpi(struct comm *comm, int64_t *host, const int64_t *first)
+{
+    int err = OK;
+    void *scratch = NULL;
+    TRY(comm_scratch(comm, 2 * mpi_state_of(comm)->reduce_bytes, &scratch));
+    for (int k = 1; k < comm->size; k++)
+        TRY(pass_parts(comm, host, first, (comm->rank + k) % comm->size, (comm->rank + comm->size - k) % comm->size,
+                       scratch));
+out:
+    return err;
+}
+
 /* Everybody's bytes by one MPI_Allgatherv while its int counts and offsets can name them; past that, one broadcast a
  * rank. */
 static int allgather_mpi(struct comm *comm, const void *mine, const size_t *bytes, void *all)
 {
     int err = OK;
-    struct mpi_state *s = state_of(comm);
+    struct mpi_state *s = mpi_state_of(comm);
     size_t total = 0, own_start = 0;
     for (int p = 0; p < comm->size; p++) {
         if (p == comm->rank)
@@ -189,9 +194,9 @@ out:
 static int send_pieces(struct comm *comm, const void *host, size_t bytes, int to, int tag)
 {
     int err = OK;
-    const struct mpi_state *s = state_of(comm);
+    const struct mpi_state *s = mpi_state_of(comm);
     for (size_t at = 0; at < bytes;) {
-        int n = piece(bytes - at, s->move_bytes);
+        int n = mpi_piece(bytes - at, s->move_bytes);
         TRY_MPI(MPI_Send((const char *)host + at, n, MPI_BYTE, to, tag, s->world));
         at += (size_t)n;
     }
@@ -202,9 +207,9 @@ out:
 static int recv_pieces(struct comm *comm, void *host, size_t bytes, int from, int tag)
 {
     int err = OK;
-    const struct mpi_state *s = state_of(comm);
+    const struct mpi_state *s = mpi_state_of(comm);
     for (size_t at = 0; at < bytes;) {
-        int n = piece(bytes - at, s->move_bytes), got = 0;
+        int n = mpi_piece(bytes - at, s->move_bytes), got = 0;
         MPI_Status status;
         TRY_MPI(MPI_Recv((char *)host + at, n, MPI_BYTE, from, tag, s->world, &status));
         TRY_MPI(MPI_Get_count(&status, MPI_BYTE, &got));
@@ -253,12 +258,39 @@ out:
     return err;
 }
 
+/* Rounds of at most move_bytes a message; all of a round are under way at once. */
+static int all_to_all_mpi(struct comm *comm, const void *mine, const size_t *out, const size_t *out_at, void *theirs,
+                          const size_t *in, const size_t *in_at)
+{
+    int err = OK;
+    const struct mpi_state *s = mpi_state_of(comm);
+    size_t most = 0;
+    for (int p = 0; p < comm->size; p++) {
+        most = out[p] > most ? out[p] : most;
+        most = in[p] > most ? in[p] : most;
+    }
+    for (size_t at = 0; at < most; at += s->move_bytes) {
+        int n = 0;
+        for (int p = 0; p < comm->size; p++) {
+            if (at < in[p])
+                TRY_MPI(MPI_Irecv((char *)theirs + in_at[p] + at, mpi_piece(in[p] - at, s->move_bytes), MPI_BYTE, p,
+                                  TAG_ALL_TO_ALL, s->world, &s->requests[n++]));
+            if (at < out[p])
+                TRY_MPI(MPI_Isend((const char *)mine + out_at[p] + at, mpi_piece(out[p] - at, s->move_bytes), MPI_BYTE,
+                                  p, TAG_ALL_TO_ALL, s->world, &s->requests[n++]));
+        }
+        TRY_MPI(MPI_Waitall(n, s->requests, MPI_STATUSES_IGNORE));
+    }
+out:
+    return err;
+}
+
 static int exchange_mpi(struct comm *comm, const void *mine, void *theirs, size_t bytes, int peer)
 {
     int err = OK;
-    const struct mpi_state *s = state_of(comm);
+    const struct mpi_state *s = mpi_state_of(comm);
     for (size_t at = 0; at < bytes;) {
-        int n = piece(bytes - at, s->move_bytes);
+        int n = mpi_piece(bytes - at, s->move_bytes);
         TRY_MPI(MPI_Sendrecv((const char *)mine + at, n, MPI_BYTE, peer, TAG_EXCHANGE, (char *)theirs + at, n, MPI_BYTE,
                              peer, TAG_EXCHANGE, s->world, MPI_STATUS_IGNORE));
         at += (size_t)n;
@@ -276,7 +308,7 @@ static int wait_for_message(struct comm *comm, int from, int tag, int *bytes)
     long pause_ns = 50000;
     MPI_Status status;
     for (;;) {
-        TRY_MPI(MPI_Iprobe(from, tag, state_of(comm)->world, &there, &status));
+        TRY_MPI(MPI_Iprobe(from, tag, mpi_state_of(comm)->world, &there, &status));
         if (there)
             break;
         if (now_s() - start < close_s) {
@@ -295,7 +327,7 @@ out:
 static int tell_mpi(struct comm *comm, void *host, size_t *bytes, int root)
 {
     int err = OK, n = 0;
-    const struct mpi_state *s = state_of(comm);
+    const struct mpi_state *s = mpi_state_of(comm);
     if (comm->rank == root) {
         if (*bytes > INT_MAX)
             FAIL(ERR_COMM, "a message of %zu bytes: at most %d go at once", *bytes, INT_MAX);
@@ -313,8 +345,9 @@ out:
     return err;
 }
 
-static const struct comm_ops mpi_ops = {
+const struct comm_ops mpi_ops = {
     .name = "mpi",
+    .split = split_mpi,
     .close = close_mpi,
     .abort = abort_mpi,
     .barrier = barrier_mpi,
@@ -325,98 +358,22 @@ static const struct comm_ops mpi_ops = {
     .end = end_mpi,
     .sum_i64 = sum_i64_mpi,
     .reduce_i64 = reduce_i64_mpi,
+    .reduce_scatter_i64 = reduce_scatter_i64_mpi,
     .allgather = allgather_mpi,
     .gather = gather_mpi,
     .scatter = scatter_mpi,
     .send = send_pieces,
     .recv = recv_pieces,
+    .post_send = post_send_mpi,
+    .post_recv = post_recv_mpi,
+    .complete = complete_mpi,
+    .all_to_all = all_to_all_mpi,
     .exchange = exchange_mpi,
     .sum_exact = sum_exact_staged,
     .reduce_exact = reduce_exact_staged,
+    .reduce_scatter_exact = reduce_scatter_exact_staged,
     .tree_sum = tree_sum_staged,
+    .exchange_rows = exchange_rows_staged,
     .allgather_rows = allgather_rows_staged,
     .bcast_mat = bcast_mat_staged,
 };
-
-/* mpirun, mpiexec (Open MPI, MPICH, MVAPICH) and srun --mpi=pmix|pmi2 set one of these for every rank. Without any,
- * MPI_Init would start a singleton, which costs 0.1-0.3 s and a helper process for nothing. */
-static int has_launcher(void)
-{
-    static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"};
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-        if (getenv(names[i]))
-            return 1;
-    return 0;
-}
-
-/* srun started several tasks, yet MPI doesn't know: each would take itself for the only one and do all the work. */
-static int check_not_alone(void)
-{
-    int err = OK;
-    const char *tasks = getenv("SLURM_STEP_NUM_TASKS");
-    if (tasks && atoi(tasks) > 1 && !getenv("OMPI_COMM_WORLD_SIZE"))
-        FAIL(ERR_COMM, "srun started %s tasks but MPI sees only this one: use srun --mpi=pmix (or mpirun)", tasks);
-out:
-    return err;
-}
-
-/* Ranks on one host are those that can share memory. */
-static int find_neighbours(struct comm *comm)
-{
-    int err = OK;
-    MPI_Comm near = MPI_COMM_NULL;
-    TRY_MPI(MPI_Comm_split_type(state_of(comm)->world, MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &near));
-    TRY_MPI(MPI_Comm_rank(near, &comm->local_rank));
-    TRY_MPI(MPI_Comm_size(near, &comm->local_size));
-    comm->host = comm->rank; /* the lowest of them is its rank 0 */
-    TRY_MPI(MPI_Bcast(&comm->host, 1, MPI_INT, 0, near));
-out:
-    if (near != MPI_COMM_NULL)
-        MPI_Comm_free(&near);
-    return err;
-}
-
-int comm_open_mpi(struct comm *comm, struct backend *be)
-{
-    int err = OK, initialized = 0, provided = 0;
-    *comm = (struct comm){0};
-    TRY_MPI(MPI_Initialized(&initialized));
-    if (!initialized && !has_launcher()) {
-        TRY(check_not_alone());
-        TRY(comm_open_self(comm, be));
-        goto out;
-    }
-    struct mpi_state *s = calloc(1, sizeof *s);
-    if (!s)
-        FAIL(ERR_NOMEM, "state of the MPI transport");
-    s->world = MPI_COMM_NULL;
-    s->reduce_bytes = REDUCE_BYTES;
-    s->move_bytes = MOVE_BYTES;
-    *comm = (struct comm){.ops = &mpi_ops, .size = 1, .be = be, .state = s, .stage_bytes = STAGE_BYTES};
-    if (!initialized) {
-        /* One thread makes all of our calls; the watchdog's makes its own (comm/watchdog.h), if MPI allows it. */
-        TRY_MPI(MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &provided));
-        s->finalize = 1;
-        if (provided < MPI_THREAD_FUNNELED)
-            FAIL(ERR_COMM, "MPI without MPI_THREAD_FUNNELED (it offers level %d): threads can't be used", provided);
-    }
-    TRY_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
-    TRY_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &s->world));
-    TRY_MPI(MPI_Comm_set_errhandler(s->world, MPI_ERRORS_RETURN));
-    TRY_MPI(MPI_Comm_rank(s->world, &comm->rank));
-    TRY_MPI(MPI_Comm_size(s->world, &comm->size));
-    if (comm->size == 1)
-        TRY(check_not_alone());
-    s->counts = malloc((size_t)comm->size * sizeof *s->counts);
-    s->starts = malloc((size_t)comm->size * sizeof *s->starts);
-    if (!s->counts || !s->starts)
-        FAIL(ERR_NOMEM, "counts of %d ranks", comm->size);
-    TRY(find_neighbours(comm));
-    err_set_rank(comm->rank, comm->size);
-out:
-    if (err && comm->ops) {
-        close_mpi(comm);
-        *comm = (struct comm){0};
-    }
-    return err;
-}

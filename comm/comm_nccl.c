@@ -8,31 +8,21 @@
  * backend's sync and get) asks us meanwhile, as its guest, and we ask NCCL whether the others still answer. An error or a passed
  * deadline aborts the communicator, which also ends what the device still waits for, and is ERR_COMM with NCCL's text.
  *
- * Who may. NCCL takes one rank per GPU and would find out by an error or a hang, so ranks compare (host, PCI id) before. */
+ * Here: the calls. Opening, parts and leaving: comm_nccl_open.c. */
 #include "comm/comm_nccl.h"
 #include "comm/shard.h"
 
 #include "base/err.h"
 #include "base/log.h"
 
-#include <assert.h>
-#include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-enum {
-    CONNECT_S = 120,  /* for what all ranks do at about the same time: opening */
-    LEAVE_S = 5,      /* for the others' last work; on an error path they may be gone */
-    TIMEOUT_S = 1800, /* inside a collective: one rank may be writing files while the others are there already */
-    PIECE = 1 << 30   /* elements of one call: NCCL counts in size_t, but 2^31 is where libraries are tested least */
-};
-
 /* ---- errors and waiting ------------------------------------------------------------------------------------------ */
 
-/* Gives the communicator up and says why: "ncclAllReduce: remote process exited ... (NET/IB: ...)". */
-static int give_up(struct nccl_state *s, const char *call, const char *why)
+/* "ncclAllReduce: remote process exited ... (NET/IB: ...)". */
+int nccl_give_up(struct nccl_state *s, const char *call, const char *why)
 {
     const char *more = s->lib->get_last_error(s->handle);
     int has_more = more && more[0] && more[0] != '\n';
@@ -53,7 +43,7 @@ static int out_of_time(struct nccl_state *s, const char *call, double limit_s)
 {
     char why[96];
     snprintf(why, sizeof why, "the other ranks didn't come within %g s (GLOWQ_NCCL_TIMEOUT)", limit_s);
-    return give_up(s, call, why);
+    return nccl_give_up(s, call, why);
 }
 
 static void nap(void)
@@ -62,8 +52,7 @@ static void nap(void)
     nanosleep(&t, NULL);
 }
 
-/* Until NCCL is through with the call that answered code. */
-static int settle(struct nccl_state *s, int code, const char *call, double limit_s)
+int nccl_settle(struct nccl_state *s, int code, const char *call, double limit_s)
 {
     const double start = now_s();
     while (code == NCCL_IN_PROGRESS) {
@@ -75,20 +64,18 @@ static int settle(struct nccl_state *s, int code, const char *call, double limit
         if (code == NCCL_IN_PROGRESS)
             nap();
     }
-    return code == NCCL_SUCCESS ? OK : give_up(s, call, s->lib->get_error_string(code));
+    return code == NCCL_SUCCESS ? OK : nccl_give_up(s, call, s->lib->get_error_string(code));
 }
 
-/* The backend waits for its device, perhaps for a collective of ours. */
-static int poll_nccl(struct backend_guest *guest, double waited_s)
+int nccl_check(struct nccl_state *s, double waited_s)
 {
-    struct nccl_state *s = (struct nccl_state *)guest;
     int code = NCCL_SUCCESS;
     if (!s->handle)
         return given_up_before();
     int asked = s->lib->comm_get_async_error(s->handle, &code);
     code = asked != NCCL_SUCCESS ? asked : code;
     if (code != NCCL_SUCCESS && code != NCCL_IN_PROGRESS)
-        return give_up(s, "NCCL", s->lib->get_error_string(code));
+        return nccl_give_up(s, "NCCL", s->lib->get_error_string(code));
     return waited_s > s->timeout_s ? out_of_time(s, "waiting for the GPU", s->timeout_s) : OK;
 }
 
@@ -101,7 +88,7 @@ static int poll_nccl(struct backend_guest *guest, double waited_s)
             err = given_up_before();                                                                                   \
             goto out;                                                                                                  \
         }                                                                                                              \
-        TRY(settle((s), (s)->lib->call, (name), (s)->timeout_s));                                                      \
+        TRY(nccl_settle((s), (s)->lib->call, (name), (s)->timeout_s));                                                 \
     } while (0)
 
 static int all_reduce(struct nccl_state *s, const void *from, void *to, int64_t n, int type, size_t element)
@@ -173,33 +160,101 @@ out:
     return err;
 }
 
-/* Rows by rank as they stand: one broadcast from each rank that has any, all of them one operation. */
+/* Between group_begin and group_end calls are one operation. After an error nothing more is called, but the group, which is a state
+ * of the thread, is ended all the same. */
+static int group_begin(struct nccl_state *s)
+{
+    int err = OK;
+    TRY_NCCL(s, "ncclGroupStart", group_start());
+out:
+    return err;
+}
+
+static int group_end(struct nccl_state *s, int err)
+{
+    if (err) {
+        s->lib->group_end();
+        return err;
+    }
+    TRY_NCCL(s, "ncclGroupEnd", group_end());
+out:
+    return err;
+}
+
+/* The answer of a call in a group. */
+static int in_group(struct nccl_state *s, int code, const char *call)
+{
+    return code == NCCL_SUCCESS || code == NCCL_IN_PROGRESS ? OK
+                                                            : nccl_give_up(s, call, s->lib->get_error_string(code));
+}
+
+/* Rows by rank as they stand: one broadcast from each rank that has any. */
 static int gather_uneven(struct nccl_state *s, char *device, const int64_t *row0, int64_t row_bytes)
 {
-    int err = OK, in_group = 0;
-    struct backend *be = s->comm->be;
-    if (!s->handle)
-        return given_up_before();
-    TRY_NCCL(s, "ncclGroupStart", group_start());
-    in_group = 1;
+    void *stream = s->comm->be->ops->stream(s->comm->be);
+    int err = group_begin(s);
+    if (err)
+        return err;
     for (int p = 0; p < s->comm->size; p++) {
         char *rows = device + row0[p] * row_bytes;
         const int64_t bytes = (row0[p + 1] - row0[p]) * row_bytes;
-        for (int64_t at = 0; at < bytes; at += s->piece) {
+        for (int64_t at = 0; at < bytes && !err; at += s->piece) {
             const size_t n = (size_t)min_i64(s->piece, bytes - at);
-            int code = s->lib->broadcast(rows + at, rows + at, n, NCCL_UINT8, p, s->handle, be->ops->stream(be));
-            if (code != NCCL_SUCCESS && code != NCCL_IN_PROGRESS) {
-                err = give_up(s, "ncclBroadcast", s->lib->get_error_string(code));
-                goto out;
-            }
+            err = in_group(s, s->lib->broadcast(rows + at, rows + at, n, NCCL_UINT8, p, s->handle, stream),
+                           "ncclBroadcast");
         }
     }
-    in_group = 0;
-    TRY_NCCL(s, "ncclGroupEnd", group_end());
-out:
-    if (in_group)
-        s->lib->group_end(); /* after an error: the group is a state of the thread, its own answer says nothing new */
-    return err;
+    return group_end(s, err);
+}
+
+/* A reduction of each rank's part to it: ncclReduceScatter takes parts of one size only. */
+static int reduce_scatter_exact_nccl(struct comm *comm, struct mat *acc, const int64_t *first)
+{
+    struct nccl_state *s = comm->nccl;
+    void *stream = comm->be->ops->stream(comm->be);
+    int err = group_begin(s);
+    if (err)
+        return err;
+    for (int p = 0; p < comm->size; p++) {
+        for (int64_t at = first[p]; at < first[p + 1] && !err; at += s->piece) {
+            int64_t *part = (int64_t *)acc->data + at;
+            const size_t n = (size_t)min_i64(s->piece, first[p + 1] - at);
+            err = in_group(s, s->lib->reduce(part, part, n, NCCL_INT64, NCCL_SUM, p, s->handle, stream), "ncclReduce");
+        }
+    }
+    return group_end(s, err);
+}
+
+static int exchange_rows_nccl(struct comm *comm, const struct mat *mine, const int64_t *to, struct mat *theirs,
+                              const int64_t *from)
+{
+    struct nccl_state *s = comm->nccl;
+    struct backend *be = comm->be;
+    void *stream = be->ops->stream(be);
+    const int64_t row = mine->cols * (int64_t)dtype_bytes(mine->dtype);
+    int64_t out = 0, in = 0;
+    int err = group_begin(s);
+    if (err)
+        return err;
+    for (int p = 0; p < comm->size; out += to[p] * row, in += from[p++] * row) {
+        char *away = (char *)mine->data + out, *here = (char *)theirs->data + in;
+        if (p == comm->rank && to[p] > 0 && !err) {
+            struct mat place = mat_rows(theirs, in / row, from[p]);
+            const struct mat own = mat_rows(mine, out / row, to[p]);
+            err = be->ops->copy(be, &own, &place);
+        }
+        if (p == comm->rank)
+            continue;
+        for (int64_t at = 0; at < to[p] * row && !err; at += s->piece) {
+            const size_t n = (size_t)min_i64(s->piece, to[p] * row - at);
+            err = in_group(s, s->lib->send(away + at, n, NCCL_UINT8, p, s->handle, stream), "ncclSend");
+        }
+        for (int64_t at = 0; at < from[p] * row && !err; at += s->piece) {
+            const size_t n = (size_t)min_i64(s->piece, from[p] * row - at);
+            err = in_group(s, s->lib->recv(here + at, n, NCCL_UINT8, p, s->handle, stream), "ncclRecv");
+        }
+    }
+    return group_end(s, err);
 }
 
 static int allgather_rows_nccl(struct comm *comm, struct mat *m, const int64_t *row0)
@@ -219,158 +274,15 @@ out:
     return err;
 }
 
-/* ---- opening and leaving ----------------------------------------------------------------------------------------- */
-
-/* What ranks tell each other before they decide. */
-struct place {
-    int host;      /* the first rank on this host */
-    int version;   /* of NCCL */
-    char pci[32];  /* "" where there is no GPU: the tests' stand-in */
-    char why[256]; /* "" if this rank could */
-};
-
-static void look(const struct comm *comm, struct place *place)
+void nccl_ops(const struct comm_ops *below, struct comm_ops *ops)
 {
-    char name[128];
-    const char *named = getenv("GLOWQ_NCCL");
-    const int is_forced = named && named[0] && strcmp(named, "off") != 0;
-    const struct nccl_library *lib = NULL;
-    *place = (struct place){.host = comm->host};
-    if (strcmp(comm->be->name, "cuda") != 0 && !is_forced)
-        snprintf(place->why, sizeof place->why, "%s has no NCCL", comm->be->name);
-    else if (comm->size == 1 && !is_forced)
-        snprintf(place->why, sizeof place->why, "there is one rank");
-    else if ((lib = nccl_library(place->why, sizeof place->why)))
-        place->version = lib->version;
-    if (backend_identify(comm->be, name, sizeof name, place->pci, sizeof place->pci) != OK)
-        snprintf(place->why, sizeof place->why, "GPU %d can't be identified", comm->be->index);
-}
-
-/* The same answer on every rank, from the same table: may NCCL carry the mats? */
-static int may_use(const struct place *places, int n_ranks, char *how, size_t n_how)
-{
-    const char *road = n_ranks > 1 ? "mpi, staged through the host" : "nothing";
-    for (int p = 0; p < n_ranks; p++) {
-        const struct place *place = &places[p];
-        if (place->why[0]) {
-            snprintf(how, n_how, "%s (rank %d: %s)", road, p, place->why);
-            return 0;
-        }
-        if (place->version != places[0].version) {
-            snprintf(how, n_how, "%s (ranks 0 and %d found different versions of NCCL)", road, p);
-            return 0;
-        }
-        for (int q = 0; q < p; q++) {
-            if (place->pci[0] && places[q].host == place->host && strcmp(places[q].pci, place->pci) == 0) {
-                snprintf(how, n_how, "%s (ranks %d and %d share GPU %s; NCCL takes one rank per GPU)", road, q, p,
-                         place->pci);
-                return 0;
-            }
-        }
-    }
-    return 1;
-}
-
-static double timeout_s(void)
-{
-    const char *text = getenv("GLOWQ_NCCL_TIMEOUT");
-    double given = text ? strtod(text, NULL) : 0;
-    return given > 0 ? given : TIMEOUT_S;
-}
-
-static int connect_nccl(struct comm *comm, struct nccl_state *s)
-{
-    int err = OK;
-    struct nccl_id id = {{0}};
-    struct nccl_config config = {.size = sizeof config,
-                                 .magic = (unsigned)NCCL_CONFIG_MAGIC,
-                                 .version = NCCL_LEAST,
-                                 .cga_cluster_size = INT_MIN,
-                                 .min_ctas = INT_MIN,
-                                 .max_ctas = INT_MIN,
-                                 .split_share = INT_MIN}; /* .blocking = 0 */
-    /* Unless the user wants it: in recorded steps NCCL would hand our buffers to the peers' GPUs, for which memory from a pool of
-     * the stream's order isn't made. Decode steps are too short to gain by it. */
-    setenv("NCCL_GRAPH_REGISTER", "0", 0);
-    int code = comm->rank == 0 ? s->lib->get_unique_id(&id) : NCCL_SUCCESS;
-    TRY(comm_agree(comm, code == NCCL_SUCCESS ? OK : give_up(s, "ncclGetUniqueId", s->lib->get_error_string(code))));
-    TRY(comm_bcast(comm, &id, sizeof id, 0));
-    code = s->lib->comm_init_rank_config(&s->handle, comm->size, id, comm->rank, &config);
-    err = settle(s, code, "ncclCommInitRankConfig", s->timeout_s < CONNECT_S ? s->timeout_s : CONNECT_S);
-    TRY(comm_agree(comm, err));
-out:
-    return err;
-}
-
-static void leave_guest(struct backend_guest *guest)
-{
-    comm_leave_nccl(((struct nccl_state *)guest)->comm);
-}
-
-int comm_use_nccl(struct comm *comm, char *how, size_t n_how)
-{
-    int err = OK;
-    char why[256], version[16];
-    struct nccl_state *s = calloc(1, sizeof *s);
-    struct place own, *places = calloc((size_t)comm->size, sizeof *places);
-    assert(comm->be && !comm->nccl && !comm->be->guest);
-    TRY(comm_agree(comm, s && places ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "state of NCCL")));
-    look(comm, &own);
-    TRY(comm_allgather_each(comm, &own, sizeof own, places));
-    if (!may_use(places, comm->size, how, n_how))
-        goto out;
-    *s = (struct nccl_state){.guest = {.poll = poll_nccl, .leave = leave_guest},
-                             .comm = comm,
-                             .lib = nccl_library(why, sizeof why),
-                             .below = comm->ops,
-                             .ops = *comm->ops,
-                             .timeout_s = timeout_s(),
-                             .piece = PIECE};
-    TRY(connect_nccl(comm, s));
-    s->ops.name = "nccl";
-    s->ops.sum_exact = sum_exact_nccl;
-    s->ops.reduce_exact = reduce_exact_nccl;
-    s->ops.tree_sum = tree_sum_nccl;
-    s->ops.allgather_rows = allgather_rows_nccl;
-    s->ops.bcast_mat = bcast_mat_nccl;
-    comm->ops = &s->ops;
-    comm->nccl = s;
-    comm->be->guest = &s->guest;
-    nccl_version_text(s->lib->version, version, sizeof version);
-    snprintf(how, n_how, "nccl %s", version);
-    s = NULL;
-out:
-    if (s && s->handle)
-        s->lib->comm_abort(s->handle);
-    free(s);
-    free(places);
-    return err;
-}
-
-void comm_leave_nccl(struct comm *comm)
-{
-    struct nccl_state *s = comm->nccl;
-    if (!s)
-        return;
-    /* Errors are of no more use to anybody: what was computed has been fetched, or the caller already holds its error. */
-    int quiet = err_quiet(1);
-    if (s->handle && settle(s, s->lib->comm_finalize(s->handle), "ncclCommFinalize", LEAVE_S) == OK)
-        s->lib->comm_destroy(s->handle);
-    err_quiet(quiet);
-    comm->be->guest = NULL;
-    comm->ops = s->below;
-    comm->nccl = NULL;
-    free(s);
-}
-
-void comm_nccl_version(char *text, size_t n)
-{
-    char why[256], version[16];
-    const struct nccl_library *lib = nccl_library(why, sizeof why);
-    if (lib) {
-        nccl_version_text(lib->version, version, sizeof version);
-        snprintf(text, n, "%s (%s)", version, lib->path);
-    } else {
-        snprintf(text, n, "none: %s", why);
-    }
+    *ops = *below;
+    ops->name = "nccl";
+    ops->sum_exact = sum_exact_nccl;
+    ops->reduce_exact = reduce_exact_nccl;
+    ops->reduce_scatter_exact = reduce_scatter_exact_nccl;
+    ops->tree_sum = tree_sum_nccl;
+    ops->exchange_rows = exchange_rows_nccl;
+    ops->allgather_rows = allgather_rows_nccl;
+    ops->bcast_mat = bcast_mat_nccl;
 }

@@ -1,16 +1,34 @@
 /* SPDX-License-Identifier: Apache-2.0
  * comm "self": one rank, no library. Collectives over one rank are copies or nothing; a message to oneself would wait
- * for ever under MPI's blocking rules, so it is refused. */
+ * for ever under MPI's blocking rules, so it is refused. A posted one is copied once both ends are posted. */
 #include "comm/comm.h"
+#include "comm/comm_post.h"
 #include "comm/comm_stage.h"
 
 #include "base/err.h"
 
+#include <stdlib.h>
 #include <string.h>
 
+/* comm->state is the first message that isn't completed. */
 static void close_self(struct comm *comm)
 {
-    (void)comm;
+    struct comm_message *m = comm->state;
+    while (m) {
+        struct comm_message *next = m->next;
+        free(m);
+        m = next;
+    }
+    comm->state = NULL;
+}
+
+static int split_self(struct comm *comm, int color, struct comm *part)
+{
+    (void)color;
+    const size_t stage_bytes = comm->stage_bytes;
+    int err = comm_open_self(part, comm->be);
+    part->stage_bytes = stage_bytes;
+    return err;
 }
 
 /* Nobody else waits for this rank: the caller returns its exit code itself. */
@@ -65,6 +83,11 @@ static int reduce_i64_self(struct comm *comm, int64_t *host, int64_t n, int root
 {
     (void)root;
     return keep_i64_self(comm, host, n);
+}
+
+static int reduce_scatter_i64_self(struct comm *comm, int64_t *host, const int64_t *first)
+{
+    return keep_i64_self(comm, host, first[1]);
 }
 
 static int end_self(struct comm *comm, int64_t *worst)
@@ -126,6 +149,75 @@ static int recv_self(struct comm *comm, void *host, size_t bytes, int from, int 
     return no_peer(from);
 }
 
+/* Both ends are here. A message of another length than expected is the receiver's error, as under MPI. */
+static void meet(struct comm_message *send, struct comm_message *receive)
+{
+    receive->got = send->bytes;
+    copy(receive->host, send->host, send->bytes < receive->bytes ? send->bytes : receive->bytes);
+    send->left = receive->left = 0;
+}
+
+/* Meets the first of the other kind with its tag, or waits for one. */
+static int post(struct comm *comm, const struct comm_message *content, struct comm_message **message)
+{
+    int err = OK;
+    struct comm_message **last = (struct comm_message **)&comm->state, *other = NULL, *m = NULL;
+    if (content->peer != 0)
+        return no_peer(content->peer);
+    if (!(m = malloc(sizeof *m)))
+        FAIL(ERR_NOMEM, "a message of %zu bytes", content->bytes);
+    *m = *content;
+    for (; *last; last = &(*last)->next)
+        if (!other && (*last)->left > 0 && (*last)->tag == m->tag && (*last)->is_receive != m->is_receive)
+            other = *last;
+    *last = m;
+    if (other)
+        meet(m->is_receive ? other : m, m->is_receive ? m : other);
+    *message = m;
+out:
+    return err;
+}
+
+static int post_send_self(struct comm *comm, const void *host, size_t bytes, int to, int tag,
+                          struct comm_message **message)
+{
+    /* the host of a message is only read where it is sent */
+    return post(comm, &(struct comm_message){.host = (void *)host, .bytes = bytes, .peer = to, .tag = tag, .left = 1},
+                message);
+}
+
+static int post_recv_self(struct comm *comm, void *host, size_t bytes, int from, int tag, struct comm_message **message)
+{
+    const struct comm_message content = {
+        .host = host, .bytes = bytes, .peer = from, .tag = tag, .is_receive = 1, .left = 1};
+    return post(comm, &content, message);
+}
+
+static int complete_self(struct comm *comm, struct comm_message *message)
+{
+    int err = OK;
+    struct comm_message **at = (struct comm_message **)&comm->state;
+    while (*at != message)
+        at = &(*at)->next;
+    *at = message->next;
+    if (message->left > 0)
+        FAIL(ERR_COMM, "a message of %zu bytes to this rank itself (tag %d) has one end only", message->bytes,
+             message->tag);
+    TRY(message_check(message));
+out:
+    free(message);
+    return err;
+}
+
+static int all_to_all_self(struct comm *comm, const void *mine, const size_t *out, const size_t *out_at, void *theirs,
+                           const size_t *in, const size_t *in_at)
+{
+    (void)comm;
+    (void)in;
+    copy((char *)theirs + in_at[0], (const char *)mine + out_at[0], out[0]);
+    return OK;
+}
+
 static int exchange_self(struct comm *comm, const void *mine, void *theirs, size_t bytes, int peer)
 {
     (void)comm;
@@ -137,6 +229,7 @@ static int exchange_self(struct comm *comm, const void *mine, void *theirs, size
 
 static const struct comm_ops self_ops = {
     .name = "self",
+    .split = split_self,
     .close = close_self,
     .abort = abort_self,
     .barrier = barrier_self,
@@ -147,15 +240,22 @@ static const struct comm_ops self_ops = {
     .end = end_self,
     .sum_i64 = keep_i64_self,
     .reduce_i64 = reduce_i64_self,
+    .reduce_scatter_i64 = reduce_scatter_i64_self,
     .allgather = allgather_self,
     .gather = gather_self,
     .scatter = scatter_self,
     .send = send_self,
     .recv = recv_self,
+    .post_send = post_send_self,
+    .post_recv = post_recv_self,
+    .complete = complete_self,
+    .all_to_all = all_to_all_self,
     .exchange = exchange_self,
     .sum_exact = sum_exact_staged,
     .reduce_exact = reduce_exact_staged,
+    .reduce_scatter_exact = reduce_scatter_exact_staged,
     .tree_sum = tree_sum_staged,
+    .exchange_rows = exchange_rows_staged,
     .allgather_rows = allgather_rows_staged,
     .bcast_mat = bcast_mat_staged,
 };

@@ -12,6 +12,9 @@ enum { STAGE_BYTES = 4 << 20 };
 
 int sum_exact_staged(struct comm *comm, struct mat *acc);
 int reduce_exact_staged(struct comm *comm, struct mat *acc, int root);
+int reduce_scatter_exact_staged(struct comm *comm, struct mat *acc, const int64_t *first);
+int exchange_rows_staged(struct comm *comm, const struct mat *mine, const int64_t *to, struct mat *theirs,
+                         const int64_t *from);
 int allgather_rows_staged(struct comm *comm, struct mat *m, const int64_t *row0);
 int bcast_mat_staged(struct comm *comm, struct mat *m, int root);
 int tree_sum_staged(struct comm *comm, const struct mat *parts, struct mat *sum); /* tree_sum.c */

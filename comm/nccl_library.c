@@ -37,6 +37,8 @@ static int resolve(void *handle, struct nccl_library *library, char *why, size_t
         {"ncclAllReduce", (void **)&library->all_reduce},
         {"ncclReduce", (void **)&library->reduce},
         {"ncclAllGather", (void **)&library->all_gather},
+        {"ncclSend", (void **)&library->send},
+        {"ncclRecv", (void **)&library->recv},
         {"ncclGroupStart", (void **)&library->group_start},
         {"ncclGroupEnd", (void **)&library->group_end},
     };

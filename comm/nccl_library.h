@@ -52,6 +52,8 @@ struct nccl_library {
     int (*all_reduce)(const void *from, void *to, size_t count, int type, int op, void *comm, void *stream);
     int (*reduce)(const void *from, void *to, size_t count, int type, int op, int root, void *comm, void *stream);
     int (*all_gather)(const void *from, void *to, size_t count, int type, void *comm, void *stream);
+    int (*send)(const void *from, size_t count, int type, int peer, void *comm, void *stream);
+    int (*recv)(void *to, size_t count, int type, int peer, void *comm, void *stream);
     int (*group_start)(void);
     int (*group_end)(void);
 };

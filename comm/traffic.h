@@ -5,7 +5,8 @@
  *   broadcast, allgather   every rank receives what it didn't have; in a pipeline through all ranks each sends n (P - 1) / P
  *   sum                    reduce-scatter and allgather: each rank sends and receives 2 n (P - 1) / P
  *   reduce                 to one rank: each of the others sends n; of all that is received each rank has n (P - 1) / P
- *   message                point to point, gather and scatter: as it is
+ *   reduce-scatter         a reduce of every rank's part to it: half a sum
+ *   message                point to point, posted or not, gather, scatter and exchanged rows: as it is
  * Over all ranks as much is sent as is received. One rank has no traffic. A plan counts with the same functions (calib/forecast.h).
  */
 #ifndef GLOWQ_COMM_TRAFFIC_H

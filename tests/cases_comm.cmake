@@ -4,6 +4,11 @@ add_case(NAME comm_self PROGRAM test_comm LABELS unit)
 foreach(np 1 2 3 4 8)
   add_case(NAME comm_np${np} PROGRAM test_comm NP ${np} LABELS mpi)
 endforeach()
+add_case(NAME comm_parts_self PROGRAM test_comm_parts LABELS unit)
+foreach(np 1 2 3 4)
+  add_case(NAME comm_parts_np${np} PROGRAM test_comm_parts NP ${np} LABELS mpi)
+endforeach()
+add_case(NAME comm_progress PROGRAM test_comm_parts NP 2 ARGS progress LABELS mpi ENV OMPI_MCA_btl=tcp,self)
 # A rank that gives up ends the others, who wait for it, with its exit code.
 if(TARGET test_comm)
   add_test(NAME comm_abort COMMAND sh -c

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * test_nccl SCENARIO LIBRARY [DEVICE]: mats carried by NCCL, on any number of ranks.
- *   carry       every operation against the same by MPI, bit for bit; f32 sums of more than two ranks against an f64 sum
+ *   carry       every operation against the same by MPI, on all ranks, parts and parts of parts, bit for bit; f32 sums of more than
+ *               two ranks against an f64 sum
  *   absent      a rank stays away from a collective: the others end with ERR_COMM
  *   gone        NCCL says that a peer is gone
  *   init, duplicate                a rank's start fails: all ranks learn it, with NCCL's words
@@ -156,6 +157,57 @@ static void test_reduce_exact(struct comm *c, struct comm *mpi)
         }
 }
 
+/* Rank p's part: 0 as even as they go, 1 uneven and some empty. The rest is anything. */
+static void test_reduce_scatter(struct comm *c, struct comm *mpi, int way)
+{
+    static const int64_t sizes[] = {0, 1, 1517, 60000};
+    int64_t first[17];
+    for (size_t k = 0; k < 4; k++) {
+        const int64_t n = sizes[k];
+        for (int p = 0; p <= c->size; p++)
+            first[p] = way == 0 || p == c->size ? n * p / c->size : n * (p / 2 * p) / (c->size * c->size);
+        void *mine = content_of(c->rank, (size_t)n * 8);
+        struct pair p = pair_make(c->be, DT_I64, 1, n, mine);
+        CHECK(comm_reduce_scatter_exact(c, &p.m[0], first) == OK);
+        CHECK(comm_reduce_scatter_exact(mpi, &p.m[1], first) == OK);
+        char *a = fetch(c->be, &p.m[0]), *b = fetch(c->be, &p.m[1]);
+        const int64_t at = first[c->rank] * 8;
+        CHECK(memcmp(a + at, b + at, (size_t)(first[c->rank + 1] * 8 - at)) == 0);
+        free(a);
+        free(b);
+        pair_free(&p);
+        free(mine);
+    }
+}
+
+/* Rows of p for q: 0 the same for all, 1 uneven and some none, 2 only from the first rank to the last. */
+static int64_t rows_from_to(int way, int size, int p, int q)
+{
+    return way == 0 ? 3 : way == 1 ? (p + 2 * q) % 3 * (2 + p + q) : p == 0 && q == size - 1 ? 40 : 0;
+}
+
+static void test_exchange_rows(struct comm *c, struct comm *mpi, int way)
+{
+    static const enum dtype dtypes[] = {DT_F32, DT_I64, DT_BF16, DT_U8};
+    int64_t to[16], from[16], out = 0, in = 0;
+    for (int p = 0; p < c->size; p++) {
+        out += to[p] = rows_from_to(way, c->size, c->rank, p);
+        in += from[p] = rows_from_to(way, c->size, p, c->rank);
+    }
+    for (size_t k = 0; k < 4; k++) {
+        void *mine = content_of(c->rank, (size_t)out * 7 * dtype_bytes(dtypes[k]));
+        void *none = content_of(99, (size_t)in * 7 * dtype_bytes(dtypes[k]));
+        struct pair given = pair_make(c->be, dtypes[k], out, 7, mine), taken = pair_make(c->be, dtypes[k], in, 7, none);
+        CHECK(comm_exchange_rows(c, &given.m[0], to, &taken.m[0], from) == OK);
+        CHECK(comm_exchange_rows(mpi, &given.m[1], to, &taken.m[1], from) == OK);
+        CHECK(pair_is_equal(c->be, &given) && pair_is_equal(c->be, &taken));
+        pair_free(&given);
+        pair_free(&taken);
+        free(mine);
+        free(none);
+    }
+}
+
 /* spread 0: the same number of rows for each; 1: uneven; 2: uneven, some none. */
 static void test_rows(struct comm *c, struct comm *mpi, int spread)
 {
@@ -236,6 +288,35 @@ static void test_tree_sum(struct comm *c)
     }
 }
 
+static void test_mats(struct comm *c, struct comm *mpi)
+{
+    test_sum_exact(c, mpi);
+    test_reduce_exact(c, mpi);
+    for (int way = 0; way < 2; way++)
+        test_reduce_scatter(c, mpi, way);
+    for (int way = 0; way < 3; way++)
+        test_exchange_rows(c, mpi, way);
+    for (int spread = 0; spread < 3; spread++)
+        test_rows(c, mpi, spread);
+}
+
+/* Every other rank, side by side; a part of one rank moves nothing. mpi: a communicator of the same ranks as c. */
+static void test_parts(struct comm *c, struct comm *mpi, int depth)
+{
+    struct comm part, mpi_part;
+    CHECK(comm_split(c, c->rank % 2, &part) == OK && comm_split(mpi, c->rank % 2, &mpi_part) == OK);
+    CHECK(part.size == mpi_part.size && part.rank == mpi_part.rank && !mpi_part.nccl);
+    CHECK((part.size > 1) == (part.nccl != NULL) && comm_is_queued(&part));
+    test_mats(&part, &mpi_part);
+    CHECK(c->be->guest == &c->nccl->whole->guest && c->be->guest->poll(c->be->guest, 1e-3) == OK);
+    if (depth > 0 && part.nccl)
+        test_parts(&part, &mpi_part, depth - 1);
+    test_mats(c, mpi); /* the whole, while its parts are open */
+    comm_close(&part);
+    comm_close(&mpi_part);
+    CHECK(c->nccl && c->nccl->handle);
+}
+
 static void test_carry(struct comm *c)
 {
     char how[512];
@@ -247,16 +328,19 @@ static void test_carry(struct comm *c)
     if (!c->nccl)
         return;
     for (int small = 0; small < 2; small++) { /* the second time in calls of 50 elements */
-        test_sum_exact(c, &mpi);
-        test_reduce_exact(c, &mpi);
-        for (int spread = 0; spread < 3; spread++)
-            test_rows(c, &mpi, spread);
+        test_mats(c, &mpi);
         test_tree_sum(c);
         CHECK(comm_barrier(c) == OK && comm_agree(c, OK) == OK); /* the host's calls go on */
         c->nccl->piece = 50;
     }
     CHECK(c->be->guest->poll(c->be->guest, 1e-3) == OK);
+    test_parts(c, &mpi, 1);
+    struct comm part;
+    CHECK(comm_split(c, 0, &part) == OK && !!part.nccl == (c->size > 1));
     comm_leave_nccl(c);
+    CHECK(!part.nccl && strcmp(part.ops->name, mpi.ops->name) == 0); /* its parts leave too */
+    test_sum_exact(&part, &mpi);
+    comm_close(&part);
     CHECK(strcmp(c->ops->name, mpi.ops->name) == 0 && !c->nccl && !c->be->guest);
     test_sum_exact(c, &mpi);
     CHECK(comm_use_nccl(c, how, sizeof how) == OK && c->nccl); /* again, and the backend closes first */
