@@ -155,6 +155,7 @@ static int calibrate_layer(struct job *job, int64_t l, double *run_s)
                               .slices = &s.slices,
                               .cov = &s.cov,
                               .cross = s.cov.cross,
+                              .cases = &job->cases,
                               .facts = &job->facts};
     TRY(correct_layer(&correct));
 out:
@@ -294,6 +295,15 @@ out:
     return err;
 }
 
+/* Memory as it was planned, now that it is known which groups took f64. */
+static int note_memory(struct job *job)
+{
+    struct memory_needs needs;
+    const int err = job_memory(job, &job->cases, &needs);
+    job->facts.planned_run_bytes = err ? 0 : (int64_t)memory_total(&needs);
+    return err;
+}
+
 int calibrate(struct comm *comm, const struct calibrate_options *options, struct calibrate_result *result)
 {
     int err = OK, local = OK, is_open = 0;
@@ -312,6 +322,7 @@ int calibrate(struct comm *comm, const struct calibrate_options *options, struct
     job.last = missing.end;
     tell_start(&job, first, resumed);
     TRY(calibrate_layers(&job, first));
+    TRY(comm_agree(comm, note_memory(&job)));
     TRY(facts_gather_ranks(&job.facts, comm, now_s() - start));
     if (comm->rank == 0)
         local = finish(&job);

@@ -99,6 +99,14 @@ static struct solve_params params_of(const struct correct *c, int64_t group)
     return params;
 }
 
+/* A group is solved: told afterwards, and what its memory is compared with. */
+static void note_metric(struct correct *c, int64_t group, const struct solution *solution)
+{
+    const int is_f64 = solution->metric == DT_F64;
+    c->cases->of[config_is_moe(c->slices->config, c->slices->layer)][group] |= is_f64 ? S_IN_F64 : S_IN_F32;
+    c->facts->solved[is_f64]++;
+}
+
 /* The solution's A and measures become the experts' own. */
 static int refit(struct correct *c, const struct solve_params *params, const struct part *part,
                  const struct state *state, struct solution *solution)
@@ -169,6 +177,7 @@ static int correct_group(struct correct *c, int64_t group, struct state *state)
         TRY(solve_group(c->comm, &params, &g->panels, &part.e, &c->cov->moment[group], &solution));
         facts_stage(c->facts, STAGE_SOLVE, start);
     }
+    note_metric(c, group, &solution);
     moment_free(&c->cov->moment[group]);
     start = now_s();
     TRY(layer_file_group(&state->file, c->slices, group, &part.quantized, &solution));
@@ -228,6 +237,7 @@ static int solve_down(struct correct *c, int64_t e, struct state *state, struct 
     moment->prior_tokens = (double)max_i64(params.rank, 1);
     TRY(panels_create(&part->e.rows, 1, 0, 0, 1, &alone));
     TRY(solve_group(c->self, &params, &alone, &part->e, moment, solution));
+    note_metric(c, group, solution);
     state->experts[e].captured[MOD_DOWN] = solution->captured;
     state->experts[e].trace[MOD_DOWN] = solution->trace;
     facts_stage(c->facts, STAGE_SOLVE, start);

@@ -11,7 +11,7 @@
 #ifndef GLOWQ_CALIB_CORRECT_H
 #define GLOWQ_CALIB_CORRECT_H
 
-#include "calib/calibrate.h"
+#include "calib/calibrate_memory.h"
 #include "calib/covariance.h"
 #include "calib/cross.h"
 #include "calib/facts.h"
@@ -27,8 +27,9 @@ struct correct {
     struct weights *weights;
     struct slices *slices;
     struct covariance *cov;
-    struct cross *cross; /* NULL: a dense layer, or no refit of its experts */
-    struct facts *facts; /* takes the stages' times */
+    struct cross *cross;        /* NULL: a dense layer, or no refit of its experts */
+    struct metric_cases *cases; /* what S of this rank's groups was in is added */
+    struct facts *facts;        /* takes the stages' times */
 };
 
 /* Collective. */

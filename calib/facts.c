@@ -125,8 +125,10 @@ int facts_layer_done(struct facts *facts, int64_t layer, double start_s, int res
 /* What a rank tells about itself; plain data, moved as bytes. */
 struct rank_facts {
     char host[64], backend[96];
-    int64_t threads, peak_rss_bytes, planned_bytes, peak_bytes; /* the last two of the backend's memory */
-    int64_t sent[N_STAGES], received[N_STAGES];                 /* over the network, as comm/traffic.h counts */
+    int64_t threads, peak_rss_bytes;
+    int64_t planned_bytes, planned_run_bytes, peak_bytes; /* of the backend's memory */
+    int64_t solved[2];
+    int64_t sent[N_STAGES], received[N_STAGES]; /* over the network, as comm/traffic.h counts */
     double compute_s;
 };
 
@@ -153,6 +155,8 @@ int facts_gather_ranks(struct facts *facts, struct comm *comm, double seconds)
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     mine.planned_bytes = facts->planned_bytes;
+    mine.planned_run_bytes = facts->planned_run_bytes;
+    memcpy(mine.solved, facts->solved, sizeof mine.solved);
     mine.peak_bytes = (int64_t)comm->be->bytes_peak;
     mine.peak_rss_bytes = (int64_t)usage.ru_maxrss * 1024;
     gethostname(mine.host, sizeof mine.host - 1);
@@ -164,11 +168,13 @@ int facts_gather_ranks(struct facts *facts, struct comm *comm, double seconds)
     for (int p = 0; p < comm->size; p++) { /* a few hundred bytes a rank: one broadcast each is simplest */
         theirs = mine;
         TRY(comm_bcast(comm, &theirs, sizeof theirs, p));
-        json_t *entry = json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:o, s:f}", "rank", p, "host", theirs.host,
-                                  "backend", theirs.backend, "threads", (json_int_t)theirs.threads, "peak_rss_bytes",
-                                  (json_int_t)theirs.peak_rss_bytes, "planned_bytes", (json_int_t)theirs.planned_bytes,
-                                  "peak_bytes", (json_int_t)theirs.peak_bytes, "network", network_json(&theirs),
-                                  "seconds", theirs.compute_s);
+        json_t *entry =
+            json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:{s:I, s:I}, s:o, s:f}", "rank", p, "host",
+                      theirs.host, "backend", theirs.backend, "threads", (json_int_t)theirs.threads, "peak_rss_bytes",
+                      (json_int_t)theirs.peak_rss_bytes, "planned_bytes", (json_int_t)theirs.planned_bytes,
+                      "planned_run_bytes", (json_int_t)theirs.planned_run_bytes, "peak_bytes",
+                      (json_int_t)theirs.peak_bytes, "groups", "f32", (json_int_t)theirs.solved[0], "f64",
+                      (json_int_t)theirs.solved[1], "network", network_json(&theirs), "seconds", theirs.compute_s);
         if (json_array_append_new(json_object_get(facts->run, "ranks"), entry) != 0)
             FAIL(ERR_NOMEM, "facts of rank %d", p);
     }

@@ -30,10 +30,12 @@ struct facts {
     struct weights *weights;
     json_t *manifest, *run;
     double stage_s[N_STAGES];
-    double compute_s;       /* of the forward pass on this rank, without waiting for others */
-    int64_t max_rank;       /* of any group */
-    double captured, trace; /* of all groups */
-    int64_t planned_bytes;  /* of this rank's device memory, before the start */
+    double compute_s;          /* of the forward pass on this rank, without waiting for others */
+    int64_t max_rank;          /* of any group */
+    double captured, trace;    /* of all groups */
+    int64_t planned_bytes;     /* of this rank's device memory, before the start, */
+    int64_t planned_run_bytes; /* and with every S in the type that it had (calibrate_memory.h) */
+    int64_t solved[2];         /* groups that this rank had a part in, with S in f32, in f64 */
     const struct comm *comm;
     struct traffic seen, stage_traffic[N_STAGES]; /* of comm, up to the last stage's end; between two ends */
     struct calibrate_result result;

@@ -41,10 +41,11 @@ static struct comm place_of(const struct forecast_job *job, int rank, int n_rank
     return (struct comm){.rank = rank, .size = n_ranks, .be = (struct backend *)(uintptr_t)job->be};
 }
 
-static int memory_of(const struct forecast_job *job, int rank, int n_ranks, struct memory_needs *needs)
+static int memory_of(const struct forecast_job *job, int rank, int n_ranks, int metric, struct memory_needs *needs)
 {
     struct comm place = place_of(job, rank, n_ranks);
-    return calibrate_memory(&place, job->options, job->config, &job->settings, &job->corpus, job->stored, needs);
+    const struct memory_job memory = {&place, job->options, job->config, &job->settings, &job->corpus, job->stored};
+    return calibrate_memory(&memory, &(struct metric_cases){.any = metric}, needs);
 }
 
 static int64_t tokens_of(const struct forecast_job *job, int rank, int n_ranks)
@@ -163,8 +164,10 @@ int forecast_create(const struct forecast_job *job, int n_ranks, struct forecast
                                       2 * c->n_sequences * c->seq_len * job->config->d_model * (int64_t)sizeof(float)};
     if (!(forecast->rank = calloc((size_t)n_ranks, sizeof *forecast->rank)))
         FAIL(ERR_NOMEM, "a plan for %d ranks", n_ranks);
-    for (int p = 0; p < n_ranks; p++)
-        TRY(memory_of(job, p, n_ranks, &forecast->rank[p].memory));
+    for (int p = 0; p < n_ranks; p++) {
+        TRY(memory_of(job, p, n_ranks, S_IN_ANY, &forecast->rank[p].memory));
+        TRY(memory_of(job, p, n_ranks, S_IN_F32, &forecast->rank[p].least));
+    }
     for (int64_t l = 0; l < job->config->n_layers; l++) {
         TRY(layer_facts(job->weights, l, "", &job->settings, &facts));
         stats_plan(job->config, l, &origin, 0, &stats);
@@ -190,7 +193,7 @@ int forecast_memory(const struct forecast_job *job, int n_ranks, struct memory_n
 {
     int err = OK;
     for (int p = 0; p < n_ranks; p++)
-        TRY(memory_of(job, p, n_ranks, &needs[p]));
+        TRY(memory_of(job, p, n_ranks, S_IN_ANY, &needs[p]));
 out:
     return err;
 }

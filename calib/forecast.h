@@ -61,7 +61,7 @@ struct forecast_job {
 
 /* What one rank needs and does. */
 struct forecast_rank {
-    struct memory_needs memory;
+    struct memory_needs memory, least; /* with a massive channel in every group's input; without any */
     int64_t read_bytes, write_bytes;
     struct traffic traffic[N_STAGES];
     double work[N_STAGES][N_RATES];

@@ -6,7 +6,6 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "calib/budget.h"
-#include "calib/calibrate_memory.h"
 #include "calib/write.h"
 
 #include <limits.h>
@@ -117,6 +116,7 @@ static int job_open_local(struct job *job)
     job->kept = calloc((size_t)job->config.n_layers, 1);
     if (!job->finished || !job->kept)
         FAIL(ERR_NOMEM, "%lld layers", (long long)job->config.n_layers);
+    TRY(metric_cases_create(&job->config, &job->cases));
 out:
     return err;
 }
@@ -214,16 +214,31 @@ out:
     return err;
 }
 
+int job_memory(struct job *job, const struct metric_cases *cases, struct memory_needs *needs)
+{
+    int err = OK;
+    struct memory_job memory = {
+        job->comm, job->options, &job->config, &job->settings, &job->corpus, DT_F32,
+    };
+    TRY(weights_dtype(&job->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q, 0}, &memory.stored));
+    TRY(calibrate_memory(&memory, cases, needs));
+out:
+    return err;
+}
+
 /* Refuses what can't fit, before anything is loaded or written. */
 static int check_memory(struct job *job)
 {
     int err = OK;
-    enum dtype stored;
-    struct memory_needs needs;
-    TRY(comm_agree(job->comm, weights_dtype(&job->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q, 0}, &stored)));
-    TRY(comm_agree(job->comm, calibrate_memory(job->comm, job->options, &job->config, &job->settings, &job->corpus,
-                                               stored, &needs)));
-    TRY(memory_check(job->comm, &needs, "more ranks on more machines, fewer --samples or a shorter --seq-len"));
+    struct memory_needs needs, least;
+    char advice[160];
+    TRY(comm_agree(job->comm, job_memory(job, &(struct metric_cases){.any = S_IN_ANY}, &needs)));
+    TRY(comm_agree(job->comm, job_memory(job, &(struct metric_cases){.any = S_IN_F32}, &least)));
+    snprintf(advice, sizeof advice,
+             "more ranks on more machines, fewer --samples or a shorter --seq-len (%.2f of it would do without massive "
+             "channels)",
+             (double)memory_total(&least) / (double)memory_total(&needs));
+    TRY(memory_check(job->comm, &needs, advice));
     job->planned_bytes = (int64_t)memory_total(&needs);
 out:
     return err;
@@ -338,6 +353,7 @@ void job_close(struct job *job)
     tokenizer_close(job->tokenizer);
     free(job->finished);
     free(job->kept);
+    metric_cases_free(&job->cases);
     comm_close(&job->self);
     if (job->lock >= 0)
         store_unlock(job->options->out, job->lock);

@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "calib/calibrate.h"
+#include "calib/calibrate_memory.h"
 #include "calib/corpus.h"
 #include "calib/facts.h"
 #include "calib/forward.h"
@@ -28,19 +29,22 @@ struct job {
     struct forward forward;
     struct stats_origin origin; /* of what is observed, or was */
     char fingerprint[65], stats_fingerprint[65];
-    int64_t planned_bytes; /* of this rank's device */
-    int lock;              /* rank 0 */
-    char *finished;        /* [n_layers] published by an earlier run with this fingerprint */
-    char *kept;            /* [n_layers] statistics are there, or needn't be */
-    int64_t last;          /* layer that something is missing of; -1: of none */
-    struct resume resume;  /* where the forward pass goes on */
-    struct facts facts;    /* what manifest.json, run.json and report.html say */
+    int64_t planned_bytes;     /* of this rank's device */
+    struct metric_cases cases; /* how this rank's groups were solved */
+    int lock;                  /* rank 0 */
+    char *finished;            /* [n_layers] published by an earlier run with this fingerprint */
+    char *kept;                /* [n_layers] statistics are there, or needn't be */
+    int64_t last;              /* layer that something is missing of; -1: of none */
+    struct resume resume;      /* where the forward pass goes on */
+    struct facts facts;        /* what manifest.json, run.json and report.html say */
     struct progress progress;
 };
 
 /* Everything but hidden states (resume_begin). job is zeroed but for options, comm and lock, which is -1; job_close in every case.
  * Collective. */
 int job_open(struct job *job);
+/* What this rank needs if its groups are solved like that. Not collective. */
+int job_memory(struct job *job, const struct metric_cases *cases, struct memory_needs *needs);
 void job_close(struct job *job);
 
 #endif

@@ -298,6 +298,7 @@ int solve_group(struct comm *comm, const struct solve_params *params, const stru
              (long long)params->rank, dtype_name(e->dtype), (long long)e->rows, (long long)e->cols,
              (long long)(own.end - own.begin), (long long)p.d);
     TRY(metric_open(&metric, comm, moment, params, params->solver == SOLVER_QR_RSVD ? dead_floor : 0));
+    out->metric = metric.dtype;
     TRY(params->sharing == SHARE_GROUP ? solve_shared(&p, out) : solve_apart(&p, out));
 out:
     metric_close(&metric);

@@ -47,6 +47,7 @@ struct solution {
     struct buf a_buf, b_buf;
     struct mat a, b;    /* factor_dtype: [m_p, r] and [rank, d_in]; empty when r = 0; r: the largest of module_rank */
     int64_t rank;       /* rows of B: r after clamping; SHARE_MODULE: the modules' B's stacked */
+    enum dtype metric;  /* what S was in (metric.h) */
     int steps;          /* Krylov blocks or power iterations used; SHARE_MODULE: the most that a module took */
     double trace;       /* tr(E S E^T), undamped S: the plain quantization's objective */
     double trace_error; /* its standard error; 0 when exact */

@@ -196,6 +196,7 @@ static struct backend planned_backend(const struct options *o, const struct back
     if (options_real(o, "gpu-memory") > 0 && here->host_memory) {
         be.act = strcmp(options_string(o, "dtype"), "f32") == 0 ? DT_F32 : DT_BF16;
         be.leaf_tokens = 8192;
+        be.host_memory = 0;
     }
     return be;
 }

@@ -75,7 +75,9 @@ static void print_memory(const struct forecast *plan)
     for (int i = 0; i < needs->n; i++)
         out_print("  %-20s %10.2f %s\n", needs->item[i].name, (double)needs->item[i].bytes / unit,
                   is_small ? "MiB" : "GiB");
-    out_print("  %-20s %10.2f %s\n", "together", (double)memory_total(needs) / unit, is_small ? "MiB" : "GiB");
+    out_print("  %-20s %10.2f %s; %.2f where no input has a massive channel\n", "together",
+              (double)memory_total(needs) / unit, is_small ? "MiB" : "GiB",
+              (double)memory_total(&plan->rank[most].least) / unit);
 }
 
 static void print_ranks(const struct forecast *plan)
@@ -179,11 +181,11 @@ static json_t *rank_json(const struct forecast *plan, int p)
         json_object_set_new(stages, stage_name((enum stage)i),
                             json_pack("{s:I, s:I}", "sent", (json_int_t)traffic_sent(&r->traffic[i], plan->n_ranks),
                                       "received", (json_int_t)traffic_received(&r->traffic[i], plan->n_ranks)));
-    return json_pack("{s:i, s:I, s:o, s:I, s:I, s:{s:I, s:I, s:o}}", "rank", p, "memory_bytes",
-                     (json_int_t)memory_total(&r->memory), "memory", items, "read_bytes", (json_int_t)r->read_bytes,
-                     "write_bytes", (json_int_t)r->write_bytes, "network", "sent_bytes",
-                     (json_int_t)forecast_sent(plan, p), "received_bytes", (json_int_t)forecast_received(plan, p),
-                     "stages", stages);
+    return json_pack("{s:i, s:I, s:o, s:I, s:I, s:I, s:{s:I, s:I, s:o}}", "rank", p, "memory_bytes",
+                     (json_int_t)memory_total(&r->memory), "memory", items, "memory_f32_bytes",
+                     (json_int_t)memory_total(&r->least), "read_bytes", (json_int_t)r->read_bytes, "write_bytes",
+                     (json_int_t)r->write_bytes, "network", "sent_bytes", (json_int_t)forecast_sent(plan, p),
+                     "received_bytes", (json_int_t)forecast_received(plan, p), "stages", stages);
 }
 
 static json_t *times_json(const struct answer *a)

@@ -135,9 +135,8 @@ static void check_shape(const char *shape, int64_t layers)
             sent += forecast_sent(&plan, p);
             received += forecast_received(&plan, p);
             /* the very figures that calibrate refuses by */
-            assert_int_equal(
-                calibrate_memory(&place, &f.options, &f.config, &f.job.settings, &f.job.corpus, DT_BF16, &needs[0]),
-                OK);
+            const struct memory_job memory = {&place, &f.options, &f.config, &f.job.settings, &f.job.corpus, DT_BF16};
+            assert_int_equal(calibrate_memory(&memory, &(struct metric_cases){.any = S_IN_ANY}, &needs[0]), OK);
             assert_int_equal(memory_total(&needs[0]), memory_total(&plan.rank[p].memory));
             assert_int_equal(forecast_memory(&f.job, n, needs), OK);
             assert_int_equal(memory_total(&needs[p]), memory_total(&plan.rank[p].memory));

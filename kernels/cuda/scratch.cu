@@ -75,12 +75,16 @@ int cuda_scratch(struct backend *be, size_t bytes, void **p)
         state->in_step = 0; /* alloc and free are forbidden to callers there, not to the run before the recording */
         if (state->scratch)
             be->ops->free(be, state->scratch, state->scratch_bytes);
+        be->bytes_now -= state->scratch_bytes;
         state->scratch = NULL;
         state->scratch_bytes = 0;
         state->scratch_moves++;
         bytes = (bytes + unit - 1) / unit * unit;
         TRY(be->ops->alloc(be, bytes, &state->scratch));
         state->scratch_bytes = bytes;
+        be->bytes_now += bytes;
+        if (be->bytes_now > be->bytes_peak)
+            be->bytes_peak = be->bytes_now;
     }
     *p = state->scratch;
 out:
