@@ -1,169 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Calibration: see calibrate.h. calibrate_layer is the pipeline; job.c opens and closes what it works on. */
+ * Calibration: see calibrate.h. From wave to wave; job.c opens and closes what it works on, wave.c is the pipeline. */
 #include "calib/calibrate.h"
 
+#include "base/activity.h"
 #include "base/err.h"
 #include "base/file.h"
 #include "base/interrupt.h"
 #include "base/log.h"
-#include "calib/bounds.h"
-#include "calib/correct.h"
-#include "calib/covariance.h"
-#include "calib/cross.h"
 #include "calib/events.h"
 #include "calib/job.h"
-#include "calib/kept.h"
-#include "calib/slices.h"
+#include "calib/wave.h"
 
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-/* ---- one layer ---------------------------------------------------------------------------------------------------- */
-
-/* A layer while it is worked on. */
-struct stages {
-    struct slices slices;  /* this rank's rows of its weights */
-    struct layer layer;    /* all of its weights, to run it */
-    struct bounds bounds;  /* of what may come */
-    struct covariance cov; /* what came */
-    struct cross cross;    /* what a second sweep needs */
-};
-
-static void stages_free(struct stages *s)
-{
-    cross_free(&s->cross);
-    covariance_free(&s->cov);
-    bounds_free(&s->bounds);
-    layer_free(&s->layer);
-    slices_free(&s->slices);
-}
-
-/* The layer that is read after layer l: with statistics finished ones aren't. Empty after the last. */
-static struct range read_next(const struct job *job, int64_t l)
-{
-    int64_t next = l + 1;
-    while (next <= job->last && job->options->stats && job->finished[next])
-        next++;
-    return (struct range){next, min_i64(next, job->last) + 1};
-}
-
-/* Every rank its own rows from the checkpoint; those of the next layer are on their way from now on. */
-static int read_slices(struct job *job, int64_t l, struct stages *s)
-{
-    int local = slices_plan(job->comm, &job->config, l, &s->slices);
-    local = local ? local : slices_read(&s->slices, &job->weights);
-    prefetch_next(&job->prefetch, read_next(job, l));
-    return comm_agree(job->comm, local);
-}
-
-/* And from the others what it needs to run the layer. */
-static int read_layer(struct job *job, int64_t l, struct stages *s)
-{
-    int err = OK;
-    struct comm *comm = job->comm;
-    const struct module_source source = slices_source(&s->slices);
-    const int local = load_layer_weights(&job->weights, &job->forward.dec.shape, l, &source, NULL, &s->layer);
-    if (local && comm->size > 1) /* others may wait in this layer's broadcasts: they can't be told */
-        comm_abort(comm, err_exit_code(local));
-    TRY(local);
-out:
-    return err;
-}
-
-/* Room for what will be observed. */
-static int observe_layer(struct job *job, int64_t l, struct stages *s)
-{
-    int err = OK, local = OK;
-    const int sweeps_twice =
-        config_is_moe(&job->config, l) && job->options->expert_refit == REFIT_OWN && !job->finished[l];
-    TRY(bounds_create(&s->slices, &job->weights, &s->bounds));
-    if (sweeps_twice)
-        local = cross_create(&s->slices, &s->bounds, job->forward.blocks.end - job->forward.blocks.begin,
-                             job->forward.hidden.rows, &s->cross);
-    local = local ? local
-                  : covariance_begin(&s->slices, &job->corpus, &s->bounds, sweeps_twice ? &s->cross : NULL, &s->cov);
-    TRY(comm_agree(job->comm, local));
-out:
-    return err;
-}
-
-/* read -> forward + observe -> Sigma_x; a layer that is done with is only run forward. */
-static int run_layer(struct job *job, int64_t l, struct stages *s)
-{
-    int err = OK;
-    struct comm *comm = job->comm;
-    const int done = job->finished[l] && job->kept[l];
-    double start = now_s();
-    TRY(read_slices(job, l, s));
-    TRY(read_layer(job, l, s));
-    facts_stage(&job->facts, STAGE_READ, start);
-    start = now_s();
-    if (!done)
-        TRY(observe_layer(job, l, s));
-    const double compute_start = now_s();
-    const int local = forward_layer(&job->forward, &s->layer, l, done ? NULL : &s->cov);
-    job->facts.compute_s += now_s() - compute_start;
-    TRY(comm_agree(comm, local));
-    layer_free(&s->layer);
-    facts_stage(&job->facts, STAGE_FORWARD, start);
-    if (done)
-        goto out;
-    start = now_s();
-    TRY(covariance_reduce(&s->cov));
-    facts_stage(&job->facts, STAGE_MOMENTS, start);
-    start = now_s();
-    if (!job->kept[l])
-        TRY(kept_write(&s->cov, job->options->out, (int)(l % comm->size), &job->origin));
-    facts_stage(&job->facts, STAGE_WRITE, start);
-out:
-    return err;
-}
-
-/* The same of statistics that are there: read -> Sigma_x. */
-static int recall_layer(struct job *job, int64_t l, struct stages *s)
-{
-    int err = OK;
-    double start = now_s();
-    TRY(read_slices(job, l, s));
-    facts_stage(&job->facts, STAGE_READ, start);
-    start = now_s();
-    TRY(kept_read(&s->slices, &job->corpus, job->options->stats, job->stats_fingerprint, &s->cov));
-    facts_stage(&job->facts, STAGE_MOMENTS, start);
-out:
-    return err;
-}
-
-/* Sigma_x, by a forward pass or from disk -> quantize + solve + write (correct.c). *run_s: seconds that it takes to have the layer's
- * output again. */
-static int calibrate_layer(struct job *job, int64_t l, double *run_s)
-{
-    int err = OK;
-    struct stages s = {0};
-    const double start = now_s();
-    TRY(job->options->stats ? recall_layer(job, l, &s) : run_layer(job, l, &s));
-    *run_s = now_s() - start;
-    if (job->finished[l])
-        goto out;
-    struct correct correct = {.options = job->options,
-                              .settings = &job->settings,
-                              .fingerprint = job->fingerprint,
-                              .comm = job->comm,
-                              .self = &job->self,
-                              .weights = &job->weights,
-                              .slices = &s.slices,
-                              .cov = &s.cov,
-                              .cross = s.cov.cross,
-                              .cases = &job->cases,
-                              .facts = &job->facts};
-    TRY(correct_layer(&correct));
-out:
-    stages_free(&s);
-    return err;
-}
-
-/* ---- the whole ---------------------------------------------------------------------------------------------------- */
 
 static int copy_files(const struct calibrate_options *o)
 {
@@ -215,12 +67,12 @@ static struct range missing_layers(const struct job *job)
 static int signal_asked(struct job *job, int64_t *signal)
 {
     *signal = interrupt_pending();
-    return comm_max_i64(job->comm, signal, 1);
+    return comm_max_i64(job->world, signal, 1);
 }
 
 static void tell(const struct job *job, json_t *event)
 {
-    if (job->comm->rank == 0)
+    if (job->world->rank == 0)
         events_add(job->options->out, event);
     else
         json_decref(event);
@@ -228,31 +80,52 @@ static void tell(const struct job *job, json_t *event)
 
 static void tell_start(struct job *job, int64_t first, int64_t finished)
 {
-    char host[64] = "";
+    char host[64] = "", grid[64] = "";
     const struct calibrate_options *o = job->options;
+    const int n_ranks = job->world->size;
     gethostname(host, sizeof host - 1);
-    tell(job,
-         json_pack("{s:s, s:i, s:I, s:I, s:I, s:s, s:i, s:s}", "event", "start", "ranks", job->comm->size, "layers",
-                   (json_int_t)job->config.n_layers, "finished", (json_int_t)finished, "first", (json_int_t)first,
-                   "host", host, "pid", (int)getpid(), "command", o->command ? o->command : ""));
+    tell(job, json_pack("{s:s, s:i, s:i, s:I, s:I, s:I, s:I, s:s, s:i, s:s}", "event", "start", "ranks", n_ranks,
+                        "stages", job->grid.stages, "waves", (json_int_t)job->n_waves, "layers",
+                        (json_int_t)job->config.n_layers, "finished", (json_int_t)finished, "first", (json_int_t)first,
+                        "host", host, "pid", (int)getpid(), "command", o->command ? o->command : ""));
     json_object_set_new(job->facts.run, "first_layer", json_integer(first));
-    log_info("%s: %lld layers, %lld sequences of %lld tokens, %d bits, rank %lld, on %d rank%s%s",
+    json_object_set_new(job->facts.run, "grid",
+                        json_pack("{s:i, s:i, s:I}", "stages", job->grid.stages, "replicas", job->grid.replicas,
+                                  "waves", (json_int_t)job->n_waves));
+    if (job->grid.stages > 1)
+        snprintf(grid, sizeof grid, " as %dx%d", job->grid.stages, job->grid.replicas);
+    log_info("%s: %lld layers, %lld sequences of %lld tokens, %d bits, rank %lld, on %d rank%s%s%s",
              o->synthetic.config ? o->synthetic.config : o->model, (long long)job->config.n_layers,
              (long long)job->corpus.n_sequences, (long long)job->corpus.seq_len, o->bits, (long long)o->solve.rank,
-             job->comm->size, job->comm->size == 1 ? "" : "s",
-             finished ? "; going on where an earlier run stopped" : "");
+             n_ranks, n_ranks == 1 ? "" : "s", grid, finished ? "; going on where an earlier run stopped" : "");
     if (o->stats && job->config.n_experts > 0)
         log_info("experts are refitted under their layer's statistics: what their own refit needs isn't kept");
 }
 
-/* After layer l: its hidden states are kept where they are to be, and the run ends if a signal has asked for it.
- * Collective. */
-static int after_layer(struct job *job, int64_t l, int64_t last, double run_s)
+/* Rank 0 hears of its own stage's layers as they are done, of the others' at the wave's end. */
+static int tell_layer(struct job *job, int64_t l, double seconds)
+{
+    int err = OK;
+    const int finished = job->finished[l];
+    activity_set("layer", l + 1);
+    if (job->world->rank != 0)
+        goto out;
+    TRY(facts_layer_done(&job->facts, l, seconds, finished));
+    progress_update(&job->progress, ++job->n_told, finished ? "was finished" : "");
+    tell(job, json_pack("{s:s, s:I, s:f, s:b}", "event", "layer", "layer", (json_int_t)l, "seconds", seconds, "solved",
+                        !finished));
+out:
+    return err;
+}
+
+/* After a wave: the hidden states behind it are kept if it is time to, and the run ends if a signal has asked for it. Collective. */
+static int after_wave(struct job *job, struct range wave, int64_t end, double run_s)
 {
     int err = OK, is_kept = 0;
     int64_t signal;
+    const int64_t l = wave.end - 1;
     TRY(signal_asked(job, &signal));
-    if (l == last)
+    if (wave.end == end)
         goto out;
     if (!job->options->stats)
         TRY(resume_keep(&job->resume, &job->forward, l, run_s, signal != 0, &is_kept));
@@ -264,34 +137,35 @@ static int after_layer(struct job *job, int64_t l, int64_t last, double run_s)
     tell(job, json_pack("{s:s, s:s, s:I}", "event", "signal", "signal", interrupt_name((int)signal), "layer",
                         (json_int_t)l));
     log_warn("stopped by %s after %lld of %lld layers; the same command goes on from there, on any number of ranks",
-             interrupt_name((int)signal), (long long)(l + 1), (long long)(last + 1));
+             interrupt_name((int)signal), (long long)wave.end, (long long)end);
     err = ERR_STOPPED;
 out:
     return err;
 }
 
-/* All layers from `first` on. With statistics finished ones needn't even be read. */
-static int calibrate_layers(struct job *job, int64_t first)
+/* Layers [first, end). With statistics finished ones needn't even be read. */
+static int calibrate_layers(struct job *job, int64_t first, int64_t end)
 {
     int err = OK;
-    const int64_t last = job->last;
-    progress_begin(&job->progress, "layer", last + 1);
-    job->progress.before = first;
-    prefetch_next(&job->prefetch, read_next(job, first - 1));
-    for (int64_t l = first; l <= last; l++) {
-        const double start = now_s();
-        const int finished = job->finished[l];
-        double run_s = 0;
-        if (!job->options->stats || !finished)
-            TRY(calibrate_layer(job, l, &run_s));
-        TRY(facts_layer_done(&job->facts, l, start, finished));
-        progress_update(&job->progress, l + 1, finished ? "was finished" : "");
-        tell(job, json_pack("{s:s, s:I, s:f, s:b}", "event", "layer", "layer", (json_int_t)l, "seconds",
-                            now_s() - start, "solved", !finished));
-        TRY(after_layer(job, l, last, run_s));
+    const int64_t n_waves = grid_waves_left(job->n_waves, job->config.n_layers, end - first);
+    double *layer_s = calloc((size_t)(end - first) + 1, sizeof *layer_s), run_s;
+    TRY(comm_agree(job->world, layer_s ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "times of the layers")));
+    progress_begin(&job->progress, "layer", end);
+    job->progress.before = job->n_told = first;
+    for (int64_t i = 0; i < n_waves; i++) {
+        const struct range all = {first, end}, wave = grid_wave(all, i, n_waves);
+        const struct range next = i + 1 < n_waves ? grid_wave(all, i + 1, n_waves) : (struct range){end, end};
+        const struct range own = grid_layers(&job->grid, wave, job->grid.stage);
+        if (i == 0)
+            wave_prefetch(job, wave, next);
+        TRY(wave_run(job, wave, next, tell_layer, layer_s + (wave.begin - first), &run_s));
+        for (int64_t l = own.end; l < wave.end; l++) /* rank 0 is of the first stage */
+            TRY(tell_layer(job, l, layer_s[l - first]));
+        TRY(after_wave(job, wave, end, run_s));
     }
     progress_end(&job->progress);
 out:
+    free(layer_s);
     return err;
 }
 
@@ -304,10 +178,10 @@ static int note_memory(struct job *job)
     return err;
 }
 
-int calibrate(struct comm *comm, const struct calibrate_options *options, struct calibrate_result *result)
+int calibrate(struct comm *world, const struct calibrate_options *options, struct calibrate_result *result)
 {
     int err = OK, local = OK, is_open = 0;
-    struct job job = {.options = options, .comm = comm, .lock = -1};
+    struct job job = {.options = options, .world = world, .comm = world, .lock = -1};
     const double start = now_s();
     int64_t first = 0, resumed = 0;
     memset(result, 0, sizeof *result);
@@ -317,19 +191,18 @@ int calibrate(struct comm *comm, const struct calibrate_options *options, struct
         resumed += job.finished[l];
     is_open = 1;
     if (!options->stats && missing.begin <= missing.end)
-        TRY(resume_begin(comm, options->out, options->hidden_every, job.stats_fingerprint, missing.begin, &job.forward,
+        TRY(resume_begin(world, options->out, options->hidden_every, job.stats_fingerprint, missing.begin, &job.forward,
                          &job.weights, &job.resume, &first));
-    job.last = missing.end;
     tell_start(&job, first, resumed);
-    TRY(calibrate_layers(&job, first));
-    TRY(comm_agree(comm, note_memory(&job)));
-    TRY(facts_gather_ranks(&job.facts, comm, now_s() - start));
-    if (comm->rank == 0)
+    TRY(calibrate_layers(&job, first, missing.end + 1));
+    TRY(comm_agree(world, note_memory(&job)));
+    TRY(facts_gather_ranks(&job.facts, world, now_s() - start));
+    if (world->rank == 0)
         local = finish(&job);
-    TRY(comm_agree(comm, local));
+    TRY(comm_agree(world, local));
     job.facts.result.n_resumed = resumed;
     *result = job.facts.result;
-    TRY(comm_bcast(comm, result, sizeof *result, 0));
+    TRY(comm_bcast(world, result, sizeof *result, 0));
     result->seconds = now_s() - start;
     tell(&job, json_pack("{s:s, s:f}", "event", "end", "seconds", result->seconds));
 out:

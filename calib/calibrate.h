@@ -2,14 +2,20 @@
  * Calibration: checkpoint (or synthetic weights) + text -> NAME.glowq. The pipeline, one file a stage:
  *   corpus.c (text -> token sequences) -> covariance.c (Sigma_x of every group)
  *   -> correct.c: quantize + solve.c (E, A, B), with experts cross.c + refit.c -> write.c
- * Layer by layer, memory of one layer; a finished layer is published as one file and skipped on a rerun. What was observed can be
- * kept (kept.c) and solved again with other settings, which skips the forward pass.
+ * Ranks form a grid (comm/grid.h): layers are dealt out over its stages, hidden states go from stage to stage (relay.c), and what is
+ * inside a layer is shared by a stage's replicas. The layers that are worked on at once are a wave (wave.c):
+ *   for wave { for super-block { receive; for layer { forward + observe }; send }; for layer { Sigma_x; quantize; solve; write } }
+ * With one stage and one layer a wave, as it is on one host, this is layer by layer, in the memory of one layer; with more stages a
+ * rank holds and receives that much less of the model. A finished layer is published as one file and skipped on a rerun, on any grid
+ * and in any waves: neither changes a byte. What was observed can be kept (kept.c) and solved again with other settings, which skips
+ * the forward pass.
  */
 #ifndef GLOWQ_CALIB_CALIBRATE_H
 #define GLOWQ_CALIB_CALIBRATE_H
 
 #include "calib/solve.h"
 #include "comm/comm.h"
+#include "comm/grid.h"
 #include "model/store.h"
 #include "model/synthetic.h"
 
@@ -36,13 +42,16 @@ struct calibrate_options {
     int64_t expert_rank;       /* of layers with experts; -1: as budget.h says, at most solve.rank */
     enum expert_weights expert_weights;
     enum expert_refit expert_refit;
-    int keep_stats;       /* leave what was observed in OUT/stats, for `stats` below */
-    const char *stats;    /* NAME.glowq with statistics: the model isn't run, and there are no texts; samples, seq_len, the text and
+    int keep_stats; /* leave what was observed in OUT/stats, for `stats` below */
+    const char *
+        stats; /* NAME.glowq with statistics: the model isn't run, and there are no texts; samples, seq_len, the text and
                            * synthetic.seed are those of the statistics, and so is solve.seed where it is SEED_OF_STATS. Experts
                            * are refitted under the layer's statistics. NULL: observe */
     int64_t hidden_every; /* resume.h: hidden states are kept after so many layers */
-    int overwrite;       /* replace a finished or foreign output */
-    const char *command; /* the command line, for run.json */
+    int overwrite;        /* replace a finished or foreign output */
+    int stages, replicas; /* of the grid; 0: grid_default */
+    int64_t waves;        /* that all layers are cut into; 0: one layer a wave and stage */
+    const char *command;  /* the command line, for run.json */
 };
 
 struct calibrate_result {

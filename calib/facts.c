@@ -62,8 +62,9 @@ static json_t *model_json(const struct model_config *c)
     return model;
 }
 
-int facts_create(const struct comm *comm, const struct calibrate_options *options, const struct model_config *config,
-                 const struct corpus *corpus, struct weights *weights, const char *fingerprint, struct facts *facts)
+int facts_create(const struct comm *world, const struct comm *part, const struct calibrate_options *options,
+                 const struct model_config *config, const struct corpus *corpus, struct weights *weights,
+                 const char *fingerprint, struct facts *facts)
 {
     int err = OK;
     char started[32];
@@ -72,8 +73,10 @@ int facts_create(const struct comm *comm, const struct calibrate_options *option
     gmtime_r(&now, &utc);
     strftime(started, sizeof started, "%Y-%m-%dT%H:%M:%SZ", &utc);
     memset(facts, 0, sizeof *facts);
-    facts->comm = comm;
-    facts->seen = comm->traffic;
+    facts->comm[0] = world;
+    facts->comm[1] = part == world ? NULL : part;
+    for (int i = 0; i < 2 && facts->comm[i]; i++)
+        facts->seen[i] = facts->comm[i]->traffic;
     facts->config = config;
     facts->weights = weights;
     facts->result.n_layers = config->n_layers;
@@ -109,16 +112,17 @@ void facts_free(struct facts *facts)
 
 void facts_stage(struct facts *facts, enum stage stage, double start_s)
 {
-    const struct traffic since = traffic_since(&facts->comm->traffic, &facts->seen);
     facts->stage_s[stage] += now_s() - start_s;
-    traffic_add(&facts->stage_traffic[stage], &since);
-    facts->seen = facts->comm->traffic;
+    for (int i = 0; i < 2 && facts->comm[i]; i++) {
+        const struct traffic since = traffic_since(&facts->comm[i]->traffic, &facts->seen[i]);
+        traffic_add(&facts->stage_traffic[i][stage], &since);
+        facts->seen[i] = facts->comm[i]->traffic;
+    }
 }
 
-int facts_layer_done(struct facts *facts, int64_t layer, double start_s, int resumed)
+int facts_layer_done(struct facts *facts, int64_t layer, double seconds, int resumed)
 {
-    json_t *entry =
-        json_pack("{s:I, s:f, s:b}", "layer", (json_int_t)layer, "seconds", now_s() - start_s, "resumed", resumed);
+    json_t *entry = json_pack("{s:I, s:f, s:b}", "layer", (json_int_t)layer, "seconds", seconds, "resumed", resumed);
     return json_array_append_new(json_object_get(facts->run, "layers"), entry) == 0 ? OK : ERR_NOMEM;
 }
 
@@ -148,26 +152,28 @@ static json_t *network_json(const struct rank_facts *f)
                      "stages", stages);
 }
 
-int facts_gather_ranks(struct facts *facts, struct comm *comm, double seconds)
+int facts_gather_ranks(struct facts *facts, struct comm *world, double seconds)
 {
     int err = OK;
-    struct rank_facts mine = {.threads = comm->be->n_threads, .compute_s = facts->compute_s}, theirs;
+    struct rank_facts mine = {.threads = world->be->n_threads, .compute_s = facts->compute_s}, theirs;
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     mine.planned_bytes = facts->planned_bytes;
     mine.planned_run_bytes = facts->planned_run_bytes;
     memcpy(mine.solved, facts->solved, sizeof mine.solved);
-    mine.peak_bytes = (int64_t)comm->be->bytes_peak;
+    mine.peak_bytes = (int64_t)world->be->bytes_peak;
     mine.peak_rss_bytes = (int64_t)usage.ru_maxrss * 1024;
     gethostname(mine.host, sizeof mine.host - 1);
-    memcpy(mine.backend, comm->be->description, sizeof mine.backend);
+    memcpy(mine.backend, world->be->description, sizeof mine.backend);
     for (int i = 0; i < N_STAGES; i++) {
-        mine.sent[i] = traffic_sent(&facts->stage_traffic[i], comm->size);
-        mine.received[i] = traffic_received(&facts->stage_traffic[i], comm->size);
+        for (int j = 0; j < 2 && facts->comm[j]; j++) {
+            mine.sent[i] += traffic_sent(&facts->stage_traffic[j][i], facts->comm[j]->size);
+            mine.received[i] += traffic_received(&facts->stage_traffic[j][i], facts->comm[j]->size);
+        }
     }
-    for (int p = 0; p < comm->size; p++) { /* a few hundred bytes a rank: one broadcast each is simplest */
+    for (int p = 0; p < world->size; p++) { /* a few hundred bytes a rank: one broadcast each is simplest */
         theirs = mine;
-        TRY(comm_bcast(comm, &theirs, sizeof theirs, p));
+        TRY(comm_bcast(world, &theirs, sizeof theirs, p));
         json_t *entry =
             json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:{s:I, s:I}, s:o, s:f}", "rank", p, "host",
                       theirs.host, "backend", theirs.backend, "threads", (json_int_t)theirs.threads, "peak_rss_bytes",

@@ -30,26 +30,28 @@ struct facts {
     struct weights *weights;
     json_t *manifest, *run;
     double stage_s[N_STAGES];
-    double compute_s;          /* of the forward pass on this rank, without waiting for others */
-    int64_t max_rank;          /* of any group */
-    double captured, trace;    /* of all groups */
-    int64_t planned_bytes;     /* of this rank's device memory, before the start, */
-    int64_t planned_run_bytes; /* and with every S in the type that it had (calibrate_memory.h) */
-    int64_t solved[2];         /* groups that this rank had a part in, with S in f32, in f64 */
-    const struct comm *comm;
-    struct traffic seen, stage_traffic[N_STAGES]; /* of comm, up to the last stage's end; between two ends */
+    double compute_s;           /* of the forward pass on this rank, without waiting for others */
+    int64_t max_rank;           /* of any group */
+    double captured, trace;     /* of all groups */
+    int64_t planned_bytes;      /* of this rank's device memory, before the start, */
+    int64_t planned_run_bytes;  /* and with every S in the type that it had (calibrate_memory.h) */
+    int64_t solved[2];          /* groups that this rank had a part in, with S in f32, in f64 */
+    const struct comm *comm[2]; /* all ranks; where layers are dealt out, those of this rank's part of them, or NULL */
+    struct traffic seen[2];     /* of each, up to the last stage's end; and between two ends: */
+    struct traffic stage_traffic[2][N_STAGES];
     struct calibrate_result result;
 };
 
-/* Settings, model and text. Not collective; run's times, and what of comm's traffic is told of, start here. */
-int facts_create(const struct comm *comm, const struct calibrate_options *options, const struct model_config *config,
-                 const struct corpus *corpus, struct weights *weights, const char *fingerprint, struct facts *facts);
+/* Settings, model and text. Not collective; run's times, and what of the communicators' traffic is told of, start here. */
+int facts_create(const struct comm *world, const struct comm *part, const struct calibrate_options *options,
+                 const struct model_config *config, const struct corpus *corpus, struct weights *weights,
+                 const char *fingerprint, struct facts *facts);
 void facts_free(struct facts *facts);
 /* Adds the time since start_s to a stage, and the traffic since the last stage. */
 void facts_stage(struct facts *facts, enum stage stage, double start_s);
-int facts_layer_done(struct facts *facts, int64_t layer, double start_s, int resumed);
-/* Host, threads, peak memory and traffic of every rank. Collective. */
-int facts_gather_ranks(struct facts *facts, struct comm *comm, double seconds);
+int facts_layer_done(struct facts *facts, int64_t layer, double seconds, int resumed);
+/* Host, threads, peak memory and traffic of every rank. Collective over all. */
+int facts_gather_ranks(struct facts *facts, struct comm *world, double seconds);
 /* The groups, from the published layer files, whoever wrote them; totals into result. Not collective. */
 int facts_read_layers(struct facts *facts, const char *dir);
 /* run.json and report.html, then manifest.json, which finishes the folder. Not collective. */

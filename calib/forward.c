@@ -11,11 +11,11 @@ struct mat forward_rows(const struct forward *f, int64_t b)
 {
     int64_t first, origin;
     int64_t n = corpus_block(f->corpus, b, &first);
-    corpus_block(f->corpus, f->blocks.begin, &origin);
+    corpus_block(f->corpus, f->keeps ? f->blocks.begin : b, &origin);
     return mat_rows(&f->hidden, (first - origin) * f->corpus->seq_len, n * f->corpus->seq_len);
 }
 
-static int batch_of_block(struct forward *f, int64_t b)
+int forward_begin(struct forward *f, int64_t b)
 {
     int err = OK;
     const struct corpus *c = f->corpus;
@@ -37,12 +37,12 @@ out:
 int forward_embed(struct forward *f, struct weights *weights)
 {
     int err = OK;
-    if (f->hidden.rows == 0)
+    if (f->n_rows == 0)
         goto out;
     TRY(load_embedding_weights(&f->dec, weights));
     for (int64_t b = f->blocks.begin; b < f->blocks.end; b++) {
         struct mat rows = forward_rows(f, b);
-        TRY(batch_of_block(f, b));
+        TRY(forward_begin(f, b));
         TRY(decoder_embed(&f->dec, &f->batch, &rows));
     }
 out:
@@ -50,7 +50,8 @@ out:
     return err;
 }
 
-int forward_create(struct comm *comm, const struct model_config *config, const struct corpus *corpus, struct forward *f)
+int forward_create(struct comm *comm, const struct model_config *config, const struct corpus *corpus, int keeps,
+                   struct forward *f)
 {
     int err = OK;
     const int64_t block_tokens = corpus->block_sequences * corpus->seq_len;
@@ -59,6 +60,7 @@ int forward_create(struct comm *comm, const struct model_config *config, const s
     memset(f, 0, sizeof *f);
     f->corpus = corpus;
     f->comm = comm;
+    f->keeps = keeps;
     f->blocks = shard_even(corpus->n_blocks, comm->rank, comm->size);
     TRY(comm_open_self(&f->self, comm->be));
     TRY(decoder_create(&f->dec, config, &f->self, 0, block_tokens, 0));
@@ -69,8 +71,13 @@ int forward_create(struct comm *comm, const struct model_config *config, const s
     corpus_block(corpus, f->blocks.begin, &first);
     end = f->blocks.end * corpus->block_sequences;
     end = end < corpus->n_sequences ? end : corpus->n_sequences;
-    const int64_t n_rows = f->blocks.begin < f->blocks.end ? (end - first) * corpus->seq_len : 0;
-    TRY(mat_alloc(comm->be, DT_F32, n_rows, config->d_model, &f->hidden_buf, &f->hidden));
+    f->n_rows = f->blocks.begin < f->blocks.end ? (end - first) * corpus->seq_len : 0;
+    for (int p = 0; p < comm->size; p++) {
+        const struct range theirs = shard_even(corpus->n_blocks, p, comm->size);
+        f->n_rounds = max_i64(f->n_rounds, theirs.end - theirs.begin);
+    }
+    TRY(mat_alloc(comm->be, DT_F32, keeps ? f->n_rows : min_i64(f->n_rows, block_tokens), config->d_model,
+                  &f->hidden_buf, &f->hidden));
 out:
     if (err)
         forward_free(f);
@@ -89,22 +96,17 @@ void forward_free(struct forward *f)
     memset(f, 0, sizeof *f);
 }
 
-int forward_layer(struct forward *f, const struct layer *layer, int64_t l, struct covariance *cov)
+int forward_layer(struct forward *f, const struct layer *layer, int64_t l, int64_t b, struct covariance *cov)
 {
     int err = OK;
+    int64_t first;
+    struct mat rows = forward_rows(f, b);
     const struct observer observer = {
         .on_group_input = covariance_observe, .on_experts = covariance_observe_experts, .ctx = cov};
-    for (int64_t b = f->blocks.begin; b < f->blocks.end; b++) {
-        struct mat rows = forward_rows(f, b);
-        TRY(batch_of_block(f, b));
-        TRY(decoder_layer(&f->dec, layer, l, &f->batch, &f->kv, &rows, cov ? &observer : NULL));
-        if (cov) {
-            int64_t first;
-            corpus_block(f->corpus, b, &first);
-            TRY(covariance_check(cov, l, first, &rows));
-        }
-    }
-    TRY(f->dec.be->ops->sync(f->dec.be));
+    TRY(decoder_layer(&f->dec, layer, l, &f->batch, &f->kv, &rows, cov ? &observer : NULL));
+    corpus_block(f->corpus, b, &first);
+    if (cov)
+        TRY(covariance_check(cov, l, first, &rows));
 out:
     return err;
 }

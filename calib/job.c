@@ -92,7 +92,7 @@ static int job_open_local(struct job *job)
 {
     int err = OK;
     const struct calibrate_options *o = job->options;
-    TRY(comm_open_self(&job->self, job->comm->be));
+    TRY(comm_open_self(&job->self, job->world->be));
     TRY(o->synthetic.config ? synthetic_config(&o->synthetic, &job->config) : config_read(o->model, &job->config));
     if (o->stats) {
         job->own = *o;
@@ -100,7 +100,6 @@ static int job_open_local(struct job *job)
         TRY(open_stats(job));
     }
     TRY(weights_open(job));
-    prefetch_open(job->comm, &job->config, &job->weights, &job->prefetch);
     if (o->n_texts > 0)
         TRY(tokenizer_open(o->model, &job->tokenizer));
     TRY(calibrate_check(o, &job->config));
@@ -154,6 +153,55 @@ void calibrate_settings(const struct calibrate_options *o, const struct model_co
         settings->down_rank = ranks.down;
     }
 }
+
+/* ---- the grid ------------------------------------------------------------------------------------------------------ */
+
+/* Rank 0, which knows where the others are. */
+static int choose_grid(struct job *job, const int *host)
+{
+    int err = OK;
+    const struct calibrate_options *o = job->options;
+    const int n = job->world->size;
+    const int64_t n_layers = job->config.n_layers;
+    char choices[512];
+    job->grid =
+        o->stages ? (struct grid){.stages = o->stages, .replicas = o->replicas} : grid_default(host, n, n_layers);
+    grid_choices(n, choices, sizeof choices);
+    if ((int64_t)job->grid.stages * job->grid.replicas != n)
+        FAIL(ERR_ARG, "--grid %dx%d is for %lld ranks, %s %d: give %s", o->stages, o->replicas,
+             (long long)o->stages * o->replicas, n == 1 ? "there is" : "there are", n, choices);
+    if (o->waves > n_layers)
+        FAIL(ERR_ARG, "--waves %lld: the model has %lld layers: give 1 to %lld", (long long)o->waves,
+             (long long)n_layers, (long long)n_layers);
+    job->n_waves = o->waves ? o->waves : grid_default_waves(&job->grid, n_layers);
+out:
+    return err;
+}
+
+/* The same on every rank, and each stage's ranks among themselves. */
+static int open_grid(struct job *job)
+{
+    int err = OK, local = OK;
+    struct comm *world = job->world;
+    int *host = malloc((size_t)world->size * sizeof *host);
+    if (!host)
+        local = err_set(ERR_NOMEM, __FILE__, __LINE__, "the hosts of %d ranks", world->size);
+    TRY(comm_agree(world, local));
+    TRY(comm_allgather_each(world, &world->host, sizeof *host, host));
+    TRY(comm_agree(world, world->rank == 0 ? choose_grid(job, host) : OK));
+    TRY(comm_bcast(world, &job->grid, sizeof job->grid, 0));
+    TRY(comm_bcast(world, &job->n_waves, sizeof job->n_waves, 0));
+    job->grid = grid_at(job->grid, world->rank);
+    if (job->grid.stages == 1)
+        goto out;
+    TRY(comm_split(world, job->grid.stage, &job->part));
+    job->comm = &job->part;
+out:
+    free(host);
+    return err;
+}
+
+/* ---- settings ------------------------------------------------------------------------------------------------------ */
 
 static void choose_settings(struct job *job)
 {
@@ -232,13 +280,13 @@ static int check_memory(struct job *job)
     int err = OK;
     struct memory_needs needs, least;
     char advice[160];
-    TRY(comm_agree(job->comm, job_memory(job, &(struct metric_cases){.any = S_IN_ANY}, &needs)));
-    TRY(comm_agree(job->comm, job_memory(job, &(struct metric_cases){.any = S_IN_F32}, &least)));
+    TRY(comm_agree(job->world, job_memory(job, &(struct metric_cases){.any = S_IN_ANY}, &needs)));
+    TRY(comm_agree(job->world, job_memory(job, &(struct metric_cases){.any = S_IN_F32}, &least)));
     snprintf(advice, sizeof advice,
              "more ranks on more machines, fewer --samples or a shorter --seq-len (%.2f of it would do without massive "
              "channels)",
              (double)memory_total(&least) / (double)memory_total(&needs));
-    TRY(memory_check(job->comm, &needs, advice));
+    TRY(memory_check(job->world, &needs, advice));
     job->planned_bytes = (int64_t)memory_total(&needs);
 out:
     return err;
@@ -313,38 +361,52 @@ out:
     return err;
 }
 
+/* Room for hidden states, and for those on their way. Rank-local. */
+static int open_forward(struct job *job)
+{
+    int err = OK;
+    const struct corpus *c = &job->corpus;
+    TRY(forward_create(job->comm, &job->config, c, job->grid.stage == 0, &job->forward));
+    TRY(relay_create(job->world, &job->grid, &job->forward, &job->relay));
+out:
+    return err;
+}
+
 int job_open(struct job *job)
 {
     int err = OK, local = OK, has_head = 0;
-    struct comm *comm = job->comm;
-    TRY(comm_agree(comm, job_open_local(job)));
-    TRY(agree_on_numerics(comm));
+    struct comm *world = job->world;
+    TRY(comm_agree(world, job_open_local(job)));
+    TRY(agree_on_numerics(world));
+    TRY(open_grid(job));
+    prefetch_open(job->comm, &job->config, &job->weights, &job->prefetch);
     choose_settings(job);
     TRY(check_memory(job));
-    TRY(comm_agree(comm, job_fingerprint(job)));
-    if (comm->rank == 0)
+    TRY(comm_agree(world, job_fingerprint(job)));
+    if (world->rank == 0)
         local = output_open(job, &has_head);
-    if (comm->rank == 0 && !local)
+    if (world->rank == 0 && !local)
         local = check_stats(job);
-    TRY(comm_agree(comm, local));
+    TRY(comm_agree(world, local));
     for (int64_t l = 0; l < job->config.n_layers && !job->options->keep_stats; l++)
         job->kept[l] = 1;
-    TRY(comm_bcast(comm, job->finished, (size_t)job->config.n_layers, 0));
-    TRY(comm_bcast(comm, job->kept, (size_t)job->config.n_layers, 0));
-    if (comm->rank == 0 && !has_head)
+    TRY(comm_bcast(world, job->finished, (size_t)job->config.n_layers, 0));
+    TRY(comm_bcast(world, job->kept, (size_t)job->config.n_layers, 0));
+    if (world->rank == 0 && !has_head)
         local = write_head(job->options->out, &job->weights, job->fingerprint);
-    TRY(comm_agree(comm, local));
-    TRY(comm_agree(comm, facts_create(comm, job->options, &job->config, &job->corpus, &job->weights, job->fingerprint,
-                                      &job->facts)));
+    TRY(comm_agree(world, local));
+    TRY(comm_agree(world, facts_create(world, job->comm, job->options, &job->config, &job->corpus, &job->weights,
+                                       job->fingerprint, &job->facts)));
     job->facts.planned_bytes = job->planned_bytes;
     if (!job->options->stats)
-        TRY(comm_agree(comm, forward_create(comm, &job->config, &job->corpus, &job->forward)));
+        TRY(comm_agree(world, open_forward(job)));
 out:
     return err;
 }
 
 void job_close(struct job *job)
 {
+    relay_free(&job->relay);
     forward_free(&job->forward);
     facts_free(&job->facts);
     corpus_free(&job->corpus);
@@ -354,6 +416,7 @@ void job_close(struct job *job)
     free(job->finished);
     free(job->kept);
     metric_cases_free(&job->cases);
+    comm_close(&job->part);
     comm_close(&job->self);
     if (job->lock >= 0)
         store_unlock(job->options->out, job->lock);

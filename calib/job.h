@@ -12,6 +12,7 @@
 #include "calib/facts.h"
 #include "calib/forward.h"
 #include "calib/prefetch.h"
+#include "calib/relay.h"
 #include "calib/resume.h"
 #include "model/store.h"
 #include "model/store_stats.h"
@@ -19,7 +20,11 @@
 struct job {
     const struct calibrate_options *options;
     struct calibrate_options own; /* with statistics: options, and what these say of them */
-    struct comm *comm, self;      /* all ranks; this one */
+    struct comm *world, self;     /* all ranks; this one */
+    struct comm *comm; /* this stage's ranks: what is inside a layer is theirs. world where there is one stage */
+    struct comm part;  /* and where there are more */
+    struct grid grid;
+    int64_t n_waves; /* of all layers */
     struct model_config config;
     struct tokenizer *tokenizer;
     struct weights weights;
@@ -27,6 +32,7 @@ struct job {
     struct corpus corpus;
     struct store_settings settings;
     struct forward forward;
+    struct relay relay;         /* between stages */
     struct stats_origin origin; /* of what is observed, or was */
     char fingerprint[65], stats_fingerprint[65];
     int64_t planned_bytes;     /* of this rank's device */
@@ -34,14 +40,14 @@ struct job {
     int lock;                  /* rank 0 */
     char *finished;            /* [n_layers] published by an earlier run with this fingerprint */
     char *kept;                /* [n_layers] statistics are there, or needn't be */
-    int64_t last;              /* layer that something is missing of; -1: of none */
     struct resume resume;      /* where the forward pass goes on */
     struct facts facts;        /* what manifest.json, run.json and report.html say */
     struct progress progress;
+    int64_t n_told; /* layers, by progress */
 };
 
-/* Everything but hidden states (resume_begin). job is zeroed but for options, comm and lock, which is -1; job_close in every case.
- * Collective. */
+/* Everything but hidden states (resume_begin). job is zeroed but for options, world, comm (world too) and lock, which is -1; job_close
+ * in every case. Collective. */
 int job_open(struct job *job);
 /* What this rank needs if its groups are solved like that. Not collective. */
 int job_memory(struct job *job, const struct metric_cases *cases, struct memory_needs *needs);

@@ -60,7 +60,7 @@ static int read_generation(const struct resume *r, const struct forward *f, int6
     float *piece = malloc((size_t)(piece_rows(f->hidden.cols) * f->hidden.cols) * sizeof *piece);
     if (!piece)
         FAIL(ERR_NOMEM, "a piece of hidden states");
-    for (int64_t b = f->blocks.begin; b < f->blocks.end; b++)
+    for (int64_t b = f->blocks.begin; f->keeps && b < f->blocks.end; b++)
         TRY(read_block(r, f, l, b, piece));
 out:
     free(piece);
@@ -111,12 +111,13 @@ int resume_begin(struct comm *comm, const char *out, int64_t every, const char *
             r->kept.layer = candidates[i];
     }
     *start = r->kept.layer + 1;
+    r->before = r->kept.layer;
     if (is_read)
         log_info("the hidden states after layer %lld are there: the model runs from layer %lld on",
                  (long long)r->kept.layer, (long long)*start);
     if (comm->rank == 0)
         local = hidden_remove(out, r->kept.layer, -1);
-    if (!is_read && !local)
+    if (!is_read && !local && f->keeps)
         local = forward_embed(f, weights);
     TRY(comm_agree(comm, local));
 out:
@@ -153,7 +154,7 @@ static int write_generation(const struct resume *r, const struct forward *f, int
     float *piece = malloc((size_t)(piece_rows(f->hidden.cols) * f->hidden.cols) * sizeof *piece);
     if (!piece)
         FAIL(ERR_NOMEM, "a piece of hidden states");
-    for (int64_t b = f->blocks.begin; b < f->blocks.end; b++)
+    for (int64_t b = f->blocks.begin; f->keeps && b < f->blocks.end; b++)
         TRY(write_block(r, f, l, b, piece));
 out:
     free(piece);
@@ -163,7 +164,7 @@ out:
 static int is_due(const struct resume *r, int64_t l)
 {
     const double save_s = r->save_s > 0 ? r->save_s : (double)r->bytes / disk_rate;
-    return r->every > 0 ? (l + 1) % r->every == 0 : r->replay_s > WORTH * save_s;
+    return r->every > 0 ? (l + 1) / r->every > (r->before + 1) / r->every : r->replay_s > WORTH * save_s;
 }
 
 /* Rank 0, before there are three generations: the older one goes first. A disk that has no room for another isn't filled. */
@@ -190,6 +191,7 @@ int resume_keep(struct resume *r, const struct forward *f, int64_t l, double rep
         goto out;
     if (r->comm->rank == 0 && (stopping || is_due(r, l)))
         local = has_room(r, &due);
+    r->before = l;
     TRY(comm_agree(r->comm, local));
     TRY(comm_bcast(r->comm, &due, sizeof due, 0));
     if (!due)

@@ -13,11 +13,12 @@
 enum { HIDDEN_NEVER = 0, HIDDEN_WHEN_IT_PAYS = -1 };
 
 struct resume {
-    struct comm *comm;
+    struct comm *comm; /* all ranks: those of the first stage have the states */
     const char *out;
     const char *fingerprint;   /* stats_fingerprint: states depend on nothing more */
     int64_t every;             /* layers from one generation to the next, or one of the two above */
     struct hidden_cursor kept; /* what is on disk */
+    int64_t before;            /* the layer before those that resume_keep is told of next */
     int64_t bytes;             /* of a generation, all ranks' */
     double replay_s, save_s;   /* rank 0: to run again what isn't kept; of the last save */
     int is_full;               /* the disk, and that has been said */
@@ -28,8 +29,8 @@ struct resume {
  * Collective. */
 int resume_begin(struct comm *comm, const char *out, int64_t every, const char *fingerprint, int64_t first_missing,
                  struct forward *forward, struct weights *weights, struct resume *resume, int64_t *start);
-/* After layer l, which took replay_s to read and run: keeps its states if it is time to, or if the run is about to stop. *is_kept
- * says whether. Collective. */
+/* After a wave that ended with layer l and took replay_s to read and run: keeps its states if it is time to, or if the run is about
+ * to stop. *is_kept says whether. Collective. */
 int resume_keep(struct resume *resume, const struct forward *forward, int64_t l, double replay_s, int stopping,
                 int *is_kept);
 

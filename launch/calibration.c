@@ -49,6 +49,23 @@ struct calibrate_options calibration_options(const struct options *o)
     return c;
 }
 
+int grid_check(struct options *o)
+{
+    int stages, replicas;
+    const char *grid = options_string(o, "grid");
+    if (grid && grid_parse(grid, &stages, &replicas) != OK)
+        return options_refuse(o, "--grid \"%s\": give stages x ranks of each, like 2x4", grid);
+    return OK;
+}
+
+void grid_options(const struct options *o, struct calibrate_options *c)
+{
+    const char *grid = options_string(o, "grid");
+    if (grid)
+        grid_parse(grid, &c->stages, &c->replicas); /* grid_check has seen it */
+    c->waves = options_int(o, "waves");
+}
+
 /* ---- the command line --------------------------------------------------------------------------------------------- */
 
 static int is_in(const char *const *names, const char *name)

@@ -56,10 +56,22 @@
                    "Householder"),                                                                                     \
         OPT_FLAG("exact-energy", 0, "compute the error's total energy instead of estimating it")
 
+#define OPTIONS_GRID                                                                                                   \
+    OPT_HEADING("Ranks:"),                                                                                             \
+        OPT_STRING("grid", 0, "SxR",                                                                                   \
+                   "S stages, among which layers are dealt out, of R ranks each, which share what is inside a layer; " \
+                   "unless said, a stage for each host where all have as many ranks"),                                 \
+        OPT_INT("waves", 0, "N", "0", 0, 1 << 20,                                                                      \
+                "parts that the layers are worked on in, one after another; 0: so many that a stage has one layer at " \
+                "a time, which takes least memory")
+
 /* All that the options of OPTIONS_CALIBRATION and of source.h say; no texts, out or command. */
 struct calibrate_options calibration_options(const struct options *options);
 /* What its three parts and source.h say, and nothing of what is observed. solve.seed: 0. */
 struct calibrate_options solving_options(const struct options *options);
+/* OPTIONS_GRID: what is wrong with it as long as nobody knows how many ranks there are; and into c. */
+int grid_check(struct options *options);
+void grid_options(const struct options *options, struct calibrate_options *c);
 /* "glowq calibrate --model ..." as a shell would take it: what was said of the command's own options, and not only by default.
  * leave: names of options to leave out, ending with NULL; or NULL. Caller frees; NULL: out of memory. */
 char *calibration_command(const struct options *options, const char *const *leave);

@@ -22,6 +22,7 @@ static const struct option_spec table[] = {
     OPT_INT("hidden-every", 0, "N", "-1", -1, 1 << 20,
             "keep hidden states after every N layers, so that a resume needn't run finished ones again; 0: never, -1: "
             "when running them again would take ten times as long"),
+    OPTIONS_GRID,
     OPTIONS_COMPUTE,
     OPT_END,
 };
@@ -30,7 +31,7 @@ static const struct option_spec table[] = {
 static int check(struct options *o)
 {
     int n_texts = 0;
-    if (source_check(o) != OK)
+    if (source_check(o) != OK || grid_check(o) != OK)
         return ERR_ARG;
     options_list(o, "text", &n_texts);
     if (n_texts == 0 && !options_string(o, "synthetic"))
@@ -52,6 +53,7 @@ static int run(struct comm *comm, const struct options *o)
     c.overwrite = options_flag(o, "overwrite");
     c.keep_stats = options_choice(o, "stats") == 0;
     c.hidden_every = options_int(o, "hidden-every");
+    grid_options(o, &c);
     c.texts = options_list(o, "text", &c.n_texts);
     char *folder = c.synthetic.config ? folder_of(c.synthetic.config) : NULL;
     if (c.synthetic.config)
@@ -68,10 +70,12 @@ const struct command command_calibrate = {
         "Quantizes the linears of a model and corrects each group that reads the same input by factors A_i B, with one "
         "B for the whole group, fitted to the inputs seen on a calibration text. All gates and ups of a layer with "
         "experts are one group. Works layer by layer; the same "
-        "command again resumes an interrupted run, on any number of ranks, and gives the same bytes.",
+        "command again resumes an interrupted run, on any number of ranks and any grid of them, and gives the same "
+        "bytes.",
     .examples = "Examples:\n"
                 "  glowq calibrate --model llama --text a.txt --text b.txt --out llama.glowq\n"
                 "  mpirun -n 4 glowq calibrate -m llama --text a.txt -o llama.glowq -b 3 -r 128\n"
+                "  mpirun -n 16 glowq calibrate -m llama --text a.txt -o llama.glowq --grid 2x8\n"
                 "  glowq calibrate -m llama --text a.txt -o plain.glowq --rank 0\n"
                 "  glowq calibrate -m llama --text a.txt -o llama.glowq --stats keep\n"
                 "  glowq calibrate --synthetic examples/shapes/llama-3-8b.json --layers 2 -o out.glowq\n",

@@ -14,6 +14,7 @@ static const struct option_spec table[] = {
     OPTIONS_EXPERTS,
     OPTIONS_SOLVER,
     OPT_INT("seed", 0, "N", "-1", -1, 9007199254740992.0, "seed of sketches; -1: that of the calibration"),
+    OPTIONS_GRID,
     OPTIONS_COMPUTE,
     OPT_END,
 };
@@ -22,10 +23,17 @@ static int run(struct comm *comm, const struct options *o)
 {
     struct calibrate_options c = solving_options(o);
     c.stats = options_string(o, "stats");
+    grid_options(o, &c);
     c.out = options_string(o, "out");
     c.overwrite = options_flag(o, "overwrite");
     c.solve.seed = options_int(o, "seed") < 0 ? SEED_OF_STATS : (uint64_t)options_int(o, "seed");
     return calibration_run(comm, o, &c);
+}
+
+static int check(struct options *o)
+{
+    const int err = source_check(o);
+    return err ? err : grid_check(o);
 }
 
 const struct command command_solve = {
@@ -41,7 +49,7 @@ const struct command command_solve = {
                 "  glowq calibrate -m llama --text a.txt -o w4-r64.glowq --rank 64 --stats keep\n"
                 "  glowq solve --stats w4-r64.glowq -m llama -o w3-r32.glowq --bits 3 --rank 32\n",
     .options = table,
-    .check = source_check,
+    .check = check,
     .resumable = 1,
     .run = run,
 };

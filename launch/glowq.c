@@ -10,6 +10,7 @@
 #include "base/err.h"
 #include "base/interrupt.h"
 #include "base/log.h"
+#include "comm/ending.h"
 #include "comm/watchdog.h"
 
 #include <signal.h>
@@ -128,48 +129,6 @@ static int run(struct comm *comm, int argc, char **argv)
     return err;
 }
 
-/* ---- the end of all ranks --------------------------------------------------------------------------------------- */
-
-static struct comm *ending; /* for the alarm: the communicator to abort, and the code to leave with */
-static int ending_code;
-static volatile sig_atomic_t alarms;
-
-/* First alarm: nobody met us, end all ranks. Second: the transport didn't manage even that. */
-static void on_alarm(int number)
-{
-    (void)number;
-    if (alarms++ > 0)
-        _exit(ending_code);
-    alarm(5);
-    comm_abort(ending, ending_code);
-}
-
-/* Leave with this code if what comes isn't over in time; 0 seconds: however long it takes. */
-static void end_within(struct comm *comm, int code, unsigned seconds)
-{
-    struct sigaction action = {.sa_handler = on_alarm, .sa_flags = SA_NODEFER};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGALRM, &action, NULL);
-    ending = comm;
-    ending_code = code;
-    alarm(seconds);
-}
-
-/* The code that all ranks hold, if they can still be met. */
-static int agree_to_end(struct comm *comm, int err)
-{
-    const unsigned free_s = 3; /* ranks that hold the same error differ by what they free, not by work */
-    if (err == ERR_COMM)
-        comm_abort(comm, err_exit_code(err));
-    if (err != OK)
-        end_within(comm, err_exit_code(err), free_s);
-    int agreed = comm_agree_to_end(comm, err);
-    alarm(0);
-    if (agreed == ERR_COMM)
-        comm_abort(comm, err_exit_code(agreed));
-    return agreed;
-}
-
 int main(int argc, char **argv)
 {
     struct comm comm;
@@ -181,10 +140,10 @@ int main(int argc, char **argv)
     log_init(comm.rank, 1);
     int err = run(&comm, argc, argv);
     int out_err = out_close();
-    err = agree_to_end(&comm, err != OK ? err : out_err);
+    err = ending_agree(&comm, err != OK ? err : out_err);
     watchdog_stop(dog);
-    end_within(&comm, err_exit_code(ERR_COMM), patience_s); /* MPI_Finalize waits for all ranks, watched by nobody */
+    ending_within(&comm, err_exit_code(ERR_COMM), patience_s); /* MPI_Finalize waits for all ranks, watched by nobody */
     comm_close(&comm);
-    alarm(0);
+    ending_within(&comm, 0, 0);
     return err_exit_code(err);
 }

@@ -55,7 +55,7 @@ static void run_open(const char *family, struct comm *comm, struct run *r)
     assert_non_null(r->corpus.ids);
     for (int64_t i = 0; i < N_SEQ * LENGTH; i++)
         r->corpus.ids[i] = (int32_t)(philox_u64(7, STREAM_WINDOWS, 0, (uint64_t)i) % (uint64_t)r->config.vocab_size);
-    assert_int_equal(forward_create(comm, &r->config, &r->corpus, &r->forward), OK);
+    assert_int_equal(forward_create(comm, &r->config, &r->corpus, 1, &r->forward), OK);
     assert_int_equal(forward_embed(&r->forward, &r->weights), OK);
 }
 
@@ -100,10 +100,22 @@ static void observed_close(struct observed *o)
     slices_free(&o->slices);
 }
 
+static int forward_blocks(struct run *r, struct observed *o)
+{
+    int err = OK;
+    struct forward *f = &r->forward;
+    for (int64_t b = f->blocks.begin; b < f->blocks.end; b++) {
+        TRY(forward_begin(f, b));
+        TRY(forward_layer(f, &o->layer, o->slices.layer, b, &o->cov));
+    }
+out:
+    return err;
+}
+
 static inline void run_layer(struct run *r, int64_t l, struct observed *o)
 {
     observed_open(r, l, o);
-    assert_int_equal(forward_layer(&r->forward, &o->layer, l, &o->cov), OK);
+    assert_int_equal(forward_blocks(r, o), OK);
     assert_int_equal(covariance_reduce(&o->cov), OK);
 }
 

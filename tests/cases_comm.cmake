@@ -1,5 +1,6 @@
 # Ranks: who owns what, and the calls between them.
 add_case(NAME shard PROGRAM test_shard LABELS unit)
+add_case(NAME grid PROGRAM test_grid LABELS unit)
 add_case(NAME comm_self PROGRAM test_comm LABELS unit)
 foreach(np 1 2 3 4 8)
   add_case(NAME comm_np${np} PROGRAM test_comm NP ${np} LABELS mpi)

@@ -288,7 +288,7 @@ static void expect_named(struct run *r, struct observed *o, const char *what)
         return;
     corpus_block(&r->corpus, r->forward.blocks.begin, &first);
     err_quiet(1);
-    int err = forward_layer(&r->forward, &o->layer, o->slices.layer, &o->cov);
+    int err = forward_blocks(r, o);
     err_quiet(0);
     snprintf(expected, sizeof expected, what, (long long)first);
     assert_int_equal(err, ERR_NUMERIC);
