@@ -3,7 +3,6 @@
 # whatever they are; what follows from them and from the model must agree.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need python3
-DENSE=$GLOWQ_SOURCE_DIR/examples/dense
 calibrate_tiny packed.glowq || fail "calibrate: $(why)"
 settings="--prompt 40 --generate 6 --repeat 2 --batch 1,3"
 checked() { # what, least bytes that a step reads, most

@@ -6,17 +6,9 @@ need python3
 # Same bytes on 1 to 4 ranks, for both solvers and several widths; another seed or text gives others.
 for settings in "--bits 4" "--bits 3 --solver qr-rsvd" "--bits 2 --group-size 0 --factor-dtype f16 --exact-energy" \
     "--bits 8 --rank 0" "--bits 4 --solver qr-rsvd --qr householder --damp median"; do
-    for n in 1 2 3 4; do
-        LAUNCH="$GLOWQ_MPIEXEC -n $n"
-        [ "$n" = 1 ] && LAUNCH=""
-        calibrate_tiny "r$n.glowq" --overwrite $settings || fail "$settings on $n ranks: $(why)"
-        now=$(bytes_of "r$n.glowq")
-        [ "$n" = 1 ] && first=$now
-        same "$now" "$first" "bytes of $settings on $n ranks and on 1"
-    done
-    LAUNCH=""
+    same_on "1 2 3 4" r calibrate_tiny --overwrite $settings
     calibrate_tiny r1.glowq --overwrite $settings --threads 2 || fail "$settings again"
-    same "$(bytes_of r1.glowq)" "$first" "bytes of $settings on repetition with 2 threads"
+    same "$(bytes_of r1.glowq)" "$same_bytes" "bytes of $settings on repetition with 2 threads"
 done
 calibrate_tiny seed0.glowq --quiet && [ -s err ] && fail "--quiet talks: $(cat err)"
 python3 - out <<'END' || fail "calibrate --json lacks facts"
@@ -42,7 +34,7 @@ expect 2 "--overwrite" calibrate_tiny seed0.glowq --bits 3
 
 # The same command again goes on where the last one stopped, on another number of ranks, and ends with the same bytes.
 rm seed0.glowq/layers/0000.h5
-LAUNCH="$GLOWQ_MPIEXEC -n 2"
+launch_on 2
 expect 0 n_resumed calibrate_tiny seed0.glowq
 LAUNCH=""
 same "$(field n_resumed)" 1 "layers resumed"

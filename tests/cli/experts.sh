@@ -20,28 +20,12 @@ calibrate_shape() { # OUT, FAMILY, more options
 # Same bytes on 1 to 4 ranks and on more ranks than there are experts.
 for settings in "--bits 4" "--bits 3 --solver qr-rsvd --expert-weights gates" "--bits 2 --sharing module" \
     "--bits 4 --expert-refit layer --expert-weights none --factor-dtype f16" "--bits 8 --rank 0 --expert-rank -1"; do
-    for n in 1 2 3 4 7; do
-        LAUNCH="$GLOWQ_MPIEXEC -n $n"
-        [ "$n" = 1 ] && LAUNCH=""
-        calibrate_moe "r$n.glowq" --overwrite $settings || fail "$settings on $n ranks: $(why)"
-        now=$(bytes_of "r$n.glowq")
-        [ "$n" = 1 ] && first=$now
-        same "$now" "$first" "bytes of $settings on $n ranks and on 1"
-    done
-    LAUNCH=""
+    same_on "1 2 3 4 7" r calibrate_moe --overwrite $settings
     expect 0 "sound" alone verify r3.glowq
 done
 # Of other families: experts without a shared one, dense layers between, many experts of which few tokens come to each.
 for family in mixtral qwen2moe_norm qwen2moe_layers qwen3moe_layers; do
-    for n in 1 2 3 4; do
-        LAUNCH="$GLOWQ_MPIEXEC -n $n"
-        [ "$n" = 1 ] && LAUNCH=""
-        calibrate_shape "f$n.glowq" "$family" --overwrite || fail "$family on $n ranks: $(why)"
-        now=$(bytes_of "f$n.glowq")
-        [ "$n" = 1 ] && first=$now
-        same "$now" "$first" "bytes of $family on $n ranks and on 1"
-    done
-    LAUNCH=""
+    same_on "1 2 3 4" f calibrate_shape "$family" --overwrite
     expect 0 "sound" alone verify f2.glowq
     expect 0 "tokens/s" alone bench --model f2.glowq --batch 1 --prompt 8 --generate 2 --repeat 1
 done
@@ -53,7 +37,7 @@ rm whole.glowq/manifest.json whole.glowq/model.h5 whole.glowq/layers/0001.h5
 for other in "--expert-rank 5" "--expert-weights none" "--expert-refit layer" "--sharing module"; do
     expect 2 "--overwrite" calibrate_moe whole.glowq $other
 done
-LAUNCH="$GLOWQ_MPIEXEC -n 3"
+launch_on 3
 expect 0 n_resumed calibrate_moe whole.glowq
 LAUNCH=""
 same "$(field n_resumed)" 1 "layers resumed"
@@ -148,7 +132,7 @@ END
 golden=$MOE
 MOE=idle
 for n in 1 2 3; do
-    LAUNCH="$GLOWQ_MPIEXEC -n $n"
+    launch_on "$n"
     expect 0 starved calibrate_moe "idle$n.glowq"
     same "$(bytes_of "idle$n.glowq")" "$(bytes_of idle1.glowq)" "bytes with an idle expert on $n ranks and on 1"
 done

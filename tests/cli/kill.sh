@@ -5,18 +5,12 @@
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need pgrep
 ROUNDS=${1:-6}
-MODEL=$GLOWQ_SOURCE_DIR/examples/dense TEXT=$GLOWQ_SOURCE_DIR/examples/texts/calibration.txt
 random() { echo $(($(od -An -N4 -tu4 /dev/urandom) % $1)); }
 now_ms() { date +%s%3N; }
 calibrate() { # RANKS OUT, more options
-    n=$1 out_dir=$2; shift 2
-    launch="$GLOWQ_MPIEXEC -n $n"
-    [ "$n" = 1 ] && launch=""
-    timeout -k 5 "$LIMIT_S" $launch "$GLOWQ" calibrate --model "$MODEL" --text "$TEXT" --out "$out_dir" --rank 16 --samples 32 \
-        --seq-len 128 --stats keep "$@" >out 2>err
+    launch_on "$1"; shift
+    calibrate_dense "$@" --samples 32 --stats keep
 }
-all_bytes() { echo "$(bytes_of "$1") $(cd "$1/stats" && sha256sum *.h5 | sha256sum)"; }
-ranks_of() { pgrep -f "^$GLOWQ calibrate .*--out $1 "; } # the launcher's own arguments begin otherwise
 
 start=$(now_ms)
 calibrate 2 whole.glowq --hidden-every 1 || fail "calibrate: $(why)"
@@ -25,23 +19,23 @@ want=$(all_bytes whole.glowq)
 
 kills=0 finished=0 layers_kept=0
 while [ "$failures" = 0 ] && { [ "$kills" -lt "$ROUNDS" ] || [ -e cut.glowq ]; }; do
-    n=$(($(random 3) + 1)) every=$(random 4) before=$(find cut.glowq/layers -name '0*.h5' 2>/dev/null | wc -l)
+    n=$(($(random 3) + 1)) every=$(random 4) before=$(n_layers cut.glowq)
     calibrate "$n" cut.glowq --hidden-every "$every" --watchdog 5 &
     job=$!
     victim=""
     if [ "$kills" -lt "$ROUNDS" ]; then # where the rounds are over, the last run is left alone
         delay=$(random "$whole_ms")
         sleep "$((delay / 1000)).$(printf '%03d' $((delay % 1000)))"
-        ranks_of cut.glowq >ranks
+        processes_of cut.glowq >ranks
         victim=$(sed -n "$(($(random "$n") + 1))p" ranks)
     fi
     [ -n "$victim" ] && kill -KILL "$victim" 2>/dev/null && kills=$((kills + 1))
     wait "$job"
     code=$?
     waited=0
-    while ranks_of cut.glowq >ranks && [ "$waited" -lt 100 ]; do sleep 0.1; waited=$((waited + 1)); done
+    while processes_of cut.glowq >ranks && [ "$waited" -lt 100 ]; do sleep 0.1; waited=$((waited + 1)); done
     [ -s ranks ] && fail "ranks stay behind after a kill: $(cat ranks)"
-    after=$(find cut.glowq/layers -name '0*.h5' 2>/dev/null | wc -l)
+    after=$(n_layers cut.glowq)
     [ "$after" -ge "$before" ] || fail "$before layers before a run, $after after it"
     if [ "$code" != 0 ]; then
         [ -n "$victim" ] || fail "a run that nobody killed ended with exit code $code: $(why)"

@@ -8,7 +8,6 @@ EVERY=${1:-7}
 CALLS=pwrite64,write,fsync,rename,ftruncate,fallocate,unlink,rmdir
 OPTIONS="--stats keep --hidden-every 1 --quiet"
 strace -o trace true 2>/dev/null || skip "strace may trace nothing here"
-all_bytes() { echo "$(bytes_of "$1") $(cd "$1/stats" && sha256sum *.h5 | sha256sum)"; }
 
 calibrate_tiny whole.glowq $OPTIONS || fail "calibrate: $(why)"
 want=$(all_bytes whole.glowq)

@@ -44,10 +44,46 @@ same() { [ "$1" = "$2" ] || fail "$3: \"$1\" and \"$2\" differ"; }
 field() { sed -n "s/^  \"$1\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" "${2:-out}"; }
 # One hash of everything in a .glowq folder that has to be the same for any number of ranks.
 bytes_of() { (cd "$1" && sha256sum layers/*.h5 head.h5 model.h5 manifest.json | sha256sum | cut -d' ' -f1); }
+# That and the hash of its statistics.
+all_bytes() { echo "$(bytes_of "$1") $(cd "$1/stats" && sha256sum *.h5 | sha256sum)"; }
+
+# What runs the calibrations that follow, on N ranks.
+LAUNCH=""
+launch_on() { if [ "$1" = 1 ]; then LAUNCH=""; else LAUNCH="$GLOWQ_MPIEXEC -n $1"; fi; }
 # Calibrates the tiny model with the settings that the tests compare.
 calibrate_tiny() { # OUT, more options
     out_dir=$1; shift
     timeout -k 5 "$LIMIT_S" $LAUNCH "$GLOWQ" calibrate --model "$TINY" --text "$GOLDEN/text.txt" --out "$out_dir" --rank 8 \
         --group-size 64 --samples 12 --seq-len 64 --json "$@" >out 2>err
 }
-LAUNCH="" # calibrate_tiny: what runs the program, e.g. "$GLOWQ_MPIEXEC -n 2"
+# A trained model of six layers, which take long enough to be disturbed at.
+DENSE=$GLOWQ_SOURCE_DIR/examples/dense DENSE_TEXT=$GLOWQ_SOURCE_DIR/examples/texts/calibration.txt
+calibrate_dense() { # OUT, more options
+    out_dir=$1; shift
+    timeout -k 5 "$LIMIT_S" $LAUNCH "$GLOWQ" calibrate --model "$DENSE" --text "$DENSE_TEXT" --out "$out_dir" --rank 16 \
+        --samples 128 --seq-len 128 "$@" >out 2>err
+}
+# same_on "1 2 3" NAME COMMAND [ARGUMENT...]: COMMAND makes the same bytes on each number of ranks, in NAME1.glowq, NAME2.glowq ..,
+# its first argument. The bytes: $same_bytes.
+same_on() {
+    counts=$1 name=$2 command=$3 same_bytes=""; shift 3
+    for n in $counts; do
+        launch_on "$n"
+        "$command" "$name$n.glowq" "$@" || fail "$command $* on $n ranks: $(why)"
+        now=$(bytes_of "$name$n.glowq")
+        same "$now" "${same_bytes:=$now}" "bytes of $command $* on $n ranks and on ${counts%% *}"
+    done
+    LAUNCH=""
+}
+
+# Of a calibration that is under way: layers published; its ranks, or with PROGRAM the processes whose words begin with that one;
+# and waiting until so many layers are there or $job has ended.
+n_layers() { find "$1/layers" -name '0*.h5' 2>/dev/null | wc -l; }
+processes_of() { pgrep -f "^${2:-$GLOWQ calibrate} .*--out $1 "; }
+wait_for_layers() { # OUT N
+    waited=0
+    while [ "$(n_layers "$1")" -lt "$2" ] && [ "$waited" -lt 3000 ] && kill -0 "$job" 2>/dev/null; do
+        sleep 0.02
+        waited=$((waited + 1))
+    done
+}

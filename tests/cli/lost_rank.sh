@@ -5,28 +5,18 @@
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need pgrep
 ROUNDS=${1:-3}
-MODEL=$GLOWQ_SOURCE_DIR/examples/dense TEXT=$GLOWQ_SOURCE_DIR/examples/texts/calibration.txt
-calibrate() { # LAUNCH OUT, more options
-    launch=$1 out_dir=$2; shift 2
-    timeout -k 5 "$LIMIT_S" $launch "$GLOWQ" calibrate --model "$MODEL" --text "$TEXT" --out "$out_dir" --rank 16 \
-        --samples 128 --seq-len 128 "$@" >out 2>err
-}
 random() { od -An -N2 -tu2 /dev/urandom | tr -d ' '; } # 0 .. 65535
-n_layers() { find "$1/layers" -name '0*.h5' 2>/dev/null | wc -l; }
-ranks_of() { pgrep -f "^$GLOWQ calibrate .*--out $1 "; } # the launcher's own arguments begin otherwise
 
 # lose KIND RANKS: loses one rank of a calibration of cut.glowq, which goes on where the one before was cut.
 lose() {
     kind=$1 n=$2 before=$(n_layers cut.glowq)
-    calibrate "$GLOWQ_MPIEXEC -n $n" cut.glowq --watchdog 3 &
+    launch_on "$n"
+    calibrate_dense cut.glowq --watchdog 3 &
     job=$!
-    waited=0
-    while [ "$(n_layers cut.glowq)" -le "$before" ] && [ "$waited" -lt 600 ] && kill -0 "$job" 2>/dev/null; do
-        sleep 0.1
-        waited=$((waited + 1))
-    done
+    LAUNCH=""
+    wait_for_layers cut.glowq $((before + 1))
     sleep "0.$(printf '%03d' $(($(random) % 400)))"
-    victim=$(ranks_of cut.glowq | sed -n "$(($(random) % n + 1))p")
+    victim=$(processes_of cut.glowq | sed -n "$(($(random) % n + 1))p")
     [ -n "$victim" ] || { fail "$kind: no rank is running: $(why)"; return; }
     case $kind in
     killed) kill -KILL "$victim" ;;
@@ -44,13 +34,13 @@ lose() {
         grep -q "error: rank [0-9] on .* gives no sign of life since" err || fail "the stopped rank isn't named: $(why)"
     fi
     sleep 1
-    left=$(ranks_of cut.glowq)
+    left=$(processes_of cut.glowq)
     [ -z "$left" ] || { fail "ranks stay behind: $left"; kill -KILL $left; }
     [ -e cut.glowq/manifest.json ] && fail "a run that lost a rank wrote a manifest"
-    "$GLOWQ" eval --model cut.glowq --text "$TEXT" >out 2>err && fail "an unfinished output was evaluated"
+    "$GLOWQ" eval --model cut.glowq --text "$DENSE_TEXT" >out 2>err && fail "an unfinished output was evaluated"
 }
 
-calibrate "" whole.glowq || fail "calibrate: $(why)"
+calibrate_dense whole.glowq || fail "calibrate: $(why)"
 round=0
 while [ "$round" -lt "$ROUNDS" ] && [ "$failures" = 0 ]; do
     [ "$(n_layers cut.glowq)" -lt 4 ] || rm -rf cut.glowq
@@ -61,7 +51,7 @@ while [ "$round" -lt "$ROUNDS" ] && [ "$failures" = 0 ]; do
     esac
     done_before=$(n_layers cut.glowq)
     if [ "$done_before" -ge 4 ] || [ "$round" = $((ROUNDS - 1)) ]; then
-        calibrate "" cut.glowq || fail "resuming: $(why)"
+        calibrate_dense cut.glowq || fail "resuming: $(why)"
         grep -q "of which $done_before were already there" out ||
             fail "resumed with other than $done_before layers: $(cat out)"
         same "$(bytes_of cut.glowq)" "$(bytes_of whole.glowq)" "bytes after a lost rank"

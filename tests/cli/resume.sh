@@ -5,12 +5,6 @@
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need pgrep
 need python3
-MODEL=$GLOWQ_SOURCE_DIR/examples/dense TEXT=$GLOWQ_SOURCE_DIR/examples/texts/calibration.txt
-calibrate() { # OUT, more options
-    out_dir=$1; shift
-    timeout -k 5 "$LIMIT_S" $LAUNCH "$GLOWQ" calibrate --model "$MODEL" --text "$TEXT" --out "$out_dir" --rank 16 --samples 128 \
-        --seq-len 128 "$@" >out 2>err
-}
 generations() { (cd "$1/hidden" 2>/dev/null && ls -d 0* 2>/dev/null | tr '\n' ' '); }
 first_layer() { sed -n 's/^  "first_layer": \([0-9]*\),$/\1/p' "$1/run.json"; }
 state() { "$GLOWQ" status "$1" --json >status.json || fail "status of $1"; field state status.json; }
@@ -18,37 +12,33 @@ state() { "$GLOWQ" status "$1" --json >status.json || fail "status of $1"; field
 # interrupt SIGNAL LAYERS, more options: sends the signal to rank 0 once so many layers of cut.glowq are there.
 interrupt() {
     signal=$1 enough=$2; shift 2
-    calibrate cut.glowq "$@" &
+    calibrate_dense cut.glowq "$@" &
     job=$!
-    waited=0
-    while [ ! -e "$(printf 'cut.glowq/layers/%04d.h5' $((enough - 1)))" ] && [ "$waited" -lt 3000 ] && kill -0 "$job" 2>/dev/null; do
-        sleep 0.02
-        waited=$((waited + 1))
-    done
-    kill -s "$signal" "$(pgrep -f "^$GLOWQ calibrate .*--out cut.glowq " | head -n 1)" || fail "nobody to send $signal to: $(why)"
+    wait_for_layers cut.glowq "$enough"
+    kill -s "$signal" "$(processes_of cut.glowq | head -n 1)" || fail "nobody to send $signal to: $(why)"
     wait "$job"
     code=$?
 }
 
-calibrate whole.glowq --hidden-every 0 || fail "calibrate: $(why)"
+calibrate_dense whole.glowq --hidden-every 0 || fail "calibrate: $(why)"
 [ -e whole.glowq/hidden ] && fail "hidden states were kept unasked"
-calibrate kept.glowq --hidden-every 1 || fail "calibrate --hidden-every 1: $(why)"
+calibrate_dense kept.glowq --hidden-every 1 || fail "calibrate --hidden-every 1: $(why)"
 same "$(bytes_of kept.glowq)" "$(bytes_of whole.glowq)" "bytes with hidden states kept"
 [ -e kept.glowq/hidden ] && fail "hidden states are left in a finished folder"
 same "$(grep -c '"event":"hidden"' kept.glowq/events.jsonl)" 5 "times that hidden states were kept"
 
 # A clean stop leaves the states of its last layer; the rest needs no layer before it.
-LAUNCH="$GLOWQ_MPIEXEC -n 2"
+launch_on 2
 interrupt USR1 2 --hidden-every 100
 same "$code" 75 "exit code after USR1"
-done_layers=$(find cut.glowq/layers -name '0*.h5' | wc -l)
+done_layers=$(n_layers cut.glowq)
 same "$(state cut.glowq)" stopped "state after USR1"
 same "$(field n_published status.json)" "$done_layers" "layers that status counts"
 same "$(field reason status.json)" SIGUSR1 "reason that status gives"
 same "$(field hidden_layer status.json)" $((done_layers - 1)) "layer whose hidden states status tells of"
 cp -r cut.glowq saved.glowq
-LAUNCH="$GLOWQ_MPIEXEC -n 3"
-calibrate cut.glowq || fail "resuming on 3 ranks: $(why)"
+launch_on 3
+calibrate_dense cut.glowq || fail "resuming on 3 ranks: $(why)"
 same "$(first_layer cut.glowq)" "$done_layers" "first layer run by the resume"
 same "$(bytes_of cut.glowq)" "$(bytes_of whole.glowq)" "bytes after a stop"
 [ -e cut.glowq/hidden ] && fail "hidden states are left after a resume"
@@ -74,9 +64,9 @@ for harm in damage remove cursor; do
     remove) rm "$block" ;;
     cursor) echo '{' >cut.glowq/hidden/cursor.json ;;
     esac
-    LAUNCH="$GLOWQ_MPIEXEC -n 2"
+    launch_on 2
     [ "$harm" = remove ] && LAUNCH=""
-    calibrate cut.glowq || fail "resuming after $harm: $(why)"
+    calibrate_dense cut.glowq || fail "resuming after $harm: $(why)"
     grep -q "warning.*hidden" err || fail "$harm isn't told: $(cat err)"
     [ "$harm" = cursor ] || grep -q "$block" err || fail "$harm of $block isn't named: $(cat err)"
     same "$(first_layer cut.glowq)" 0 "first layer run after $harm"
@@ -91,24 +81,24 @@ same "$code" 137 "exit code after KILL"
 same "$(state cut.glowq)" killed "state after KILL"
 same "$(generations cut.glowq)" "0001 0003 " "generations on disk"
 rm -rf saved.glowq && cp -r cut.glowq saved.glowq
-LAUNCH="$GLOWQ_MPIEXEC -n 4"
-calibrate cut.glowq || fail "resuming after KILL: $(why)"
+launch_on 4
+calibrate_dense cut.glowq || fail "resuming after KILL: $(why)"
 same "$(first_layer cut.glowq)" 4 "first layer run after KILL"
 same "$(bytes_of cut.glowq)" "$(bytes_of whole.glowq)" "bytes after KILL"
 rm -rf cut.glowq && cp -r saved.glowq cut.glowq
 rm -r cut.glowq/hidden/0003
 LAUNCH=""
-calibrate cut.glowq || fail "resuming from the generation before: $(why)"
+calibrate_dense cut.glowq || fail "resuming from the generation before: $(why)"
 same "$(first_layer cut.glowq)" 2 "first layer run from the generation before"
 same "$(bytes_of cut.glowq)" "$(bytes_of whole.glowq)" "bytes from the generation before"
 
 # Of another text, or behind a layer that is missing, they don't count.
 rm -rf cut.glowq && cp -r saved.glowq cut.glowq && rm cut.glowq/layers/0002.h5
-calibrate cut.glowq || fail "resuming with a layer missing: $(why)"
+calibrate_dense cut.glowq || fail "resuming with a layer missing: $(why)"
 same "$(first_layer cut.glowq)" 2 "first layer run with layer 2 missing"
 same "$(bytes_of cut.glowq)" "$(bytes_of whole.glowq)" "bytes with layer 2 missing"
 rm -rf cut.glowq && cp -r saved.glowq cut.glowq && rm cut.glowq/layers/*
-calibrate cut.glowq --samples 127 || fail "hidden states of another text: $(why)"
+calibrate_dense cut.glowq --samples 127 || fail "hidden states of another text: $(why)"
 same "$(first_layer cut.glowq)" 0 "first layer run with hidden states of another text"
 
 # What status says of folders that are none, of old ones and of one that is being written.
@@ -116,7 +106,7 @@ expect 1 "no such folder" alone status nowhere.glowq
 mkdir empty.glowq && same "$(state empty.glowq)" empty "state of an empty folder"
 printf '{"event":"start","layers":6' >>saved.glowq/events.jsonl # killed within a line
 same "$(state saved.glowq)" killed "state with half an event"
-calibrate cut.glowq --overwrite &
+calibrate_dense cut.glowq --overwrite &
 job=$!
 seen=""
 while kill -0 "$job" 2>/dev/null; do

@@ -12,7 +12,7 @@ damage() { printf 'x' | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null; }
 # The same bytes as without: statistics are only kept. On 3 ranks the same statistics as on 1.
 calibrate_tiny plain.glowq || fail "calibrate: $(why)"
 calibrate_tiny kept.glowq --stats keep || fail "calibrate --stats keep: $(why)"
-LAUNCH="$GLOWQ_MPIEXEC -n 3"
+launch_on 3
 calibrate_tiny kept3.glowq --stats keep || fail "calibrate --stats keep on 3 ranks: $(why)"
 LAUNCH=""
 [ -e plain.glowq/stats ] && fail "statistics were kept unasked"
@@ -21,8 +21,7 @@ same "$(cd kept.glowq/stats && sha256sum *)" "$(cd kept3.glowq/stats && sha256su
 
 # Solved again: the same settings, others, another seed of sketches.
 for n in 1 2 4; do
-    LAUNCH="$GLOWQ_MPIEXEC -n $n"
-    [ "$n" = 1 ] && LAUNCH=""
+    launch_on "$n"
     solve kept.glowq "s$n.glowq" || fail "solve on $n ranks: $(why)"
     same "$(bytes_of "s$n.glowq")" "$(bytes_of plain.glowq)" "bytes solved on $n ranks"
 done
@@ -30,7 +29,7 @@ for settings in "--rank 16 --bits 3" "--rank 4 --solver qr-rsvd --damp median --
     "--rank 8 --sharing module --factor-dtype f16 --exact-energy"; do
     LAUNCH=""
     calibrate_tiny again.glowq --overwrite $settings || fail "calibrate $settings: $(why)"
-    LAUNCH="$GLOWQ_MPIEXEC -n 2"
+    launch_on 2
     SETTINGS="--group-size 64 $settings"
     [ "${settings#*group-size}" = "$settings" ] || SETTINGS=$settings
     solve kept3.glowq solved.glowq --overwrite || fail "solve $settings: $(why)"
@@ -50,7 +49,7 @@ same "$(bytes_of s2.glowq)" "$(bytes_of plain.glowq)" "bytes of a resumed solve"
 # Statistics that are missing beside finished layers are observed again, and these layers left as they are.
 rm kept3.glowq/stats/0000.h5 kept3.glowq/manifest.json
 before=$(stat -c %i kept3.glowq/layers/0000.h5)
-LAUNCH="$GLOWQ_MPIEXEC -n 2"
+launch_on 2
 calibrate_tiny kept3.glowq --stats keep || fail "statistics made again: $(why)"
 LAUNCH=""
 same "$(stat -c %i kept3.glowq/layers/0000.h5)" "$before" "inode of a finished layer"
@@ -64,13 +63,12 @@ experts() { # COMMAND, more options
 experts calibrate --out moe.glowq --samples 12 --seq-len 64 --seed 3 --stats keep || fail "calibrate experts: $(why)"
 experts calibrate --out layer.glowq --samples 12 --seq-len 64 --seed 3 --expert-refit layer || fail "refit layer: $(why)"
 for n in 1 2 3; do
-    LAUNCH="$GLOWQ_MPIEXEC -n $n"
-    [ "$n" = 1 ] && LAUNCH=""
+    launch_on "$n"
     experts solve --stats moe.glowq --out "moe$n.glowq" || fail "solve experts on $n ranks: $(why)"
     same "$(bytes_of "moe$n.glowq")" "$(bytes_of layer.glowq)" "bytes of experts solved on $n ranks"
     same "$(grep -c "refitted under their layer's statistics" err)" 1 "times that the refit is told of on $n ranks"
 done
-LAUNCH="$GLOWQ_MPIEXEC -n 2"
+launch_on 2
 experts calibrate --out moe_kept2.glowq --samples 12 --seq-len 64 --seed 3 --stats keep || fail "experts on 2 ranks: $(why)"
 LAUNCH=""
 same "$(cd moe_kept2.glowq/stats && sha256sum *)" "$(cd moe.glowq/stats && sha256sum *)" "experts' statistics of 2 ranks"

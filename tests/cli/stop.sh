@@ -3,26 +3,17 @@
 # on, on another number of ranks, to the bytes of a run that was never disturbed. Other commands end by them.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need pgrep
-MODEL=$GLOWQ_SOURCE_DIR/examples/dense TEXT=$GLOWQ_SOURCE_DIR/examples/texts/calibration.txt
-calibrate() { # LAUNCH OUT
-    timeout -k 5 "$LIMIT_S" $1 "$GLOWQ" calibrate --model "$MODEL" --text "$TEXT" --out "$2" --rank 16 --samples 128 \
-        --seq-len 128 >out 2>err
-}
-n_layers() { find "$1/layers" -name '0*.h5' 2>/dev/null | wc -l; }
-programs() { pgrep -f "^$1 .*--out cut.glowq "; }
 
-# stop LAUNCH PROGRAM SIGNAL...: sends them to the first process of PROGRAM once another layer is there. The job's code: $code.
+# stop RANKS PROGRAM SIGNAL...: sends them to the first process of PROGRAM once another layer is there. The job's code: $code.
 stop() {
-    launch=$1 program=$2 before=$(n_layers cut.glowq); shift 2
-    calibrate "$launch" cut.glowq &
+    program=$2 before=$(n_layers cut.glowq)
+    launch_on "$1"; shift 2
+    calibrate_dense cut.glowq &
     job=$!
-    waited=0
-    while [ "$(n_layers cut.glowq)" -le "$before" ] && [ "$waited" -lt 600 ] && kill -0 "$job" 2>/dev/null; do
-        sleep 0.1
-        waited=$((waited + 1))
-    done
+    LAUNCH=""
+    wait_for_layers cut.glowq $((before + 1))
     for signal in "$@"; do
-        kill -s "$signal" "$(programs "$program" | head -n 1)" || fail "nobody to send $signal to: $(why)"
+        kill -s "$signal" "$(processes_of cut.glowq "$program" | head -n 1)" || fail "nobody to send $signal to: $(why)"
         sleep 0.05
     done
     wait "$job"
@@ -36,22 +27,23 @@ stopped_by() { # SIGNAL: what has to hold after a clean stop
     [ -e cut.glowq/manifest.json ] && fail "a run stopped by $1 wrote a manifest"
 }
 
-calibrate "" whole.glowq || fail "calibrate: $(why)"
-stop "" "$GLOWQ" USR1 && stopped_by USR1
-stop "$GLOWQ_MPIEXEC -n 3" "$GLOWQ_MPIEXEC" USR1 && stopped_by USR1 # mpirun hands it to every rank
+calibrate_dense whole.glowq || fail "calibrate: $(why)"
+stop 1 "$GLOWQ" USR1 && stopped_by USR1
+stop 3 "$GLOWQ_MPIEXEC" USR1 && stopped_by USR1 # mpirun hands it to every rank
 [ "$(n_layers cut.glowq)" -ge 2 ] || fail "$(n_layers cut.glowq) layers after two stops"
-calibrate "" cut.glowq || fail "resuming: $(why)"
+calibrate_dense cut.glowq || fail "resuming: $(why)"
 same "$(bytes_of cut.glowq)" "$(bytes_of whole.glowq)" "bytes after two stops"
 rm -r cut.glowq
-stop "$GLOWQ_MPIEXEC -n 2" "$GLOWQ" TERM && stopped_by TERM         # one rank alone
+stop 2 "$GLOWQ" TERM && stopped_by TERM # one rank alone
 rm -r cut.glowq
-stop "" "$GLOWQ" TERM TERM # the shell makes its background ignore INT
+stop 1 "$GLOWQ" TERM TERM # the shell makes its background ignore INT
 same "$code" 143 "exit code after two TERM" # 128 + SIGTERM: at once
-calibrate "$GLOWQ_MPIEXEC -n 2" cut.glowq || fail "resuming: $(why)"
+launch_on 2
+calibrate_dense cut.glowq || fail "resuming: $(why)"
 same "$(bytes_of cut.glowq)" "$(bytes_of whole.glowq)" "bytes after stops"
 
 # Nothing to resume, nothing to wait for.
-"$GLOWQ" eval --model "$MODEL" --text "$TEXT" >out 2>err &
+"$GLOWQ" eval --model "$DENSE" --text "$DENSE_TEXT" >out 2>err &
 job=$!
 sleep 0.5
 kill -s TERM "$job"

@@ -17,8 +17,7 @@ made() { # OUT, more options
 
 # Calibration: 1, 2 and 3 ranks; another seed; verify; the manifest says what it is.
 for n in 1 2 3; do
-    LAUNCH="$GLOWQ_MPIEXEC -n $n"
-    [ "$n" = 1 ] && LAUNCH=""
+    launch_on "$n"
     made "r$n.glowq" || fail "calibrate on $n ranks: $(why)"
     same "$(bytes_of "r$n.glowq")" "$(bytes_of r1.glowq)" "bytes on $n ranks and on 1"
 done
