@@ -52,6 +52,22 @@ static inline void *must(void *p)
     return p;
 }
 
+/* GLOWQ_DISABLE, for a test that sets it: kept, and given back in the end. */
+static inline char *disabled_before(void)
+{
+    const char *before = getenv("GLOWQ_DISABLE");
+    return before ? must(strdup(before)) : NULL;
+}
+
+static inline void disable_as_before(char *kept)
+{
+    if (kept)
+        setenv("GLOWQ_DISABLE", kept, 1);
+    else
+        unsetenv("GLOWQ_DISABLE");
+    free(kept);
+}
+
 /* Random numbers of a test: uniform in [-1, 1), different for every call. */
 static uint64_t draws;
 

@@ -483,8 +483,7 @@ static void test_row_ops_keep_their_bits(void **unused)
         const char *disable;
     } runs[] = {{1, ""}, {2, ""}, {3, ""}, {2, "avx512"}, {2, "avx2,avx512"}};
     const size_t row_bytes = (BIT_COLS + 3) * sizeof(float);
-    const char *before = getenv("GLOWQ_DISABLE");
-    char *kept = before ? must(strdup(before)) : NULL;
+    char *kept = disabled_before();
     float *x = draw_floats(BIT_ROWS * BIT_COLS), *y = draw_floats(BIT_ROWS * BIT_COLS), *first = NULL;
     (void)unused;
     for (size_t r = 0; r < sizeof runs / sizeof runs[0]; r++) {
@@ -506,11 +505,8 @@ static void test_row_ops_keep_their_bits(void **unused)
             first = whole;
         backend_close(&be);
     }
-    if (kept)
-        setenv("GLOWQ_DISABLE", kept, 1);
-    else
-        unsetenv("GLOWQ_DISABLE");
-    free(kept), free(x), free(y), free(first);
+    disable_as_before(kept);
+    free(x), free(y), free(first);
 }
 
 /* Elsewhere sums have another order than on the CPU, but always the same one: no atomics on floats. */

@@ -261,8 +261,7 @@ static void test_threads_and_instruction_sets_give_the_same_bits(void **unused)
         const char *disable;
     } runs[] = {{2, ""}, {3, ""}, {5, ""}, {2, "avx512"}, {2, "avx512,avx2"}};
     size_t n, n_first;
-    const char *before = getenv("GLOWQ_DISABLE");
-    char *kept = before ? must(strdup(before)) : NULL;
+    char *kept = disabled_before();
     (void)unused;
     setenv("GLOWQ_DISABLE", "", 1);
     float *first = everything(backend_name, 1, &n_first);
@@ -273,11 +272,7 @@ static void test_threads_and_instruction_sets_give_the_same_bits(void **unused)
         assert_memory_equal(got, first, n);
         free(got);
     }
-    if (kept)
-        setenv("GLOWQ_DISABLE", kept, 1);
-    else
-        unsetenv("GLOWQ_DISABLE");
-    free(kept);
+    disable_as_before(kept);
     free(first);
 }
 

@@ -2,100 +2,9 @@
  * The linear op and its packed weights on one backend (argv[1]): against sums in f64 of the weights as they were put;
  * and to the bit: each row alone or in any batch, any number of threads, every instruction set, leaves in one part or
  * in many. */
-#include "tests/kernels_help.h"
+#include "tests/weight_help.h"
 
 static const char *backend_name;
-
-struct spec {
-    int64_t d_out, d_in;
-    int bits;
-    enum dtype dtype;
-    int64_t group_size, group_offset;
-};
-
-struct weight {
-    struct packed p;
-    double *host;  /* [d_out, d_in] as the op must read it */
-    double *terms; /* the square of the terms that it makes of x = 1: w^2, or s^2 (c^2 + z^2) */
-};
-
-/* Rows are put in panels of 32, as the loader does. */
-static void put_dense(struct backend *be, struct weight *w)
-{
-    size_t e = dtype_bytes(w->p.dtype);
-    float *from = draw_floats(w->p.d_out * w->p.d_in);
-    char *stored = must(malloc((size_t)(w->p.d_out * w->p.d_in) * e + 1));
-    convert(stored, w->p.dtype, from, DT_F32, w->p.d_out * w->p.d_in);
-    convert(w->host, DT_F64, stored, w->p.dtype, w->p.d_out * w->p.d_in);
-    for (int64_t i = 0; i < w->p.d_out * w->p.d_in; i++)
-        w->terms[i] = w->host[i] * w->host[i];
-    for (int64_t row = 0; row < w->p.d_out; row += 32) {
-        int64_t rows = w->p.d_out - row < 32 ? w->p.d_out - row : 32;
-        struct device_mat panel = device_of(be, w->p.dtype, rows, w->p.d_in, stored + (size_t)(row * w->p.d_in) * e);
-        assert_ok(be->ops->weight_put_dense(be, &w->p, row, &panel.m));
-        buf_free(&panel.buf);
-    }
-    free(stored);
-    free(from);
-}
-
-static void put_codes(struct backend *be, struct weight *w)
-{
-    struct packed *p = &w->p;
-    uint8_t *codes = must(malloc((size_t)(p->d_out * p->d_in) + 1));
-    uint16_t *scales = must(malloc((size_t)(p->d_out * p->n_groups) * 2 + 1));
-    uint8_t *zeros = must(malloc((size_t)(p->d_out * p->n_groups) + 1));
-    for (int64_t i = 0; i < p->d_out * p->n_groups; i++) {
-        scales[i] = f32_to_f16((float)(0.01 * (1.5 + draw())));
-        zeros[i] = (uint8_t)((draw() + 1) / 2 * (1 << p->bits));
-    }
-    for (int64_t n = 0; n < p->d_out; n++)
-        for (int64_t k = 0; k < p->d_in; k++) {
-            int64_t i = n * p->d_in + k, g = n * p->n_groups + (k + p->group_offset) / p->group_size;
-            codes[i] = (uint8_t)((draw() + 1) / 2 * (1 << p->bits));
-            double scale = f16_to_f32(scales[g]);
-            w->host[i] = scale * (codes[i] - zeros[g]);
-            w->terms[i] = scale * scale * (codes[i] * codes[i] + zeros[g] * zeros[g]);
-        }
-    for (int64_t row = 0; row < p->d_out; row += 32) {
-        const int64_t rows = p->d_out - row < 32 ? p->d_out - row : 32;
-        struct device_mat c = device_of(be, DT_U8, rows, p->d_in, codes + row * p->d_in);
-        struct device_mat s = device_of(be, DT_F16, rows, p->n_groups, scales + row * p->n_groups);
-        struct device_mat z = device_of(be, DT_U8, rows, p->n_groups, zeros + row * p->n_groups);
-        assert_ok(be->ops->weight_put_codes(be, p, row, &c.m, &s.m, &z.m));
-        buf_free(&c.buf);
-        buf_free(&s.buf);
-        buf_free(&z.buf);
-    }
-    free(codes);
-    free(scales);
-    free(zeros);
-}
-
-static struct weight weight_make(struct backend *be, struct spec s)
-{
-    struct weight w = {.p = {.d_out = s.d_out, .d_in = s.d_in, .bits = s.bits, .dtype = s.dtype}};
-    if (s.bits) {
-        w.p.group_size = s.group_size;
-        w.p.group_offset = s.group_offset;
-        w.p.n_groups = s.d_in ? (s.d_in + s.group_offset + s.group_size - 1) / s.group_size : 0;
-    }
-    w.host = must(malloc((size_t)(s.d_out * s.d_in + 1) * sizeof(double)));
-    w.terms = must(malloc((size_t)(s.d_out * s.d_in + 1) * sizeof(double)));
-    assert_ok(be->ops->weight_alloc(be, &w.p));
-    if (s.bits)
-        put_codes(be, &w);
-    else
-        put_dense(be, &w);
-    return w;
-}
-
-static void weight_free(struct weight *w)
-{
-    buf_free(&w->p.data);
-    free(w->host);
-    free(w->terms);
-}
 
 /* What an output should be, the sum of the squares of the terms that make it, and that of what terms may be off by. */
 struct expected {
@@ -109,7 +18,7 @@ static void add_product(struct expected *y, const float *x, int64_t rows, const 
         for (int64_t n = 0; n < w->p.d_out; n++)
             for (int64_t k = 0; k < w->p.d_in; k++) {
                 double v = x[t * w->p.d_in + k];
-                y[t * w->p.d_out + n].value += v * w->host[n * w->p.d_in + k];
+                y[t * w->p.d_out + n].value += v * w->value[n * w->p.d_in + k];
                 y[t * w->p.d_out + n].terms += v * v * w->terms[n * w->p.d_in + k];
                 y[t * w->p.d_out + n].rounded += u_terms * u_terms * v * v * w->terms[n * w->p.d_in + k];
             }
@@ -153,10 +62,10 @@ static void check_error(struct backend *be, const float *got, const struct expec
 /* One product with everything that `flags` names, against f64. */
 enum { BIAS = 1, LOW_RANK = 2, ACCUMULATE = 4 };
 
-static void check_product(struct backend *be, struct spec s, int64_t rows, int64_t r, int flags)
+static void check_product(struct backend *be, struct weight_spec s, int64_t rows, int64_t r, int flags)
 {
     struct weight w = weight_make(be, s);
-    struct weight a = weight_make(be, (struct spec){.d_out = s.d_out, .d_in = r, .dtype = DT_BF16});
+    struct weight a = weight_make(be, (struct weight_spec){.d_out = s.d_out, .d_in = r, .dtype = DT_BF16});
     float *x = draw_floats(rows * s.d_in), *low = draw_floats(rows * r), *bias = draw_floats(s.d_out);
     float *before = draw_floats(rows * s.d_out);
     struct expected *want = must(calloc((size_t)(rows * s.d_out + 1), sizeof *want));
@@ -199,7 +108,7 @@ static void test_formats_and_shapes(void **unused)
     static const int64_t shapes[][2] = {{1, 1}, {16, 128},  {17, 33},  {48, 0},
                                         {0, 5}, {100, 257}, {70, 384}, {131, 130}};
     static const int64_t batches[] = {0, 1, 2, 3, 4, 5, 14, 15, 29};
-    static const struct spec formats[] = {
+    static const struct weight_spec formats[] = {
         {.dtype = DT_F32},
         {.dtype = DT_BF16},
         {.dtype = DT_F16},
@@ -219,7 +128,7 @@ static void test_formats_and_shapes(void **unused)
     for (size_t f = 0; f < sizeof formats / sizeof formats[0]; f++)
         for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
             for (size_t b = 0; b < sizeof batches / sizeof batches[0]; b++) {
-                struct spec s = formats[f];
+                struct weight_spec s = formats[f];
                 s.d_out = shapes[i][0];
                 s.d_in = shapes[i][1];
                 if (s.d_in == 0)
@@ -227,7 +136,7 @@ static void test_formats_and_shapes(void **unused)
                 check_product(&be, s, batches[b], (int64_t)(i + b) % 3 * 9, (int)(f + i + b) % 8);
             }
     for (size_t f = 0; f < sizeof formats / sizeof formats[0]; f++) { /* more rows than one pass takes */
-        struct spec s = formats[f];
+        struct weight_spec s = formats[f];
         s.d_out = 37;
         s.d_in = 200;
         check_product(&be, s, 230 + 1000 * (f == 5), 9, LOW_RANK);
@@ -237,7 +146,7 @@ static void test_formats_and_shapes(void **unused)
 
 /* ---- to the bit -------------------------------------------------------------------------------------------------- */
 
-static const struct spec bit_specs[] = {
+static const struct weight_spec bit_specs[] = {
     {.d_out = 83, .d_in = 300, .dtype = DT_F32},
     {.d_out = 83, .d_in = 300, .dtype = DT_BF16},
     {.d_out = 83, .d_in = 300, .dtype = DT_F16},
@@ -277,7 +186,7 @@ static void test_rows_do_not_depend_on_the_batch(void **unused)
     assert_ok(backend_open(&be, backend_name, 2));
     for (int f = 0; f < 2 * N_BIT_SPECS; f++) {
         struct weight w = weight_make(&be, bit_specs[f / 2]);
-        struct weight a = weight_make(&be, (struct spec){.d_out = w.p.d_out, .d_in = 20, .dtype = DT_BF16});
+        struct weight a = weight_make(&be, (struct weight_spec){.d_out = w.p.d_out, .d_in = 20, .dtype = DT_BF16});
         const struct k_split *split = f % 2 ? &eight : NULL;
         int64_t bytes = w.p.d_out * (int64_t)sizeof(float);
         float *x = draw_floats(MANY * w.p.d_in), *r = draw_floats(MANY * a.p.d_in);
@@ -311,7 +220,7 @@ static float *all_products(const char *name, int n_threads, int64_t *n_out)
     assert_ok(backend_open(&be, name, n_threads));
     for (int f = 0; f < 2 * N_BIT_SPECS; f++) {
         struct weight w = weight_make(&be, bit_specs[f / 2]);
-        struct weight a = weight_make(&be, (struct spec){.d_out = w.p.d_out, .d_in = 20, .dtype = DT_F16});
+        struct weight a = weight_make(&be, (struct weight_spec){.d_out = w.p.d_out, .d_in = 20, .dtype = DT_F16});
         float *x = draw_floats(250 * w.p.d_in), *r = draw_floats(250 * a.p.d_in);
         for (int b = 0; b < 5; b++) {
             float *y = product(&be, &w, &a, x, r, 0, batches[b], f % 2 ? &eight : NULL);
@@ -346,8 +255,7 @@ static void test_instruction_sets_give_the_same_bits(void **unused)
 {
     static const char *const disable[] = {"avx512", "avx512,avx2"};
     int64_t n, n_best;
-    const char *before = getenv("GLOWQ_DISABLE");
-    char *kept = before ? must(strdup(before)) : NULL;
+    char *kept = disabled_before();
     (void)unused;
     unsetenv("GLOWQ_DISABLE");
     float *best = all_products(backend_name, 2, &n_best);
@@ -358,11 +266,7 @@ static void test_instruction_sets_give_the_same_bits(void **unused)
         assert_memory_equal(y, best, (size_t)n * sizeof *y);
         free(y);
     }
-    if (kept)
-        setenv("GLOWQ_DISABLE", kept, 1);
-    else
-        unsetenv("GLOWQ_DISABLE");
-    free(kept);
+    disable_as_before(kept);
     free(best);
 }
 
@@ -390,7 +294,7 @@ static void test_leaves_make_the_same_tree(void **unused)
     const int exact = on_cpu(&be) && strcmp(be.name, "cpu:ref") != 0;
     for (int f = 0; f < N_BIT_SPECS; f++) {
         struct weight w = weight_make(&be, bit_specs[f]);
-        struct weight a = weight_make(&be, (struct spec){.d_out = w.p.d_out, .d_in = 0, .dtype = DT_F16});
+        struct weight a = weight_make(&be, (struct weight_spec){.d_out = w.p.d_out, .d_in = 0, .dtype = DT_F16});
         for (int64_t rows = 2; rows <= 32; rows *= 4) {
             float *x = draw_floats(rows * w.p.d_in);
             int64_t n = rows * w.p.d_out;

@@ -2,9 +2,8 @@
  * The mixture-of-experts ops on one backend (argv[1]): each against its definition in f64, hostile routers and starved experts;
  * and to the bit (CPU): products as linear makes them, a token alone or in any batch, any number of threads, every instruction
  * set, experts on one rank or spread over many. */
-#include "tests/kernels_help.h"
-
 #include "comm/shard.h"
+#include "tests/weight_help.h"
 
 static const char *backend_name;
 
@@ -231,55 +230,22 @@ static void test_sorting(void **unused)
 
 /* ---- products ----------------------------------------------------------------------------------------------------- */
 
-struct spec {
-    int bits;
-    enum dtype dtype;
-    int64_t group_size, group_offset;
-};
-
-static struct packed weight_make(struct backend *be, struct spec s, int64_t d_out, int64_t d_in)
+/* Compared with other products of the backend: nobody asks for its values. */
+static struct packed packed_make(struct backend *be, struct weight_spec s, int64_t d_out, int64_t d_in)
 {
-    struct packed w = {.d_out = d_out, .d_in = d_in, .bits = s.bits, .dtype = s.dtype};
-    if (s.bits) {
-        w.group_size = s.group_size;
-        w.group_offset = s.group_offset;
-        w.n_groups = (d_in + s.group_offset + s.group_size - 1) / s.group_size;
-    }
-    assert_ok(be->ops->weight_alloc(be, &w));
-    float *from = draw_floats(d_out * d_in);
-    if (!s.bits) {
-        void *stored = must(malloc((size_t)(d_out * d_in) * dtype_bytes(s.dtype) + 1));
-        convert(stored, s.dtype, from, DT_F32, d_out * d_in);
-        struct device_mat panel = device_of(be, s.dtype, d_out, d_in, stored);
-        assert_ok(be->ops->weight_put_dense(be, &w, 0, &panel.m));
-        buf_free(&panel.buf);
-        free(stored);
-    } else {
-        const int64_t n = d_out * w.n_groups;
-        uint8_t *codes = must(malloc((size_t)(d_out * d_in) + 1)), *zeros = must(malloc((size_t)n + 1));
-        uint16_t *scales = must(malloc((size_t)n * sizeof *scales + 1));
-        for (int64_t i = 0; i < d_out * d_in; i++)
-            codes[i] = (uint8_t)((from[i] + 1) / 2 * (float)(1 << s.bits));
-        for (int64_t i = 0; i < n; i++) {
-            scales[i] = f32_to_f16((float)(0.01 * (1.5 + draw())));
-            zeros[i] = (uint8_t)((draw() + 1) / 2 * (1 << s.bits));
-        }
-        struct device_mat c = device_of(be, DT_U8, d_out, d_in, codes),
-                          z = device_of(be, DT_U8, d_out, w.n_groups, zeros),
-                          f = device_of(be, DT_F16, d_out, w.n_groups, scales);
-        assert_ok(be->ops->weight_put_codes(be, &w, 0, &c.m, &f.m, &z.m));
-        close_all(&c, &z, &f, NULL);
-        free(codes), free(zeros), free(scales);
-    }
-    free(from);
-    return w;
+    s.d_out = d_out;
+    s.d_in = d_in;
+    struct weight w = weight_make(be, s);
+    free(w.value);
+    free(w.terms);
+    return w.p;
 }
 
-static struct packed *experts_make(struct backend *be, struct spec s, int64_t n, int64_t d_out, int64_t d_in)
+static struct packed *experts_make(struct backend *be, struct weight_spec s, int64_t n, int64_t d_out, int64_t d_in)
 {
     struct packed *w = must(calloc((size_t)n + 1, sizeof *w));
     for (int64_t e = 0; e < n; e++)
-        w[e] = weight_make(be, s, d_out, d_in);
+        w[e] = packed_make(be, s, d_out, d_in);
     return w;
 }
 
@@ -342,7 +308,7 @@ static struct device_mat device_x(struct backend *be, const float *x, int64_t ro
 }
 
 /* rows k of y host [.., d_out]; the caller frees it. */
-static float *check_grouped_on(struct backend *be, struct spec s, int64_t rows, int64_t n, int how, int flags)
+static float *check_grouped_on(struct backend *be, struct weight_spec s, int64_t rows, int64_t n, int how, int flags)
 {
     const int64_t k = n < 2 ? 1 : 2, d_out = 83, d_in = 150, rank = 9, step = flags & STEP ? rank + 2 : 0;
     const int64_t r_cols = (n - 1) * step + rank;
@@ -354,7 +320,7 @@ static float *check_grouped_on(struct backend *be, struct spec s, int64_t rows, 
     struct device_mat dx = device_x(be, x, x_rows, d_in, flags), dr = device_of(be, DT_F32, x_rows, r_cols + 5, r);
     const struct mat own = mat_cols(&dr.m, 3, r_cols);
     struct packed *w = experts_make(be, s, n, d_out, d_in);
-    struct packed *a = experts_make(be, (struct spec){.dtype = DT_BF16}, n, d_out, rank);
+    struct packed *a = experts_make(be, (struct weight_spec){.dtype = DT_BF16}, n, d_out, rank);
     const struct grouped_args args = {.w = w,
                                       .a = flags & LOW_RANK ? a : NULL,
                                       .r = flags & LOW_RANK ? &own : NULL,
@@ -379,7 +345,7 @@ static float *check_grouped_on(struct backend *be, struct spec s, int64_t rows, 
 }
 
 /* Against single products of the backend, and against the oracle's grouped one of the same numbers. */
-static void check_grouped(struct backend *be, struct spec s, int64_t rows, int64_t n, int how, int flags)
+static void check_grouped(struct backend *be, struct weight_spec s, int64_t rows, int64_t n, int how, int flags)
 {
     const uint64_t before = draws;
     const int64_t values = rows * (n < 2 ? 1 : 2) * 83, k = 150 + 9;
@@ -397,12 +363,12 @@ static void check_grouped(struct backend *be, struct spec s, int64_t rows, int64
 
 static void test_every_expert_multiplies_its_own_rows(void **unused)
 {
-    static const struct spec formats[] = {{.dtype = DT_F32},
-                                          {.dtype = DT_BF16},
-                                          {.bits = 4, .group_size = 64},
-                                          {.bits = 3, .group_size = 128},
-                                          {.bits = 8, .group_size = 100},
-                                          {.bits = 4, .group_size = 128, .group_offset = 31}};
+    static const struct weight_spec formats[] = {{.dtype = DT_F32},
+                                                 {.dtype = DT_BF16},
+                                                 {.bits = 4, .group_size = 64},
+                                                 {.bits = 3, .group_size = 128},
+                                                 {.bits = 8, .group_size = 100},
+                                                 {.bits = 4, .group_size = 128, .group_offset = 31}};
     static const int64_t batches[] = {0, 1, 2, 7, 20, 65};
     struct backend be;
     (void)unused;
@@ -424,11 +390,11 @@ static void test_every_expert_multiplies_its_own_rows(void **unused)
 /* CUDA's tiers and tiles, each forced where it has a kernel, for batches across every tile's edge. */
 static void test_every_tier_of_experts(void **unused)
 {
-    static const struct spec formats[] = {{.dtype = DT_BF16},
-                                          {.dtype = DT_F16},
-                                          {.bits = 4, .group_size = 64},
-                                          {.bits = 3, .group_size = 32, .group_offset = 8},
-                                          {.bits = 8, .group_size = 128}};
+    static const struct weight_spec formats[] = {{.dtype = DT_BF16},
+                                                 {.dtype = DT_F16},
+                                                 {.bits = 4, .group_size = 64},
+                                                 {.bits = 3, .group_size = 32, .group_offset = 8},
+                                                 {.bits = 8, .group_size = 128}};
     static const char *const tunes[] = {"",
                                         "grouped.tier=1",
                                         "grouped.tier=2",
@@ -456,17 +422,17 @@ static void test_every_tier_of_experts(void **unused)
 /* One projection of experts: enough to see every op. Weights are drawn anew, alike, for each share of the experts. */
 struct layer {
     int64_t n, k, d_in, d_out, rank;
-    struct spec format;
+    struct weight_spec format;
     struct packed *w, *a;
     struct packed router;
 };
 
-static struct layer layer_make(struct backend *be, int64_t n, int64_t k, struct spec format)
+static struct layer layer_make(struct backend *be, int64_t n, int64_t k, struct weight_spec format)
 {
     struct layer l = {.n = n, .k = k, .d_in = 70, .d_out = 37, .rank = 5, .format = format};
     l.w = experts_make(be, format, n, l.d_out, l.d_in);
-    l.a = experts_make(be, (struct spec){.dtype = DT_BF16}, n, l.d_out, l.rank);
-    l.router = weight_make(be, (struct spec){.dtype = DT_F32}, n, l.d_in);
+    l.a = experts_make(be, (struct weight_spec){.dtype = DT_BF16}, n, l.d_out, l.rank);
+    l.router = packed_make(be, (struct weight_spec){.dtype = DT_F32}, n, l.d_in);
     return l;
 }
 
@@ -593,7 +559,7 @@ static struct expected expected_layer(struct backend *be, const struct layer *l,
     return want;
 }
 
-static const struct spec layer_formats[] = {{.dtype = DT_BF16}, {.bits = 4, .group_size = 32}};
+static const struct weight_spec layer_formats[] = {{.dtype = DT_BF16}, {.bits = 4, .group_size = 32}};
 
 /* 1 rank, and 2, 3, 4 and 8 with as few as half an expert each. */
 static void test_experts_on_any_number_of_ranks(void **unused)
@@ -681,8 +647,7 @@ static float *all_layers(int n_threads, int64_t *n_out)
 static void test_threads_and_instruction_sets_give_the_same_bits(void **unused)
 {
     static const char *const disable[] = {"", "avx512", "avx512,avx2"};
-    const char *before = getenv("GLOWQ_DISABLE");
-    char *kept = before ? must(strdup(before)) : NULL;
+    char *kept = disabled_before();
     int64_t n, n_first;
     float *first = NULL;
     (void)unused;
@@ -700,11 +665,7 @@ static void test_threads_and_instruction_sets_give_the_same_bits(void **unused)
             }
         }
     free(first);
-    if (kept)
-        setenv("GLOWQ_DISABLE", kept, 1);
-    else
-        unsetenv("GLOWQ_DISABLE");
-    free(kept);
+    disable_as_before(kept);
 }
 
 /* A token whose router broke has no result; the others have theirs. */

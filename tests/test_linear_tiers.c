@@ -2,95 +2,12 @@
  * Every tier of linear on CUDA (argv[1]: "cuda" or "cuda:sim"), each forced by GLOWQ_TUNE with each of its tiles and with K
  * whole or in slices, against sums in f64: shapes across every tile's edge, slices that begin inside a quantization group,
  * parts, and A R of every rank. What lies between y's rows must stay as it was. Exit 77: no such device. */
-#include "tests/kernels_help.h"
-
-#include "base/mat.h"
+#include "tests/weight_help.h"
 
 static const char *backend_name;
 static struct backend be;
 
 /* ---- a product and what it should give --------------------------------------------------------------------------- */
-
-struct weight {
-    struct packed p;
-    double *value, *terms; /* [d_out, d_in]: as the op must read it; the squares of the terms it makes of x = 1 */
-};
-
-struct format {
-    int bits;
-    enum dtype dtype;
-    int64_t group_size, group_offset;
-};
-
-static void put_dense(struct weight *w)
-{
-    const int64_t n = w->p.d_out * w->p.d_in;
-    float *from = draw_floats(n);
-    char *stored = must(malloc((size_t)n * dtype_bytes(w->p.dtype) + 1));
-    convert(stored, w->p.dtype, from, DT_F32, n);
-    convert(w->value, DT_F64, stored, w->p.dtype, n);
-    for (int64_t i = 0; i < n; i++)
-        w->terms[i] = w->value[i] * w->value[i];
-    struct device_mat panel = device_of(&be, w->p.dtype, w->p.d_out, w->p.d_in, stored);
-    assert_ok(be.ops->weight_put_dense(&be, &w->p, 0, &panel.m));
-    buf_free(&panel.buf);
-    free(stored);
-    free(from);
-}
-
-/* In panels of 32 rows, as the loader does. */
-static void put_codes(struct weight *w)
-{
-    struct packed *p = &w->p;
-    uint8_t *codes = must(malloc((size_t)(p->d_out * p->d_in) + 1));
-    uint16_t *scales = must(malloc((size_t)(p->d_out * p->n_groups) * 2 + 1));
-    uint8_t *zeros = must(malloc((size_t)(p->d_out * p->n_groups) + 1));
-    for (int64_t i = 0; i < p->d_out * p->n_groups; i++) {
-        scales[i] = f32_to_f16((float)(0.01 * (1.5 + draw())));
-        zeros[i] = (uint8_t)((draw() + 1) / 2 * (1 << p->bits));
-    }
-    for (int64_t i = 0; i < p->d_out * p->d_in; i++) {
-        const int64_t g = i / p->d_in * p->n_groups + (i % p->d_in + p->group_offset) / p->group_size;
-        const double scale = f16_to_f32(scales[g]);
-        codes[i] = (uint8_t)((draw() + 1) / 2 * (1 << p->bits));
-        w->value[i] = scale * (codes[i] - zeros[g]);
-        w->terms[i] = w->value[i] * w->value[i];
-    }
-    for (int64_t row = 0; row < p->d_out; row += 32) {
-        const int64_t rows = p->d_out - row < 32 ? p->d_out - row : 32;
-        struct device_mat c = device_of(&be, DT_U8, rows, p->d_in, codes + row * p->d_in);
-        struct device_mat s = device_of(&be, DT_F16, rows, p->n_groups, scales + row * p->n_groups);
-        struct device_mat z = device_of(&be, DT_U8, rows, p->n_groups, zeros + row * p->n_groups);
-        assert_ok(be.ops->weight_put_codes(&be, p, row, &c.m, &s.m, &z.m));
-        buf_free(&c.buf), buf_free(&s.buf), buf_free(&z.buf);
-    }
-    free(codes), free(scales), free(zeros);
-}
-
-static struct weight weight_make(int64_t d_out, int64_t d_in, struct format f)
-{
-    struct weight w = {.p = {.d_out = d_out, .d_in = d_in, .bits = f.bits, .dtype = f.dtype}};
-    if (f.bits) {
-        w.p.group_size = f.group_size;
-        w.p.group_offset = f.group_offset;
-        w.p.n_groups = (d_in + f.group_offset + f.group_size - 1) / f.group_size;
-    }
-    w.value = must(malloc((size_t)(d_out * d_in + 1) * sizeof(double)));
-    w.terms = must(malloc((size_t)(d_out * d_in + 1) * sizeof(double)));
-    assert_ok(be.ops->weight_alloc(&be, &w.p));
-    if (f.bits)
-        put_codes(&w);
-    else
-        put_dense(&w);
-    return w;
-}
-
-static void weight_free(struct weight *w)
-{
-    buf_free(&w->p.data);
-    free(w->value);
-    free(w->terms);
-}
 
 struct expected {
     double value, terms;
@@ -104,7 +21,7 @@ static void add_product(struct expected *y, const float *x, int64_t rows, const 
             for (int64_t k = begin; k < end; k++) {
                 const double v = x[t * w->p.d_in + k];
                 y[t * w->p.d_out + n].value += v * w->value[n * w->p.d_in + k];
-                y[t * w->p.d_out + n].terms += v * v * w->terms[n * w->p.d_in + k];
+                y[t * w->p.d_out + n].terms += v * v * w->value[n * w->p.d_in + k] * w->value[n * w->p.d_in + k];
             }
 }
 
@@ -141,7 +58,8 @@ static struct device_mat device_x(const float *x, int64_t rows, int64_t cols)
     return d;
 }
 
-static struct problem problem_make(int64_t d_out, int64_t d_in, struct format f, int64_t rows, int64_t r, int variant)
+static struct problem problem_make(int64_t d_out, int64_t d_in, struct weight_spec f, int64_t rows, int64_t r,
+                                   int variant)
 {
     struct problem p = {.rows = rows, .is_split = variant % 3 == 2, .y_rows = rows};
     const int has_bias = variant % 3 == 1, parts = p.is_split ? 3 : 1;
@@ -155,8 +73,10 @@ static struct problem problem_make(int64_t d_out, int64_t d_in, struct format f,
             p.split.part_leaves[0] = 2, p.split.part_leaves[1] = 1;
         p.y_rows = parts * rows;
     }
-    p.w = weight_make(d_out, d_in, f);
-    p.a = weight_make(d_out, r, (struct format){.dtype = variant % 4 == 3 ? DT_F16 : DT_BF16});
+    f.d_out = d_out;
+    f.d_in = d_in;
+    p.w = weight_make(&be, f);
+    p.a = weight_make(&be, (struct weight_spec){d_out, r, .dtype = variant % 4 == 3 ? DT_F16 : DT_BF16});
     float *x = draw_bf16(rows * d_in), *low = draw_floats(p.y_rows * r), *bias = draw_floats(d_out);
     p.before = draw_floats(p.y_rows * (d_out + Y_PAD));
     p.want = must(calloc((size_t)(p.y_rows * d_out + 1), sizeof *p.want));
@@ -234,7 +154,7 @@ static void check(const struct problem *p, const char *tune, int rounded)
 
 /* ---- cases ------------------------------------------------------------------------------------------------------- */
 
-static const struct format formats[] = {
+static const struct weight_spec formats[] = {
     {.bits = 4, .group_size = 128},
     {.bits = 4, .group_size = 128, .group_offset = 64},
     {.bits = 4, .group_size = 32, .group_offset = 8},
@@ -250,7 +170,7 @@ enum { N_FORMATS = sizeof formats / sizeof formats[0] };
 static const int64_t widths[] = {8, 64, 72, 200, 257, 520}, ranks[] = {0, 8, 24, 64, 9};
 static const int64_t outputs[] = {1, 16, 17, 64, 65, 100, 130};
 
-static int is_dense(struct format f)
+static int is_dense(struct weight_spec f)
 {
     return f.bits == 0;
 }
