@@ -8,6 +8,7 @@
 #include "calib/solve_memory.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 int metric_cases_create(const struct model_config *config, struct metric_cases *cases)
 {
@@ -54,21 +55,33 @@ static size_t moments_bytes(const struct slices *slices, int64_t first, int owne
     return n;
 }
 
-/* The layer runs: its weights whole in the backend's layout, this rank's slices, all moments. With statistics from disk it doesn't:
- * slices and moments are all. */
-static void forward_needs(const struct slices *slices, enum dtype stored, int runs, struct memory_needs *needs)
+/* What is there of every layer of a wave while super-blocks pass and until it is solved: this rank's slices, sums; and, of one with
+ * experts, inputs and routes for the second sweep. */
+static void waiting_needs(const struct memory_job *job, const struct slices *slices, int64_t rows,
+                          struct memory_needs *needs)
 {
-    size_t weights = slice_bytes(slices, 0, stored);
-    for (int64_t i = 0; runs && i < slices->n_groups; i++)
+    const struct model_config *config = job->config;
+    memory_add(needs, "layer weights", slice_bytes(slices, 0, job->stored));
+    memory_add(needs, "second moments", moments_bytes(slices, 0, 0));
+    if (config_is_moe(config, slices->layer) && job->options->expert_refit == REFIT_OWN)
+        memory_add(needs, "hidden states",
+                   (size_t)rows * ((size_t)config->d_model * dtype_bytes(job->comm->be->act) +
+                                   (size_t)config->top_k * sizeof(int32_t)));
+}
+
+/* And only while they pass: its weights whole in the backend's layout. */
+static void passing_needs(const struct memory_job *job, const struct slices *slices, struct memory_needs *needs)
+{
+    size_t weights = 0;
+    for (int64_t i = 0; i < slices->n_groups; i++)
         for (int64_t k = 0; k < slices->group[i].n; k++)
-            weights += memory_packed(slices->group[i].panels.module_rows[k], slices->group[i].d_in, 0, stored, 0);
-    for (int i = 0; runs && i < N_ROUTERS && config_is_moe(slices->config, slices->layer); i++) {
+            weights += memory_packed(slices->group[i].panels.module_rows[k], slices->group[i].d_in, 0, job->stored, 0);
+    for (int i = 0; i < N_ROUTERS && config_is_moe(slices->config, slices->layer); i++) {
         int64_t rows, cols;
         router_shape(slices->config, (enum router)i, &rows, &cols);
-        weights += memory_packed(rows, cols, 0, stored, 0);
+        weights += memory_packed(rows, cols, 0, job->stored, 0);
     }
     memory_add(needs, "layer weights", weights);
-    memory_add(needs, "second moments", moments_bytes(slices, 0, !runs));
 }
 
 static void keep_larger(const struct memory_needs *needs, struct memory_needs *most)
@@ -126,66 +139,111 @@ static size_t working_bytes(const struct memory_job *job, const struct slices *s
     return (size_t)(BLAS + n);
 }
 
-/* The most that layer l needs, beside what is there all the time. */
-static int layer_needs(const struct memory_job *job, int64_t l, int64_t rows, const struct metric_cases *cases,
-                       const struct memory_needs *common, struct memory_needs *most)
+/* One layer without experts, and one with some: all of a kind are alike. */
+struct kind {
+    int is_known;
+    size_t working;                               /* of a GPU's ops */
+    struct memory_needs waiting, passing, solved; /* solved: the most while its groups are, they included */
+};
+
+static void add_needs(const struct memory_needs *more, struct memory_needs *needs)
+{
+    for (int i = 0; i < more->n; i++)
+        memory_add(needs, more->item[i].name, more->item[i].bytes);
+}
+
+static int kind_needs(const struct memory_job *job, int64_t l, int64_t rows, const struct metric_cases *cases,
+                      struct kind *kind)
 {
     int err = OK;
     struct slices slices = {0};
+    struct memory_needs always = {0};
     const struct model_config *config = job->config;
-    const struct backend *be = job->comm->be;
-    const unsigned char *of = cases->of[config_is_moe(config, l)];
-    struct memory_needs always = *common, other;
+    const int is_moe = config_is_moe(config, l);
+    const unsigned char *of = cases->of[is_moe];
+    *kind = (struct kind){.is_known = 1};
     TRY(slices_plan(job->comm, config, l, &slices));
-    if (config_is_moe(config, l) &&
-        job->options->expert_refit == REFIT_OWN) /* inputs and routes wait for the second sweep */
-        memory_add(&always, "hidden states",
-                   (size_t)rows *
-                       ((size_t)config->d_model * dtype_bytes(be->act) + (size_t)config->top_k * sizeof(int32_t)));
-    if (!be->host_memory)
-        memory_add(&always, "working memory", working_bytes(job, &slices));
-    other = always;
-    forward_needs(&slices, job->stored, job->options->stats == NULL, &other);
-    keep_larger(&other, most);
+    if (job->options->stats) { /* it doesn't run: slices, and sums where they are wanted */
+        memory_add(&kind->solved, "layer weights", slice_bytes(&slices, 0, job->stored));
+        memory_add(&kind->solved, "second moments", moments_bytes(&slices, 0, 1));
+    } else {
+        waiting_needs(job, &slices, rows, &kind->waiting);
+        passing_needs(job, &slices, &kind->passing);
+    }
+    for (int i = 0; i < kind->waiting.n; i++) /* the second sweep's */
+        if (is_moe && strcmp(kind->waiting.item[i].name, "hidden states") == 0)
+            memory_add(&always, "hidden states", kind->waiting.item[i].bytes);
+    kind->working = job->comm->be->host_memory ? 0 : working_bytes(job, &slices);
     for (int64_t i = 0; i < slices.n_groups; i++) {
         const int which = of ? of[i] : cases->any;
         if (which & S_IN_F32)
-            group_needs(job, &slices, i, DT_F32, &always, most);
+            group_needs(job, &slices, i, DT_F32, &always, &kind->solved);
         if (which & S_IN_F64)
-            group_needs(job, &slices, i, DT_F64, &always, most);
+            group_needs(job, &slices, i, DT_F64, &always, &kind->solved);
     }
 out:
     slices_free(&slices);
     return err;
 }
 
+/* This stage's layers of one wave, beside what is there all the time. */
+static void wave_needs(const struct memory_job *job, const struct kind *kinds, struct range layers,
+                       const struct memory_needs *common, struct memory_needs *most)
+{
+    struct memory_needs passing = *common, behind = *common;
+    for (int64_t l = layers.end - 1; l >= layers.begin; l--) {
+        const struct kind *kind = &kinds[config_is_moe(job->config, l)];
+        struct memory_needs solved = behind;
+        add_needs(&kind->solved, &solved);
+        keep_larger(&solved, most);
+        add_needs(&kind->waiting, &behind);
+        add_needs(&kind->waiting, &passing);
+        add_needs(&kind->passing, &passing);
+    }
+    keep_larger(&passing, most);
+}
+
+/* Tokens of this rank's super-blocks. */
+static int64_t tokens_of(const struct memory_job *job)
+{
+    const struct corpus *c = job->corpus;
+    const struct range blocks = shard_even(c->n_blocks, job->comm->rank, job->comm->size);
+    return c->seq_len * (min_i64(c->n_sequences, blocks.end * c->block_sequences) -
+                         min_i64(c->n_sequences, blocks.begin * c->block_sequences));
+}
+
 int calibrate_memory(const struct memory_job *job, const struct metric_cases *cases, struct memory_needs *needs)
 {
-    int err = OK, seen[2] = {0};
+    int err = OK;
     const struct corpus *corpus = job->corpus;
     const struct model_config *config = job->config;
-    const struct comm *comm = job->comm;
-    const enum dtype act = comm->be->act;
-    const int64_t tokens = corpus->block_sequences * corpus->seq_len;
+    const enum dtype act = job->comm->be->act;
+    const int64_t tokens = corpus->block_sequences * corpus->seq_len, rows = tokens_of(job);
     const int64_t slots = corpus->block_sequences * ((corpus->seq_len + KV_BLOCK - 1) / KV_BLOCK) * KV_BLOCK;
-    const struct range blocks = shard_even(corpus->n_blocks, comm->rank, comm->size);
-    const int64_t sequences = min_i64(corpus->n_sequences, blocks.end * corpus->block_sequences) -
-                              min_i64(corpus->n_sequences, blocks.begin * corpus->block_sequences);
-    const int64_t rows = sequences * corpus->seq_len;
+    const int is_first = job->grid.stage == 0;
     struct shape whole;
+    struct kind kinds[2] = {{0}, {0}};
     struct memory_needs common = {0};
     TRY(shape_of(config, 0, 0, 1, &whole));
     *needs = common;
     if (!job->options->stats) { /* the model runs; before the layers: the embedding beside the hidden states */
-        memory_add(&common, "hidden states", (size_t)(rows * config->d_model) * sizeof(float));
+        memory_add(&common, "hidden states",
+                   (size_t)((is_first ? rows : min_i64(rows, tokens)) * config->d_model) * sizeof(float));
         memory_add(&common, "activations",
                    decoder_activation_bytes(config, &whole, act, tokens, 0) + memory_kv(config, &whole, act, 1, slots));
         *needs = common;
-        memory_add(needs, "embedding", memory_packed(config->vocab_size, config->d_model, 0, job->stored, 0));
+        if (is_first)
+            memory_add(needs, "embedding", memory_packed(config->vocab_size, config->d_model, 0, job->stored, 0));
     }
-    for (int64_t l = 0; l < config->n_layers; l++) { /* of each kind the first */
-        if (seen[config_is_moe(config, l)]++ == 0)
-            TRY(layer_needs(job, l, rows, cases, &common, needs));
+    for (int64_t l = 0; l < config->n_layers; l++)
+        if (!kinds[config_is_moe(config, l)].is_known)
+            TRY(kind_needs(job, l, rows, cases, &kinds[config_is_moe(config, l)]));
+    if (kinds[0].working + kinds[1].working > 0)
+        memory_add(&common, "working memory",
+                   kinds[0].working > kinds[1].working ? kinds[0].working : kinds[1].working);
+    for (int64_t i = 0; i < job->n_waves; i++) {
+        const struct range wave = grid_wave((struct range){0, config->n_layers}, i, job->n_waves);
+        wave_needs(job, kinds, grid_layers(&job->grid, wave, job->grid.stage), &common, needs);
     }
 out:
     return err;

@@ -4,6 +4,7 @@
 
 #include "base/err.h"
 #include "calib/calibrate_memory.h"
+#include "calib/relay.h"
 #include "calib/slices.h"
 #include "calib/write.h"
 #include "model/store_stats.h"
@@ -41,17 +42,36 @@ static struct comm place_of(const struct forecast_job *job, int rank, int n_rank
     return (struct comm){.rank = rank, .size = n_ranks, .be = (struct backend *)(uintptr_t)job->be};
 }
 
-static int memory_of(const struct forecast_job *job, int rank, int n_ranks, int metric, struct memory_needs *needs)
+static struct grid grid_of(const struct layout *layout, int rank)
 {
-    struct comm place = place_of(job, rank, n_ranks);
-    const struct memory_job memory = {&place, job->options, job->config, &job->settings, &job->corpus, job->stored};
+    return grid_at((struct grid){.stages = layout->stages, .replicas = layout->replicas}, rank);
+}
+
+static int64_t waves_of(const struct forecast_job *job, const struct layout *layout)
+{
+    const struct grid grid = grid_of(layout, 0);
+    return layout->n_waves > 0 ? layout->n_waves : grid_default_waves(&grid, job->config->n_layers);
+}
+
+static int memory_of(const struct forecast_job *job, const struct layout *layout, int rank, int metric,
+                     struct memory_needs *needs)
+{
+    const struct grid grid = grid_of(layout, rank);
+    struct comm place = place_of(job, grid.replica, grid.replicas);
+    const struct memory_job memory = {&place,      grid,           waves_of(job, layout), job->options,
+                                      job->config, &job->settings, &job->corpus,          job->stored};
     return calibrate_memory(&memory, &(struct metric_cases){.any = metric}, needs);
 }
 
-static int64_t tokens_of(const struct forecast_job *job, int rank, int n_ranks)
+static struct range blocks_of(const struct forecast_job *job, int replica, int n_replicas)
+{
+    return shard_even(job->corpus.n_blocks, replica, n_replicas);
+}
+
+static int64_t tokens_of(const struct forecast_job *job, int replica, int n_replicas)
 {
     const struct corpus *c = &job->corpus;
-    const struct range blocks = shard_even(c->n_blocks, rank, n_ranks);
+    const struct range blocks = blocks_of(job, replica, n_replicas);
     return c->seq_len * (min_i64(c->n_sequences, blocks.end * c->block_sequences) -
                          min_i64(c->n_sequences, blocks.begin * c->block_sequences));
 }
@@ -89,35 +109,55 @@ static int64_t slices_bytes(const struct slices *s, enum dtype stored)
     return n * (int64_t)dtype_bytes(stored);
 }
 
-/* Everything but memory of layer l, added to a rank's share. */
-static int add_layer(const struct forecast_job *job, int64_t l, const struct store_layer_facts *facts, int rank,
-                     int n_ranks, struct forecast_rank *out)
+/* ---- the parts ----------------------------------------------------------------------------------------------------------- */
+
+/* What layer l, the first of its kind, asks of every rank of a stage. */
+static int add_parts(const struct forecast_job *job, int64_t l, const struct store_layer_facts *facts,
+                     struct forecast *forecast)
 {
     int err = OK;
-    struct comm place = place_of(job, rank, n_ranks);
     struct slices slices = {0};
-    const int writer = (int)(l % n_ranks);
-    int64_t own = 0, others = 0;
-    TRY(slices_plan(&place, job->config, l, &slices));
-    forecast_layer_traffic(job, &slices, out->traffic);
-    forecast_layer_work(job, &slices, tokens_of(job, rank, n_ranks), out->work);
-    out->read_bytes += slices_bytes(&slices, job->stored) + small_bytes(facts);
-    own = forecast_result_bytes(&slices, facts, rank);
-    for (int p = 0; p < n_ranks && rank == writer; p++)
-        others += p == rank ? 0 : forecast_result_bytes(&slices, facts, p);
-    traffic_count(&out->traffic[STAGE_WRITE], TRAFFIC_MESSAGE, n_ranks, rank == writer ? 0 : own, others);
-    if (rank == writer) {
-        out->read_bytes += small_bytes(facts);
-        out->write_bytes += store_layer_bytes(facts);
+    const int n = forecast->layout.replicas;
+    struct forecast_part *part = calloc((size_t)n, sizeof *part);
+    if (!part)
+        FAIL(ERR_NOMEM, "a plan for %d ranks", n);
+    forecast->part[config_is_moe(job->config, l)] = part;
+    for (int p = 0; p < n; p++) {
+        struct comm place = place_of(job, p, n);
+        TRY(slices_plan(&place, job->config, l, &slices));
+        forecast_layer_traffic(job, &slices, part[p].traffic);
+        forecast_layer_work(job, &slices, tokens_of(job, p, n), part[p].work);
+        part[p].read_bytes = slices_bytes(&slices, job->stored);
+        part[p].result_bytes = forecast_result_bytes(&slices, facts, p);
+        slices_free(&slices);
     }
 out:
     slices_free(&slices);
     return err;
 }
 
-/* ---- the whole ----------------------------------------------------------------------------------------------------------- */
+static int add_layers(const struct forecast_job *job, struct forecast *forecast)
+{
+    int err = OK;
+    struct store_layer_facts facts;
+    struct stats_facts stats;
+    const struct stats_origin origin = {.n_sequences = 0};
+    for (int64_t l = 0; l < forecast->n_layers; l++) {
+        struct forecast_layer *layer = &forecast->layer[l];
+        TRY(layer_facts(job->weights, l, "", &job->settings, &facts));
+        layer->is_moe = config_is_moe(job->config, l);
+        layer->small_bytes = small_bytes(&facts);
+        layer->write_bytes = store_layer_bytes(&facts);
+        stats_plan(job->config, l, &origin, 0, &stats);
+        forecast->stats_bytes += stats_bytes(&stats);
+        if (!forecast->part[layer->is_moe])
+            TRY(add_parts(job, l, &facts, forecast));
+    }
+out:
+    return err;
+}
 
-/* head.h5, which rank 0 writes; the embedding is read by every rank that has tokens. */
+/* head.h5, which rank 0 writes; the embedding, which every rank of the first stage that has tokens reads. */
 static int add_ends(const struct forecast_job *job, struct forecast *forecast)
 {
     int err = OK;
@@ -126,57 +166,84 @@ static int add_ends(const struct forecast_job *job, struct forecast *forecast)
     enum dtype dtype[3] = {DT_F32, DT_F32, DT_F32};
     for (int i = 0; i < 2 + has_head; i++) {
         TRY(weights_dtype(job->weights, &ids[i], &dtype[i]));
-        forecast->rank[0].read_bytes += bytes_of(job->weights, ids[i]);
+        forecast->ends_read += bytes_of(job->weights, ids[i]);
     }
-    for (int p = 0; p < forecast->n_ranks; p++)
-        if (tokens_of(job, p, forecast->n_ranks) > 0)
-            forecast->rank[p].read_bytes += bytes_of(job->weights, ids[0]);
-    forecast->rank[0].write_bytes += store_head_bytes(job->config, dtype[0], dtype[1], has_head, dtype[2]);
+    forecast->embedding_bytes = bytes_of(job->weights, ids[0]);
+    forecast->ends_write = store_head_bytes(job->config, dtype[0], dtype[1], has_head, dtype[2]);
 out:
     return err;
 }
 
-/* Disk and network, of what the stages compute the time of. */
-static void add_transfers(struct forecast *forecast)
+/* ---- a wave of a rank ------------------------------------------------------------------------------------------------------ */
+
+static struct range wave_of(const struct forecast *forecast, int64_t wave)
 {
-    for (int p = 0; p < forecast->n_ranks; p++) {
-        struct forecast_rank *r = &forecast->rank[p];
-        r->work[STAGE_READ][RATE_READ] += (double)r->read_bytes;
-        r->work[STAGE_WRITE][RATE_WRITE] += (double)r->write_bytes;
-        for (int i = 0; i < N_STAGES; i++) {
-            const int64_t sent = traffic_sent(&r->traffic[i], forecast->n_ranks);
-            const int64_t received = traffic_received(&r->traffic[i], forecast->n_ranks);
-            r->work[i][RATE_NETWORK] += (double)max_i64(sent, received);
-        }
-        forecast->result_bytes += r->write_bytes;
+    return grid_wave((struct range){0, forecast->n_layers}, wave, forecast->layout.n_waves);
+}
+
+/* What it reads, writes and sends in one wave, all added to `sum`. */
+static void add_wave(const struct forecast *f, int rank, int64_t wave, struct forecast_rank *sum)
+{
+    const struct forecast_job *job = f->job;
+    const struct grid grid = grid_of(&f->layout, rank);
+    const struct range own = grid_layers(&grid, wave_of(f, wave), grid.stage);
+    const int n = grid.replicas, is_last_wave = wave == f->layout.n_waves - 1;
+    for (int64_t l = own.begin; l < own.end; l++) {
+        const struct forecast_layer *layer = &f->layer[l];
+        const struct forecast_part *part = f->part[layer->is_moe];
+        const int writer = (int)(l % n);
+        int64_t others = 0;
+        for (int i = 0; i < N_STAGES; i++)
+            traffic_add(&sum->traffic[i], &part[grid.replica].traffic[i]);
+        for (int p = 0; p < n && grid.replica == writer; p++)
+            others += p == writer ? 0 : part[p].result_bytes;
+        traffic_count(&sum->traffic[STAGE_WRITE], TRAFFIC_MESSAGE, n,
+                      grid.replica == writer ? 0 : part[grid.replica].result_bytes, others);
+        sum->read_bytes += part[grid.replica].read_bytes + layer->small_bytes * (grid.replica == writer ? 2 : 1);
+        sum->write_bytes += grid.replica == writer ? layer->write_bytes : 0;
+    }
+    if (grid.stages > 1) {
+        const struct range blocks = blocks_of(job, grid.replica, n);
+        const int64_t bytes = (blocks.end - blocks.begin) * RELAY_HEAD_BYTES +
+                              tokens_of(job, grid.replica, n) * job->config->d_model * (int64_t)sizeof(float);
+        sum->relay_sent += grid.stage < grid.stages - 1 || !is_last_wave ? bytes : 0;
+        sum->relay_received += grid.stage > 0 || !is_last_wave ? bytes : 0;
+    }
+    if (wave == 0) {
+        sum->read_bytes += grid.stage == 0 && tokens_of(job, grid.replica, n) > 0 ? f->embedding_bytes : 0;
+        sum->read_bytes += rank == 0 ? f->ends_read : 0;
+        sum->write_bytes += rank == 0 ? f->ends_write : 0;
     }
 }
 
-int forecast_create(const struct forecast_job *job, int n_ranks, struct forecast *forecast)
+/* ---- the whole ----------------------------------------------------------------------------------------------------------- */
+
+int forecast_create(const struct forecast_job *job, const struct layout *layout, struct forecast *forecast)
 {
     int err = OK;
-    struct store_layer_facts facts;
-    struct stats_facts stats;
-    const struct stats_origin origin = {.n_sequences = 0};
     const struct corpus *c = &job->corpus;
-    *forecast = (struct forecast){.n_ranks = n_ranks,
+    const int n_ranks = layout->stages * layout->replicas;
+    *forecast = (struct forecast){.job = job,
+                                  .n_ranks = n_ranks,
+                                  .layout = *layout,
+                                  .n_layers = job->config->n_layers,
                                   .hidden_bytes =
                                       2 * c->n_sequences * c->seq_len * job->config->d_model * (int64_t)sizeof(float)};
-    if (!(forecast->rank = calloc((size_t)n_ranks, sizeof *forecast->rank)))
+    forecast->layout.n_waves = waves_of(job, layout);
+    forecast->rank = calloc((size_t)n_ranks, sizeof *forecast->rank);
+    forecast->layer = calloc((size_t)forecast->n_layers, sizeof *forecast->layer);
+    if (!forecast->rank || !forecast->layer)
         FAIL(ERR_NOMEM, "a plan for %d ranks", n_ranks);
-    for (int p = 0; p < n_ranks; p++) {
-        TRY(memory_of(job, p, n_ranks, S_IN_ANY, &forecast->rank[p].memory));
-        TRY(memory_of(job, p, n_ranks, S_IN_F32, &forecast->rank[p].least));
-    }
-    for (int64_t l = 0; l < job->config->n_layers; l++) {
-        TRY(layer_facts(job->weights, l, "", &job->settings, &facts));
-        stats_plan(job->config, l, &origin, 0, &stats);
-        forecast->stats_bytes += stats_bytes(&stats);
-        for (int p = 0; p < n_ranks; p++)
-            TRY(add_layer(job, l, &facts, p, n_ranks, &forecast->rank[p]));
-    }
+    TRY(add_layers(job, forecast));
     TRY(add_ends(job, forecast));
-    add_transfers(forecast);
+    for (int p = 0; p < n_ranks; p++) {
+        struct forecast_rank *rank = &forecast->rank[p];
+        TRY(memory_of(job, layout, p, S_IN_ANY, &rank->memory));
+        TRY(memory_of(job, layout, p, S_IN_F32, &rank->least));
+        for (int64_t i = 0; i < forecast->layout.n_waves; i++)
+            add_wave(forecast, p, i, rank);
+        forecast->result_bytes += rank->write_bytes;
+    }
 out:
     if (err)
         forecast_free(forecast);
@@ -186,23 +253,46 @@ out:
 void forecast_free(struct forecast *forecast)
 {
     free(forecast->rank);
+    free(forecast->layer);
+    free(forecast->part[0]);
+    free(forecast->part[1]);
     *forecast = (struct forecast){0};
 }
 
-int forecast_memory(const struct forecast_job *job, int n_ranks, struct memory_needs *needs)
+int forecast_memory(const struct forecast_job *job, const struct layout *layout, struct memory_needs *needs)
 {
     int err = OK;
-    for (int p = 0; p < n_ranks; p++)
-        TRY(memory_of(job, p, n_ranks, S_IN_ANY, &needs[p]));
+    for (int p = 0; p < layout->stages * layout->replicas; p++)
+        TRY(memory_of(job, layout, p, S_IN_ANY, &needs[p]));
 out:
     return err;
+}
+
+static int64_t sent_of(const struct forecast *f, const struct forecast_rank *r, enum stage stage)
+{
+    return traffic_sent(&r->traffic[stage], f->layout.replicas) + (stage == STAGE_FORWARD ? r->relay_sent : 0);
+}
+
+static int64_t received_of(const struct forecast *f, const struct forecast_rank *r, enum stage stage)
+{
+    return traffic_received(&r->traffic[stage], f->layout.replicas) + (stage == STAGE_FORWARD ? r->relay_received : 0);
+}
+
+int64_t forecast_stage_sent(const struct forecast *forecast, int rank, enum stage stage)
+{
+    return sent_of(forecast, &forecast->rank[rank], stage);
+}
+
+int64_t forecast_stage_received(const struct forecast *forecast, int rank, enum stage stage)
+{
+    return received_of(forecast, &forecast->rank[rank], stage);
 }
 
 int64_t forecast_sent(const struct forecast *forecast, int rank)
 {
     int64_t n = 0;
     for (int i = 0; i < N_STAGES; i++)
-        n += traffic_sent(&forecast->rank[rank].traffic[i], forecast->n_ranks);
+        n += forecast_stage_sent(forecast, rank, (enum stage)i);
     return n;
 }
 
@@ -210,18 +300,62 @@ int64_t forecast_received(const struct forecast *forecast, int rank)
 {
     int64_t n = 0;
     for (int i = 0; i < N_STAGES; i++)
-        n += traffic_received(&forecast->rank[rank].traffic[i], forecast->n_ranks);
+        n += forecast_stage_received(forecast, rank, (enum stage)i);
     return n;
 }
 
-double forecast_stage_s(const struct forecast *forecast, enum stage stage, const double *rate)
+/* ---- time ------------------------------------------------------------------------------------------------------------------ */
+
+static double seconds_of(double amount, double rate)
+{
+    return amount > 0 ? amount / rate : 0;
+}
+
+/* Of one rank in one wave; of the forward pass without what goes from stage to stage, whose seconds are *relay_s. */
+static double wave_stage_s(const struct forecast *f, int rank, int64_t wave, enum stage stage, const double *rate,
+                           double *relay_s)
+{
+    const struct grid grid = grid_of(&f->layout, rank);
+    const struct range own = grid_layers(&grid, wave_of(f, wave), grid.stage);
+    struct forecast_rank moved = {.read_bytes = 0};
+    double s = 0;
+    for (int64_t l = own.begin; l < own.end; l++)
+        for (int i = 0; i < N_RATES; i++)
+            s += seconds_of(f->part[f->layer[l].is_moe][grid.replica].work[stage][i], rate[i]);
+    add_wave(f, rank, wave, &moved);
+    const int64_t sent = traffic_sent(&moved.traffic[stage], grid.replicas);
+    const int64_t received = traffic_received(&moved.traffic[stage], grid.replicas);
+    s += seconds_of((double)max_i64(sent, received), rate[RATE_NETWORK]);
+    s += stage == STAGE_READ ? seconds_of((double)moved.read_bytes, rate[RATE_READ]) : 0;
+    s += stage == STAGE_WRITE ? seconds_of((double)moved.write_bytes, rate[RATE_WRITE]) : 0;
+    *relay_s = seconds_of((double)max_i64(moved.relay_sent, moved.relay_received), rate[RATE_NETWORK]);
+    return s;
+}
+
+/* The slowest rank of a stage of the grid. */
+static double slowest_s(const struct forecast *f, int grid_stage, int64_t wave, enum stage stage, const double *rate)
 {
     double slowest = 0;
-    for (int p = 0; p < forecast->n_ranks; p++) {
-        double s = 0;
-        for (int i = 0; i < N_RATES; i++)
-            s += forecast->rank[p].work[stage][i] > 0 ? forecast->rank[p].work[stage][i] / rate[i] : 0;
+    for (int p = grid_stage * f->layout.replicas; p < (grid_stage + 1) * f->layout.replicas; p++) {
+        double relay_s = 0, s = wave_stage_s(f, p, wave, stage, rate, &relay_s);
+        s = stage == STAGE_FORWARD && relay_s > s ? relay_s : s;
         slowest = s > slowest ? s : slowest;
     }
     return slowest;
+}
+
+double forecast_stage_s(const struct forecast *f, enum stage stage, const double *rate)
+{
+    const int64_t n_blocks = f->job->corpus.n_blocks, rounds = (n_blocks + f->layout.replicas - 1) / f->layout.replicas;
+    double all = 0;
+    for (int64_t wave = 0; wave < f->layout.n_waves; wave++) {
+        double slowest = 0, sum = 0;
+        for (int s = 0; s < f->layout.stages; s++) {
+            const double one = slowest_s(f, s, wave, stage, rate);
+            slowest = one > slowest ? one : slowest;
+            sum += one;
+        }
+        all += slowest + (stage == STAGE_FORWARD ? (sum - slowest) / (double)max_i64(rounds, 1) : 0);
+    }
+    return all;
 }

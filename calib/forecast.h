@@ -2,8 +2,12 @@
  * Forecast: what a calibration will take on so many ranks, from shapes alone, computed by one process: no weight is read, no text is
  * needed. Memory is calibrate_memory's, by which calibrate itself refuses. What follows mirrors the pipeline stage by stage:
  *
- * Read from disk, by rank p of P: its rows of every layer's matrices, so that the ranks together read these once; and, being small
- * or wanted whole, the embedding, norms, biases and routers each for itself. Rank 0 copies embedding and head into the result.
+ * Ranks form a grid of S stages of R ranks (comm/grid.h): a layer is its stage's, whose ranks share it; what follows about a layer is
+ * between these alone, and S = 1 means all.
+ *
+ * Read from disk, by rank p of R: its rows of its stage's layers' matrices, so that the ranks together read these once; and, being
+ * small or wanted whole, norms, biases and routers each for itself; the first stage's ranks the embedding. Rank 0 copies embedding and
+ * head into the result.
  *
  * Over the network (comm/traffic.h says how bytes are counted; d: width of a group's input, m: rows of its matrices, b = r + 10),
  * payload per layer:
@@ -13,11 +17,16 @@
  *   solve     krylov, a block: E^T U 8 d b and S E^T U 4 d b, Gram matrices of the blocks so far; the factors 8 d r a few times
  *             qr-rsvd: E^T E 8 d^2 / 2, R_e and L 8 d^2 each, a power step 16 d b
  *   refit     an expert's Y 8 d (r + 16), reduced to its owner, and V 4 d 16 from it
- *   write     codes, scales, zeros and A from their owners to the layer's writer, rank l mod P
+ *   write     codes, scales, zeros and A from their owners to the layer's writer, rank l mod R
+ * and per wave, from a rank to its place in the next stage and, unless the wave is the last, from the last stage to the first:
+ *   forward   hidden states, 4 d_model a token of this rank's, and 64 bytes a super-block
  * How many blocks the solver takes depends on the numbers; the forecast is told (steps). S is taken to be in f32 (f64, which massive
  * channels ask for, doubles S E^T U); agreements on errors, 8 bytes each, aren't counted.
  *
- * Work: operations by kind, divided by a machine's rates; stages don't overlap, every rank waits for the slowest in each.
+ * Work: operations by kind, divided by a machine's rates. What the pipeline does in turn doesn't overlap (read, forward, .., write),
+ * and every rank waits for the slowest in each, wave by wave: stages solve at once. Only in the forward pass do stages work one behind
+ * another: its time in a wave is the slowest stage's for all super-blocks and the other stages' for one, to fill and drain them, a
+ * super-block taking as long as its computing or its journey, whichever is longer.
  */
 #ifndef GLOWQ_CALIB_FORECAST_H
 #define GLOWQ_CALIB_FORECAST_H
@@ -25,6 +34,7 @@
 #include "calib/calibrate.h"
 #include "calib/corpus.h"
 #include "calib/facts.h"
+#include "comm/grid.h"
 #include "model/memory.h"
 #include "model/store.h"
 
@@ -59,33 +69,59 @@ struct forecast_job {
     enum dtype stored;              /* dtype of the matrices */
 };
 
+/* Ranks, as stages x replicas, and waves. */
+struct layout {
+    int stages, replicas;
+    int64_t n_waves; /* 0: grid_default_waves */
+};
+
 /* What one rank needs and does. */
 struct forecast_rank {
     struct memory_needs memory, least; /* with a massive channel in every group's input; without any */
     int64_t read_bytes, write_bytes;
+    struct traffic traffic[N_STAGES];   /* with its stage's ranks, */
+    int64_t relay_sent, relay_received; /* and with other stages' in the forward pass */
+};
+
+/* What a layer asks of one of its stage's ranks, whichever layer of its kind it is. */
+struct forecast_part {
     struct traffic traffic[N_STAGES];
-    double work[N_STAGES][N_RATES];
+    double work[N_STAGES][N_RATES]; /* without disk and network */
+    int64_t read_bytes;             /* matrices */
+    int64_t result_bytes;           /* that it has of the layer's result, and sends to the writer */
 };
 
 struct forecast {
+    const struct forecast_job *job; /* kept */
     int n_ranks;
+    struct layout layout;
     struct forecast_rank *rank; /* [n_ranks] */
     int64_t result_bytes;       /* of the folder that calibrate makes, but for tokenizer, report and such */
     int64_t hidden_bytes;       /* beside it until it is finished: two generations of hidden states (calib/resume.h), */
     int64_t stats_bytes;        /* and statistics, if they are kept (calib/kept.h) */
+    /* for the times */
+    int64_t n_layers;
+    struct forecast_part *part[2]; /* [replicas], of layers without and with experts */
+    struct forecast_layer {
+        int is_moe;
+        int64_t small_bytes, write_bytes; /* that every rank reads, and the writer once more; that this one writes */
+    } * layer;                            /* [n_layers] */
+    int64_t embedding_bytes, ends_read, ends_write; /* that the first stage's ranks read; that rank 0 copies */
 };
 
 /* ERR_ARG where the options don't go with the model. */
 int forecast_prepare(struct forecast_job *job);
-int forecast_create(const struct forecast_job *job, int n_ranks, struct forecast *forecast);
+int forecast_create(const struct forecast_job *job, const struct layout *layout, struct forecast *forecast);
 void forecast_free(struct forecast *forecast); /* accepts a zeroed one */
-/* The ranks' memory alone, needs[n_ranks]: all that the search for the fewest ranks looks at. */
-int forecast_memory(const struct forecast_job *job, int n_ranks, struct memory_needs *needs);
+/* The ranks' memory alone, needs[stages replicas]: all that the search for the fewest ranks looks at. */
+int forecast_memory(const struct forecast_job *job, const struct layout *layout, struct memory_needs *needs);
 
-/* Bytes over the network of one rank, all stages. */
+/* Bytes over the network of one rank, in a stage of the pipeline and in all. */
+int64_t forecast_stage_sent(const struct forecast *forecast, int rank, enum stage stage);
+int64_t forecast_stage_received(const struct forecast *forecast, int rank, enum stage stage);
 int64_t forecast_sent(const struct forecast *forecast, int rank);
 int64_t forecast_received(const struct forecast *forecast, int rank);
-/* Seconds of a stage: of its slowest rank. rate: [N_RATES] per second. */
+/* Seconds of a stage of the pipeline. rate: [N_RATES] per second. */
 double forecast_stage_s(const struct forecast *forecast, enum stage stage, const double *rate);
 
 /* ---- the parts (forecast_traffic.c, forecast_work.c) ----------------------------------------------------------------------- */

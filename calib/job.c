@@ -266,7 +266,7 @@ int job_memory(struct job *job, const struct metric_cases *cases, struct memory_
 {
     int err = OK;
     struct memory_job memory = {
-        job->comm, job->options, &job->config, &job->settings, &job->corpus, DT_F32,
+        job->comm, job->grid, job->n_waves, job->options, &job->config, &job->settings, &job->corpus, DT_F32,
     };
     TRY(weights_dtype(&job->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q, 0}, &memory.stored));
     TRY(calibrate_memory(&memory, cases, needs));

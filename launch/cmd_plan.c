@@ -22,8 +22,9 @@ static const struct option_spec table[] = {
     OPT_STRING("out", 'o', "DIR.glowq", "likewise"),
     OPTIONS_SYNTHETIC,
     OPTIONS_CALIBRATION,
+    OPTIONS_GRID,
     OPT_HEADING("Where:"),
-    OPT_INT("ranks", 'N', "N", "0", 0, 4096, "ranks to plan for; 0: the fewest that fit"),
+    OPT_INT("ranks", 'N', "N", "0", 0, 4096, "ranks to plan for; 0: those of --grid, or the fewest that fit"),
     OPT_INT("max-ranks", 0, "N", "64", 1, 4096, "most to look at when looking for the fewest"),
     OPT_REAL("gpu-memory", 0, "0", 0, 1e6, "GiB of a GPU, each rank having one; 0: ranks compute on CPUs"),
     OPT_REAL("memory", 0, "0", 0, 1e9, "GiB of a machine without GPUs; 0: what this one has free, for all ranks"),
@@ -48,6 +49,14 @@ static int only_measures(const struct options *o)
 
 static int check(struct options *o)
 {
+    int stages, replicas;
+    const char *grid = options_string(o, "grid");
+    const int64_t ranks = options_int(o, "ranks");
+    if (grid_check(o) != OK)
+        return ERR_ARG;
+    if (grid && ranks > 0 && grid_parse(grid, &stages, &replicas) == OK && (int64_t)stages * replicas != ranks)
+        return options_refuse(o, "--grid %s is for %lld ranks, not --ranks %lld", grid, (long long)stages * replicas,
+                              (long long)ranks);
     if (options_string(o, "measure") && options_string(o, "profile"))
         return options_refuse(o, "--measure and --profile: give one of them");
     if (options_real(o, "gpu-memory") > 0 && options_real(o, "memory") > 0)
@@ -101,82 +110,6 @@ out:
     return err;
 }
 
-/* The machine whose ranks need most: what they need together, and its neediest rank. */
-static size_t fullest(const struct memory_needs *needs, int n_ranks, const struct room *room, int *rank, int *sharers)
-{
-    size_t most = 0;
-    for (int first = 0; first < n_ranks; first += min_i64(room->per_host, n_ranks - first)) {
-        const int n = (int)min_i64(room->per_host, n_ranks - first);
-        size_t together = 0;
-        int neediest = first;
-        for (int p = first; p < first + n; p++) {
-            together += memory_total(&needs[p]);
-            neediest = memory_total(&needs[p]) > memory_total(&needs[neediest]) ? p : neediest;
-        }
-        if (together > most) {
-            most = together;
-            *rank = neediest;
-            *sharers = n;
-        }
-    }
-    return most;
-}
-
-/* The fewest ranks, at most `most`, that fit; 0: none do. needs [most] is working memory. */
-static int find_fewest(const struct forecast_job *job, const struct room *room, int most, struct memory_needs *needs,
-                       int *fewest)
-{
-    int err = OK, rank, sharers;
-    *fewest = 0;
-    for (int n = 1; n <= most && !*fewest; n++) {
-        TRY(forecast_memory(job, n, needs));
-        if (fullest(needs, n, room, &rank, &sharers) <= room->bytes)
-            *fewest = n;
-    }
-out:
-    return err;
-}
-
-/* ERR_FIT, with what is missing and what would do. fewest: that many ranks fit; 0: no number up to most does. */
-static int refuse(const struct memory_needs *needs, int n_ranks, const struct room *room, int fewest, int most)
-{
-    char what[512], advice[128], together[64] = "";
-    int rank = 0, sharers = 1;
-    const size_t all = fullest(needs, n_ranks, room, &rank, &sharers);
-    const int is_small = all < (size_t)1 << 30;
-    const double unit = is_small ? 1048576.0 : gibi;
-    memory_describe(&needs[rank], is_small, what, sizeof what);
-    if (sharers > 1)
-        snprintf(together, sizeof together, " and %d ranks together %.2f %s", sharers, (double)all / unit,
-                 is_small ? "MiB" : "GiB");
-    if (fewest > 0)
-        snprintf(advice, sizeof advice, "try %d rank%s", fewest, fewest == 1 ? "" : "s");
-    else
-        snprintf(advice, sizeof advice,
-                 "up to %d ranks none fits: try fewer --samples, a shorter --seq-len or more memory", most);
-    return err_set(ERR_FIT, __FILE__, __LINE__, "rank %d of %d needs %s%s, %s %.2f %s: %s", rank, n_ranks, what,
-                   together, room->what, (double)room->bytes / unit, is_small ? "MiB" : "GiB", advice);
-}
-
-/* How many ranks are planned for, and the fewest that would do. */
-static int choose_ranks(const struct options *o, const struct forecast_job *job, const struct room *room, int *n_ranks,
-                        int *fewest)
-{
-    int err = OK, rank, sharers;
-    const int asked = (int)options_int(o, "ranks"), most = (int)max_i64(options_int(o, "max-ranks"), asked);
-    struct memory_needs *needs = calloc((size_t)most, sizeof *needs);
-    if (!needs)
-        FAIL(ERR_NOMEM, "plans for %d ranks", most);
-    TRY(find_fewest(job, room, most, needs, fewest));
-    *n_ranks = asked > 0 ? asked : *fewest;
-    TRY(forecast_memory(job, *n_ranks > 0 ? *n_ranks : most, needs));
-    if (*n_ranks == 0 || fullest(needs, *n_ranks, room, &rank, &sharers) > room->bytes)
-        err = refuse(needs, *n_ranks > 0 ? *n_ranks : most, room, *fewest, most);
-out:
-    free(needs);
-    return err;
-}
-
 /* ---- the whole ----------------------------------------------------------------------------------------------------------------- */
 
 static int expected_steps(const struct options *o, const struct solve_params *params)
@@ -201,14 +134,28 @@ static struct backend planned_backend(const struct options *o, const struct back
     return be;
 }
 
+/* The profile's rates, or NULL where it doesn't know one that may be needed. */
+static const double *rates_of(const struct options *o, const struct profile *profile)
+{
+    const int is_alone = options_int(o, "ranks") == 1;
+    return profile && (is_alone || profile->rate[RATE_NETWORK] > 0) ? profile->rate : NULL;
+}
+
 static int tell(const struct options *o, struct forecast_job *job, const struct room *room,
                 const struct profile *profile)
 {
-    int err = OK, n_ranks = 0;
+    int err = OK;
     struct forecast plan = {0};
-    struct answer answer = {.options = o, .job = job, .plan = &plan, .room = room, .profile = profile};
-    TRY(choose_ranks(o, job, room, &n_ranks, &answer.fewest));
-    TRY(forecast_create(job, n_ranks, &plan));
+    struct grids grids = {0};
+    const struct calibrate_options *c = job->options;
+    const struct layout layout = {c->stages, c->replicas, c->waves};
+    const struct grids_wanted wanted = {.n_ranks = (int)max_i64(options_int(o, "ranks"), c->stages * c->replicas),
+                                        .most = (int)options_int(o, "max-ranks"),
+                                        .layout = layout,
+                                        .rate = rates_of(o, profile)};
+    struct answer answer = {.options = o, .job = job, .plan = &plan, .grids = &grids, .room = room, .profile = profile};
+    TRY(grids_choose(job, room, &wanted, &grids));
+    TRY(forecast_create(job, &grids.row[grids.best].layout, &plan));
     if (options_string(o, "sbatch"))
         TRY(plan_write_sbatch(&answer, options_string(o, "sbatch")));
     if (options_flag(o, "json"))
@@ -217,19 +164,21 @@ static int tell(const struct options *o, struct forecast_job *job, const struct 
         plan_print(&answer);
 out:
     forecast_free(&plan);
+    grids_free(&grids);
     return err;
 }
 
 static int plan_one(const struct options *o, struct backend *be, const struct profile *profile)
 {
     int err = OK;
-    const struct calibrate_options c = calibration_options(o);
+    struct calibrate_options c = calibration_options(o);
     const struct backend planned = planned_backend(o, be);
     struct model_config config;
     struct weights weights = {0};
     struct room room;
     struct forecast_job job = {
         .options = &c, .config = &config, .weights = &weights, .be = &planned, .steps = expected_steps(o, &c.solve)};
+    grid_options(o, &c);
     TRY(c.synthetic.config ? synthetic_config(&c.synthetic, &config) : config_read(c.model, &config));
     TRY(c.synthetic.config ? weights_open_synthetic(be, &c.synthetic, &config, 0, &weights)
                            : weights_open_checkpoint(be, c.model, &config, &weights));
@@ -268,11 +217,13 @@ const struct command command_plan = {
     .about =
         "Plans a calibration from a model's shapes alone: what each rank needs of its memory (the figures by which "
         "calibrate refuses what doesn't fit), what it reads, sends and writes, the fewest ranks that fit, and, given "
-        "how fast the machine is, how long each stage takes. Takes calibrate's own options.",
+        "how fast the machine is, how long each stage takes. Compares all grids of the ranks unless --grid names one, "
+        "and recommends the fastest. Takes calibrate's own options.",
     .examples = "Examples:\n"
                 "  glowq plan --model llama --gpu-memory 80                 the fewest GPUs of 80 GiB, and a command\n"
                 "  mpirun -n 2 glowq plan --measure machine.json            how fast two ranks here are\n"
                 "  glowq plan -m llama --ranks 8 --gpu-memory 80 --profile machine.json --sbatch job.sbatch\n"
+                "  glowq plan -m llama --grid 2x4 --waves 10 --gpu-memory 80 --profile machine.json\n"
                 "  glowq plan --synthetic examples/shapes/llama-3-70b.json --memory 256 --json\n",
     .options = table,
     .check = check,

@@ -10,28 +10,11 @@
 
 enum { LISTED_RANKS = 16 };
 
-double plan_seconds(const struct forecast *plan, const double *rate)
-{
-    double s = 0;
-    for (int i = 0; i < N_STAGES; i++)
-        s += forecast_stage_s(plan, (enum stage)i, rate);
-    return s;
-}
-
 const double *plan_rates(const struct answer *a)
 {
     if (!a->profile || (a->plan->n_ranks > 1 && a->profile->rate[RATE_NETWORK] <= 0))
         return NULL;
     return a->profile->rate;
-}
-
-int plan_neediest(const struct forecast *plan)
-{
-    int most = 0;
-    for (int p = 1; p < plan->n_ranks; p++)
-        if (memory_total(&plan->rank[p].memory) > memory_total(&plan->rank[most].memory))
-            most = p;
-    return most;
 }
 
 const char *const plan_own_options[] = {"ranks",   "max-ranks", "gpu-memory", "memory", "ranks-per-host", "steps",
@@ -50,6 +33,8 @@ static char *command_of(const struct answer *a)
     if (a->plan->n_ranks > 1)
         fprintf(f, "mpirun -n %d ", a->plan->n_ranks);
     fputs(command, f);
+    if (a->plan->n_ranks > 1 && !options_string(a->options, "grid"))
+        fprintf(f, " --grid %dx%d", a->plan->layout.stages, a->plan->layout.replicas);
     if (n_texts == 0 && !options_string(a->options, "synthetic"))
         fputs(" --text TEXT", f);
     if (!options_string(a->options, "out"))
@@ -119,8 +104,8 @@ static void print_stages(const struct answer *a)
     for (int i = 0; i < N_STAGES; i++) {
         int64_t most = 0;
         for (int p = 0; p < plan->n_ranks; p++)
-            most = max_i64(most, max_i64(traffic_sent(&plan->rank[p].traffic[i], plan->n_ranks),
-                                         traffic_received(&plan->rank[p].traffic[i], plan->n_ranks)));
+            most = max_i64(most, max_i64(forecast_stage_sent(plan, p, (enum stage)i),
+                                         forecast_stage_received(plan, p, (enum stage)i)));
         format_bytes(most, bytes, sizeof bytes);
         out_print("  %-13s %12s", stage_name((enum stage)i), bytes);
         if (rate)
@@ -135,6 +120,27 @@ static void print_stages(const struct answer *a)
             "times           not estimated: the profile knows no network; measure under mpirun, or give --network\n");
     else
         out_print("times           not estimated: give --profile FILE (made by --measure FILE)\n");
+}
+
+/* All that were looked at, where there is a choice. */
+static void print_grids(const struct grids *grids)
+{
+    char memory[32], network[32];
+    if (grids->n < 2)
+        return;
+    out_print("%-15s %12s %12s %12s %12s\n", "grid", "waves", "memory", "network", "time");
+    for (int i = 0; i < grids->n; i++) {
+        const struct grid_row *row = &grids->row[i];
+        format_bytes((int64_t)row->memory, memory, sizeof memory);
+        format_bytes(row->network, network, sizeof network);
+        out_print("  %4dx%-8d %12lld %12s %12s", row->layout.stages, row->layout.replicas,
+                  (long long)row->layout.n_waves, memory, network);
+        if (row->seconds >= 0)
+            out_print(" %10.1f s", row->seconds);
+        else
+            out_print(" %12s", "");
+        out_print("%s\n", i == grids->best ? "  planned below" : row->fits ? "" : "  doesn't fit");
+    }
 }
 
 void plan_print(const struct answer *a)
@@ -156,8 +162,9 @@ void plan_print(const struct answer *a)
         out_print(" (experts %lld and %lld)", (long long)a->job->settings.gate_up_rank,
                   (long long)a->job->settings.down_rank);
     out_print(", %d solver steps\n", a->job->steps);
-    out_print("ranks           %d; %d rank%s would fit: %s %s\n", n, a->fewest, a->fewest == 1 ? "" : "s",
-              a->room->what, room);
+    out_print("ranks           %d, as %dx%d; %d rank%s would fit: %s %s\n", n, a->plan->layout.stages,
+              a->plan->layout.replicas, a->grids->fewest, a->grids->fewest == 1 ? "" : "s", a->room->what, room);
+    print_grids(a->grids);
     print_memory(a->plan);
     print_ranks(a->plan);
     print_stages(a);
@@ -179,13 +186,28 @@ static json_t *rank_json(const struct forecast *plan, int p)
         json_object_set_new(items, r->memory.item[i].name, json_integer((json_int_t)r->memory.item[i].bytes));
     for (int i = 0; i < N_STAGES; i++)
         json_object_set_new(stages, stage_name((enum stage)i),
-                            json_pack("{s:I, s:I}", "sent", (json_int_t)traffic_sent(&r->traffic[i], plan->n_ranks),
-                                      "received", (json_int_t)traffic_received(&r->traffic[i], plan->n_ranks)));
+                            json_pack("{s:I, s:I}", "sent", (json_int_t)forecast_stage_sent(plan, p, (enum stage)i),
+                                      "received", (json_int_t)forecast_stage_received(plan, p, (enum stage)i)));
     return json_pack("{s:i, s:I, s:o, s:I, s:I, s:I, s:{s:I, s:I, s:o}}", "rank", p, "memory_bytes",
                      (json_int_t)memory_total(&r->memory), "memory", items, "memory_f32_bytes",
                      (json_int_t)memory_total(&r->least), "read_bytes", (json_int_t)r->read_bytes, "write_bytes",
                      (json_int_t)r->write_bytes, "network", "sent_bytes", (json_int_t)forecast_sent(plan, p),
                      "received_bytes", (json_int_t)forecast_received(plan, p), "stages", stages);
+}
+
+static json_t *grids_json(const struct grids *grids)
+{
+    json_t *list = json_array();
+    char name[32];
+    for (int i = 0; i < grids->n; i++) {
+        const struct grid_row *row = &grids->row[i];
+        snprintf(name, sizeof name, "%dx%d", row->layout.stages, row->layout.replicas);
+        json_array_append_new(list, json_pack("{s:s, s:I, s:b, s:I, s:I, s:o}", "grid", name, "waves",
+                                              (json_int_t)row->layout.n_waves, "fits", row->fits, "memory_bytes",
+                                              (json_int_t)row->memory, "network_bytes", (json_int_t)row->network,
+                                              "seconds", row->seconds >= 0 ? json_number(row->seconds) : json_null()));
+    }
+    return list;
 }
 
 static json_t *times_json(const struct answer *a)
@@ -214,15 +236,16 @@ int plan_print_json(const struct answer *a)
         json_array_append_new(ranks, rank_json(plan, p));
         reads += plan->rank[p].read_bytes;
     }
-    json_t *json =
-        json_pack("{s:i, s:s, s:i, s:i, s:I, s:i, s:I, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:s}",
-                  "schema_version", JSON_SCHEMA_VERSION, "model", source_name(a->options), "n_ranks", plan->n_ranks,
-                  "fewest_ranks", a->fewest, "room_bytes", (json_int_t)a->room->bytes, "bits", c->bits, "rank",
-                  (json_int_t)c->solve.rank, "n_tokens", (json_int_t)(c->samples * c->seq_len), "steps", a->job->steps,
-                  "read_bytes", (json_int_t)reads, "result_bytes", (json_int_t)plan->result_bytes, "hidden_bytes",
-                  (json_int_t)plan->hidden_bytes, "stats_bytes", (json_int_t)plan->stats_bytes, "memory_bytes",
-                  (json_int_t)memory_total(&plan->rank[plan_neediest(plan)].memory), "ranks", ranks, "seconds",
-                  times_json(a), "command", command ? command : "");
+    json_t *json = json_pack(
+        "{s:i, s:s, s:i, s:i, s:i, s:i, s:I, s:o, s:I, s:i, s:I, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:s}",
+        "schema_version", JSON_SCHEMA_VERSION, "model", source_name(a->options), "n_ranks", plan->n_ranks,
+        "fewest_ranks", a->grids->fewest, "stages", plan->layout.stages, "replicas", plan->layout.replicas, "waves",
+        (json_int_t)plan->layout.n_waves, "grids", grids_json(a->grids), "room_bytes", (json_int_t)a->room->bytes,
+        "bits", c->bits, "rank", (json_int_t)c->solve.rank, "n_tokens", (json_int_t)(c->samples * c->seq_len), "steps",
+        a->job->steps, "read_bytes", (json_int_t)reads, "result_bytes", (json_int_t)plan->result_bytes, "hidden_bytes",
+        (json_int_t)plan->hidden_bytes, "stats_bytes", (json_int_t)plan->stats_bytes, "memory_bytes",
+        (json_int_t)memory_total(&plan->rank[plan_neediest(plan)].memory), "ranks", ranks, "seconds", times_json(a),
+        "command", command ? command : "");
     free(command);
     return out_json(json);
 }

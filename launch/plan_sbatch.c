@@ -53,13 +53,14 @@ int plan_write_sbatch(const struct answer *a, const char *path)
     int err = OK;
     const char *script = calibrate_sbatch, *body = strstr(script, "\nset -eu\n"),
                *out = options_string(a->options, "out");
-    char *text = NULL, *command = options_of(a->options);
+    char *text = NULL, *command = options_of(a->options), grid[48] = "";
     size_t size = 0;
     FILE *f = command && body ? open_memstream(&text, &size) : NULL;
     if (!f)
         FAIL(ERR_NOMEM, "a batch file");
-    fprintf(f, "#!/bin/sh\n# Made by `glowq plan`: %d ranks, %.2f GiB of memory each, a result of %.2f GB.\n",
-            a->plan->n_ranks, (double)memory_total(&a->plan->rank[plan_neediest(a->plan)].memory) / 1073741824.0,
+    fprintf(f, "#!/bin/sh\n# Made by `glowq plan`: %d ranks, as %dx%d, %.2f GiB of memory each, a result of %.2f GB.\n",
+            a->plan->n_ranks, a->plan->layout.stages, a->plan->layout.replicas,
+            (double)memory_total(&a->plan->rank[plan_neediest(a->plan)].memory) / 1073741824.0,
             (double)a->plan->result_bytes / 1e9);
     for (const char *line = script; line < body; line = strchr(line, '\n') + 1)
         if (strncmp(line, "#SBATCH", 7) == 0)
@@ -67,7 +68,9 @@ int plan_write_sbatch(const struct answer *a, const char *path)
     print_resources(f, a);
     fputs("[ -n \"${OUT:-}\" ] || OUT=", f);
     shell_word(f, out ? out : "OUT.glowq");
-    fprintf(f, "\n[ $# -gt 0 ] || set --%s%s\n", command + strlen("glowq calibrate"),
+    if (a->plan->n_ranks > 1 && !options_string(a->options, "grid"))
+        snprintf(grid, sizeof grid, " --grid %dx%d", a->plan->layout.stages, a->plan->layout.replicas);
+    fprintf(f, "\n[ $# -gt 0 ] || set --%s%s%s\n", command + strlen("glowq calibrate"), grid,
             strstr(command, " --text ") || options_string(a->options, "synthetic") ? "" : " --text TEXT");
     fputs(body + 1, f);
     if (fclose(f) != 0)

@@ -127,7 +127,7 @@ static void check_shape(const char *shape, int64_t layers)
     const int64_t matrices = matrices_bytes(&f.config), embedding = f.config.vocab_size * f.config.d_model * 2;
     for (int n = 1; n <= 12; n += n < 4 ? 1 : 4) {
         int64_t reads = 0, sent = 0, received = 0;
-        assert_int_equal(forecast_create(&f.job, n, &plan), OK);
+        assert_int_equal(forecast_create(&f.job, &(struct layout){1, n, 0}, &plan), OK);
         for (int p = 0; p < n; p++) {
             struct memory_needs needs[12];
             struct comm place = {.rank = p, .size = n, .be = &backend};
@@ -135,10 +135,17 @@ static void check_shape(const char *shape, int64_t layers)
             sent += forecast_sent(&plan, p);
             received += forecast_received(&plan, p);
             /* the very figures that calibrate refuses by */
-            const struct memory_job memory = {&place, &f.options, &f.config, &f.job.settings, &f.job.corpus, DT_BF16};
+            const struct memory_job memory = {.comm = &place,
+                                              .grid = {1, n, 0, p},
+                                              .n_waves = f.config.n_layers,
+                                              .options = &f.options,
+                                              .config = &f.config,
+                                              .settings = &f.job.settings,
+                                              .corpus = &f.job.corpus,
+                                              .stored = DT_BF16};
             assert_int_equal(calibrate_memory(&memory, &(struct metric_cases){.any = S_IN_ANY}, &needs[0]), OK);
             assert_int_equal(memory_total(&needs[0]), memory_total(&plan.rank[p].memory));
-            assert_int_equal(forecast_memory(&f.job, n, needs), OK);
+            assert_int_equal(forecast_memory(&f.job, &(struct layout){1, n, 0}, needs), OK);
             assert_int_equal(memory_total(&needs[p]), memory_total(&plan.rank[p].memory));
         }
         /* matrices once in all; embedding once a rank with tokens, and with the head once more for the result */
@@ -182,7 +189,7 @@ static void test_linear(void **state)
     }
     for (int i = 0; i < 3; i++) {
         fixture_open("llama-2-70b", 4 * (i + 1), &f); /* on four ranks all have written as often */
-        assert_int_equal(forecast_create(&f.job, 4, &plan[i]), OK);
+        assert_int_equal(forecast_create(&f.job, &(struct layout){1, 4, 0}, &plan[i]), OK);
         weights_close(&f.weights);
     }
     for (int s = 0; s < N_STAGES; s++) {

@@ -9,7 +9,7 @@ LLAMA=$EXAMPLES/shapes/llama-2-70b.json
 
 # The planned memory is what the run says it planned; with S of every group in the type that it turned out to have, it is within 5%
 # of what the run held; every rank sends and receives in every stage
-# what was planned (rounded to bytes); the result is as large. run.json and the layers' bytes are the run's own account.
+# what was planned (but for a few numbers that all ranks agree on); the result is as large. run.json and the layers' bytes are the run's own account.
 compare() { # what
     python3 - plan.json out.glowq "$1" <<'END' || fail "the plan of $1"
 import glob, json, os, sys
@@ -31,8 +31,8 @@ for p, r in zip(plan["ranks"], run["ranks"]):
     for way in "sent", "received":
         for stage, planned in p["network"]["stages"].items():
             counted = r["network"]["stages"][stage][way]
-            check(abs(planned[way] - counted) <= 64 + counted * 1e-4, "rank %d %s %s: planned %d, counted %d" % (p["rank"], stage, way, planned[way], counted))
-    check((p["network"]["sent_bytes"] > 0) == (len(run["ranks"]) > 1), "traffic")
+            check(abs(planned[way] - counted) <= 256 + counted * 1e-4, "rank %d %s %s: planned %d, counted %d" % (p["rank"], stage, way, planned[way], counted))
+    check((p["network"]["sent_bytes"] + p["network"]["received_bytes"] > 0) == (len(run["ranks"]) > 1), "traffic")
     print("%s, rank %d: memory %.3f of the peak, %d bytes sent, %d received as planned" % (sys.argv[3], p["rank"], ratio, r["network"]["sent_bytes"], r["network"]["received_bytes"]))
 disk = sum(map(os.path.getsize, glob.glob(sys.argv[2] + "/layers/*.h5") + [sys.argv[2] + "/head.h5"]))
 check(abs(plan["result_bytes"] / disk - 1) < 0.02, "result of %d bytes, planned %d" % (disk, plan["result_bytes"]))
@@ -58,13 +58,45 @@ dense)
     for n in 1 2 3; do both $n dense; done
     both 3 dense --sharing module
     both 2 dense --solver qr-rsvd --power 1
+    both 2 dense --grid 2x1
+    both 4 dense --grid 2x2 --waves 2
+    both 3 dense --grid 3x1 --waves 1
     finish ;;
 experts)
     for n in 1 2 3; do both $n moe; done
     both 2 moe --sharing module
+    both 2 moe --grid 2x1 --waves 1
+    both 4 moe --grid 2x2
     both 3 moe --expert-refit layer --rank 16 --expert-rank 8
     finish ;;
 esac
+
+# ---- grids: all of the ranks' are compared, the fastest that fits is planned, and told to calibrate
+eight="--synthetic $LLAMA --gpu-memory 80 --ranks 8 --ranks-per-host 4"
+PROFILE=$GLOWQ_SOURCE_DIR/docs/results/plan-h100-assumed.json
+expect 0 "planned below" alone plan $eight --profile "$PROFILE"
+expect 0 grids alone plan $eight --profile "$PROFILE" --json
+python3 - out <<'END' || fail "the comparison of grids"
+import json, sys
+j = json.load(open(sys.argv[1]))
+g = {x["grid"]: x for x in j["grids"]}
+assert list(g) == ["1x8", "2x4", "4x2", "8x1"], list(g)
+assert [x["waves"] for x in j["grids"]] == [80, 40, 20, 10], g
+best = min((x for x in j["grids"] if x["fits"]), key=lambda x: x["seconds"])
+assert best["grid"] == "%dx%d" % (j["stages"], j["replicas"]) and "--grid " + best["grid"] in j["command"], best
+assert abs(best["seconds"] - j["seconds"]["total"]) < 1e-6 * best["seconds"] and best["memory_bytes"] == j["memory_bytes"]
+# Weights, sums and what a solver moves stay among a stage's ranks: fewer ranks a stage, less network; hidden states need more memory.
+assert all(a["network_bytes"] > b["network_bytes"] and a["memory_bytes"] < b["memory_bytes"] for a, b in zip(j["grids"], j["grids"][1:])), g
+END
+# Where it doesn't fit, another does; without times it is a stage a host, as calibrate does it by itself.
+expect 0 "doesn't fit" alone plan $eight --gpu-memory 15 --profile "$PROFILE"
+expect 0 "as 4x2" alone plan $eight --gpu-memory 15 --profile "$PROFILE"
+expect 0 "as 2x4" alone plan $eight
+expect 0 "as 4x2" alone plan $eight --grid 4x2
+expect 0 "4x2 --waves 10" alone plan --synthetic "$LLAMA" --gpu-memory 80 --grid 4x2 --waves 10
+expect 4 "rank 0 of 8 as 8x1 needs" alone plan $eight --gpu-memory 15 --grid 8x1
+expect 2 "--grid 4x2 is for 8 ranks, not --ranks 4" alone plan --synthetic "$LLAMA" --grid 4x2 --ranks 4
+expect 2 "--grid \"4by2\"" alone plan --synthetic "$LLAMA" --grid 4by2
 
 # ---- the fewest ranks: hidden states are what ranks share
 many="--model $EXAMPLES/dense --samples 2000 --seq-len 512"
@@ -90,8 +122,8 @@ same "$(cat planned)" "$(cat refused)" "what plan and calibrate refuse"
 [ -e never.glowq ] && fail "calibrate left something behind"
 
 # ---- the table
-expect 0 "not estimated" alone plan --synthetic "$LLAMA" --gpu-memory 80 --ranks 8
-for word in "hidden states" "second moments" "together" "moments" "on disk" "mpirun -n 8 glowq calibrate"; do
+expect 0 "not estimated" alone plan --synthetic "$LLAMA" --gpu-memory 80 --grid 1x8
+for word in "hidden states" "second moments" "together" "moments" "on disk" "mpirun -n 8 glowq calibrate" "--grid 1x8"; do
     grep -qF -e "$word" out || fail "the table lacks \"$word\""
 done
 # 80 layers of 3 groups of 8192 and one of 28672, 8 bytes a number of the triangle, 2 (P - 1) / P
@@ -114,7 +146,7 @@ expect 3 "gemm_f64_flops" alone plan --synthetic "$LLAMA" --profile bad.json --g
 expect 1 "no-such-profile" alone plan --synthetic "$LLAMA" --profile no-such-profile.json
 
 # ---- the batch file: resources, what calibrate is told, and the rest of launch/slurm/calibrate.sbatch as it is
-expect 0 "on disk" alone plan --synthetic "$LLAMA" --gpu-memory 80 --ranks 12 --ranks-per-host 8 --bits 3 --out "a b.glowq" \
+expect 0 "on disk" alone plan --synthetic "$LLAMA" --gpu-memory 80 --grid 2x6 --ranks-per-host 8 --bits 3 --out "a b.glowq" \
     --profile machine.json --sbatch job.sbatch
 sh -n job.sbatch || fail "job.sbatch is no shell script"
 for word in "#SBATCH --nodes=2 --ntasks=12 --ntasks-per-node=8 --gpus-per-node=8" "#SBATCH --time=" "--bits 3" "OUT='a b.glowq'"; do
@@ -124,8 +156,9 @@ sed -n '/^set -eu/,$p' "$GLOWQ_SOURCE_DIR/launch/slurm/calibrate.sbatch" >body
 sed -n '/^set -eu/,$p' job.sbatch | cmp -s - body || fail "the batch file's end isn't calibrate.sbatch's"
 printf '#!/bin/sh\nprintf "%%s|" "$@" >told\n' >told.sh && chmod +x told.sh # the program's place: what would it be told?
 GLOWQ=./told.sh LAUNCHER=env sh job.sbatch >/dev/null 2>&1
-same "$(cat told)" "calibrate|--out|a b.glowq|--synthetic|$LLAMA|--bits|3|--threads|$GLOWQ_THREADS|" "what the batch file starts"
+same "$(cat told)" "calibrate|--out|a b.glowq|--synthetic|$LLAMA|--bits|3|--grid|2x6|--threads|$GLOWQ_THREADS|" "what the batch file starts"
 expect 0 "on disk" alone plan --model "$EXAMPLES/dense" --seq-len 512 --memory 2 --ranks 2 --sbatch cpu.sbatch
+grep -q -e "^.*set --.* --grid 2x1 --text TEXT" cpu.sbatch || fail "no grid in the batch file"
 grep -qF -e "--nodes=2 --ntasks=2 --ntasks-per-node=1 --mem=" cpu.sbatch || fail "memory of a host: $(grep SBATCH cpu.sbatch)"
 
 # ---- usage

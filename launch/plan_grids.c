@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Which grids fit: see plan_grids.h. */
+#include "launch/plan_grids.h"
+
+#include "base/err.h"
+
+#include <stdlib.h>
+
+static const double gibi = 1073741824.0;
+
+double plan_seconds(const struct forecast *plan, const double *rate)
+{
+    double s = 0;
+    for (int i = 0; i < N_STAGES; i++)
+        s += forecast_stage_s(plan, (enum stage)i, rate);
+    return s;
+}
+
+int plan_neediest(const struct forecast *plan)
+{
+    int most = 0;
+    for (int p = 1; p < plan->n_ranks; p++)
+        if (memory_total(&plan->rank[p].memory) > memory_total(&plan->rank[most].memory))
+            most = p;
+    return most;
+}
+
+/* ---- does it fit? ------------------------------------------------------------------------------------------------------------ */
+
+static int ranks_of(const struct layout *layout)
+{
+    return layout->stages * layout->replicas;
+}
+
+/* The machine whose ranks need most: what they need together, and its neediest rank. */
+static size_t fullest(const struct memory_needs *needs, int n_ranks, const struct room *room, int *rank, int *sharers)
+{
+    size_t most = 0;
+    for (int first = 0; first < n_ranks; first += min_i64(room->per_host, n_ranks - first)) {
+        const int n = (int)min_i64(room->per_host, n_ranks - first);
+        size_t together = 0;
+        int neediest = first;
+        for (int p = first; p < first + n; p++) {
+            together += memory_total(&needs[p]);
+            neediest = memory_total(&needs[p]) > memory_total(&needs[neediest]) ? p : neediest;
+        }
+        if (together > most) {
+            most = together;
+            *rank = neediest;
+            *sharers = n;
+        }
+    }
+    return most;
+}
+
+/* The next grid of so many ranks behind one with `stages` stages (0: the first); 0 where there is none: a stage has a layer at least. */
+static int next_layout(const struct forecast_job *job, const struct grids_wanted *wanted, int n_ranks,
+                       struct layout *layout)
+{
+    const int64_t most = min_i64(n_ranks, job->config->n_layers);
+    int stages = layout->stages + 1;
+    if (wanted->layout.stages > 0) {
+        const int is_first = layout->stages == 0;
+        *layout = wanted->layout;
+        return is_first;
+    }
+    while (stages <= most && n_ranks % stages != 0)
+        stages++;
+    *layout = (struct layout){stages, n_ranks / stages, wanted->layout.n_waves};
+    return stages <= most;
+}
+
+/* The leanest grid of so many ranks; needs [n_ranks]: its ranks'. */
+static int find_leanest(const struct forecast_job *job, const struct room *room, const struct grids_wanted *wanted,
+                        int n_ranks, struct memory_needs *needs, struct layout *leanest, size_t *bytes)
+{
+    int err = OK, rank, sharers;
+    struct layout layout = {0};
+    *bytes = SIZE_MAX;
+    while (next_layout(job, wanted, n_ranks, &layout)) {
+        TRY(forecast_memory(job, &layout, needs));
+        const size_t most = fullest(needs, n_ranks, room, &rank, &sharers);
+        if (most < *bytes) {
+            *bytes = most;
+            *leanest = layout;
+        }
+    }
+    TRY(forecast_memory(job, leanest, needs));
+out:
+    return err;
+}
+
+/* The fewest ranks, at most `most`, that fit on some grid; 0: none do. needs [most] is working memory. */
+static int find_fewest(const struct forecast_job *job, const struct room *room, const struct grids_wanted *wanted,
+                       int most, struct memory_needs *needs, int *fewest)
+{
+    int err = OK;
+    struct layout leanest;
+    struct grids_wanted any = *wanted;
+    size_t bytes;
+    any.layout.stages = any.layout.replicas = 0;
+    *fewest = 0;
+    for (int n = 1; n <= most && !*fewest; n++) {
+        TRY(find_leanest(job, room, &any, n, needs, &leanest, &bytes));
+        if (bytes <= room->bytes)
+            *fewest = n;
+    }
+out:
+    return err;
+}
+
+/* ERR_FIT, with what is missing and what would do. fewest: that many ranks fit; 0: no number up to most does. */
+static int refuse(const struct memory_needs *needs, const struct layout *layout, const struct room *room, int fewest,
+                  int most)
+{
+    char what[512], advice[128], together[64] = "", grid[32] = "";
+    int rank = 0, sharers = 1;
+    const int n_ranks = ranks_of(layout);
+    const size_t all = fullest(needs, n_ranks, room, &rank, &sharers);
+    const int is_small = all < (size_t)1 << 30;
+    const double unit = is_small ? 1048576.0 : gibi;
+    memory_describe(&needs[rank], is_small, what, sizeof what);
+    if (layout->stages > 1)
+        snprintf(grid, sizeof grid, " as %dx%d", layout->stages, layout->replicas);
+    if (sharers > 1)
+        snprintf(together, sizeof together, " and %d ranks together %.2f %s", sharers, (double)all / unit,
+                 is_small ? "MiB" : "GiB");
+    if (fewest > 0)
+        snprintf(advice, sizeof advice, "try %d rank%s", fewest, fewest == 1 ? "" : "s");
+    else
+        snprintf(advice, sizeof advice,
+                 "up to %d ranks none fits: try fewer --samples, a shorter --seq-len or more memory", most);
+    return err_set(ERR_FIT, __FILE__, __LINE__, "rank %d of %d%s needs %s%s, %s %.2f %s: %s", rank, n_ranks, grid, what,
+                   together, room->what, (double)room->bytes / unit, is_small ? "MiB" : "GiB", advice);
+}
+
+/* ---- which is best? ---------------------------------------------------------------------------------------------------------- */
+
+static int look_at(const struct forecast_job *job, const struct room *room, const struct layout *layout,
+                   const double *rate, struct grid_row *row)
+{
+    int err = OK, rank, sharers;
+    struct forecast plan = {0};
+    struct memory_needs *needs = calloc((size_t)ranks_of(layout), sizeof *needs);
+    if (!needs)
+        FAIL(ERR_NOMEM, "a plan for %d ranks", ranks_of(layout));
+    TRY(forecast_create(job, layout, &plan));
+    *row = (struct grid_row){.layout = plan.layout, .seconds = rate ? plan_seconds(&plan, rate) : -1};
+    for (int p = 0; p < plan.n_ranks; p++) {
+        needs[p] = plan.rank[p].memory;
+        row->network = max_i64(row->network, max_i64(forecast_sent(&plan, p), forecast_received(&plan, p)));
+    }
+    row->memory = memory_total(&plan.rank[plan_neediest(&plan)].memory);
+    row->fits = fullest(needs, plan.n_ranks, room, &rank, &sharers) <= room->bytes;
+out:
+    forecast_free(&plan);
+    free(needs);
+    return err;
+}
+
+/* What calibrate does unless it is told: a stage a host, where hosts have equally many ranks. */
+static int usual_stages(const struct forecast_job *job, const struct room *room, int n_ranks)
+{
+    const int each = (int)min_i64(room->is_gpu ? room->gpus_per_host : room->per_host, n_ranks);
+    return n_ranks % each == 0 && n_ranks / each <= job->config->n_layers ? n_ranks / each : 1;
+}
+
+/* -1: none fits. */
+static int best_of(const struct grids *grids, int usual)
+{
+    int best = -1;
+    for (int i = 0; i < grids->n; i++) {
+        const struct grid_row *row = &grids->row[i], *before = best < 0 ? NULL : &grids->row[best];
+        const int is_better = row->seconds >= 0                          ? before && row->seconds < before->seconds
+                              : before && before->layout.stages == usual ? 0
+                              : row->layout.stages == usual              ? 1
+                                                                         : before && row->memory < before->memory;
+        if (row->fits && (!before || is_better))
+            best = i;
+    }
+    return best;
+}
+
+int grids_choose(const struct forecast_job *job, const struct room *room, const struct grids_wanted *wanted,
+                 struct grids *grids)
+{
+    int err = OK, n_ranks;
+    const int most = (int)max_i64(wanted->most, wanted->n_ranks);
+    struct memory_needs *needs = calloc((size_t)most, sizeof *needs);
+    struct layout layout = {0};
+    size_t bytes;
+    *grids = (struct grids){.best = -1};
+    if (!needs || !(grids->row = calloc((size_t)most, sizeof *grids->row)))
+        FAIL(ERR_NOMEM, "plans for %d ranks", most);
+    TRY(find_fewest(job, room, wanted, most, needs, &grids->fewest));
+    n_ranks = wanted->n_ranks > 0 ? wanted->n_ranks : grids->fewest;
+    while (n_ranks > 0 && next_layout(job, wanted, n_ranks, &layout))
+        TRY(look_at(job, room, &layout, wanted->rate, &grids->row[grids->n++]));
+    grids->best = best_of(grids, usual_stages(job, room, (int)max_i64(n_ranks, 1)));
+    if (grids->best < 0) {
+        TRY(find_leanest(job, room, wanted, n_ranks > 0 ? n_ranks : most, needs, &layout, &bytes));
+        err = refuse(needs, &layout, room, grids->fewest, most);
+    }
+out:
+    free(needs);
+    if (err)
+        grids_free(grids);
+    return err;
+}
+
+void grids_free(struct grids *grids)
+{
+    free(grids->row);
+    *grids = (struct grids){0};
+}
