@@ -162,6 +162,67 @@ static void check_shape(const char *shape, int64_t layers)
     weights_close(&f.weights);
 }
 
+/* Whatever the grid and the waves, the same is made, and as much is sent as received; the checkpoint is read once, the embedding by
+ * the first stage's ranks, and hidden states of all tokens are with them. A stage's ranks share no more than they do alone. */
+static void test_grids(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct forecast plan;
+    int64_t result = 0;
+    static const struct layout layouts[] = {{1, 1, 0}, {2, 1, 0}, {2, 2, 0}, {2, 2, 1},
+                                            {4, 1, 0}, {3, 2, 2}, {6, 1, 1}};
+    fixture_open("qwen1.5-moe-a2.7b", 6, &f);
+    const int64_t matrices = matrices_bytes(&f.config), embedding = f.config.vocab_size * f.config.d_model * 2;
+    const int64_t tokens = f.job.corpus.n_sequences * f.job.corpus.seq_len;
+    for (size_t i = 0; i < sizeof layouts / sizeof layouts[0]; i++) {
+        const struct layout *l = &layouts[i];
+        const int64_t n_waves = l->n_waves > 0 ? l->n_waves : (6 + l->stages - 1) / l->stages;
+        int64_t reads = 0, sent = 0, received = 0, relayed = 0;
+        assert_int_equal(forecast_create(&f.job, l, &plan), OK);
+        assert_int_equal(plan.layout.n_waves, n_waves);
+        for (int p = 0; p < plan.n_ranks; p++) {
+            reads += plan.rank[p].read_bytes;
+            sent += forecast_sent(&plan, p);
+            received += forecast_received(&plan, p);
+            relayed += plan.rank[p].relay_sent;
+        }
+        assert_true(reads >= matrices + (l->replicas + 2) * embedding);
+        assert_true(reads <= matrices + (l->replicas + 2) * embedding + matrices / 50 * (l->replicas + 1));
+        assert_true(llabs((long long)(sent - received)) <= 16 * plan.n_ranks * N_STAGES);
+        assert_int_equal(relayed, l->stages == 1 ? 0
+                                                 : (l->stages * n_waves - 1) *
+                                                       (4 * tokens * f.config.d_model + 64 * f.job.corpus.n_blocks));
+        result = i == 0 ? plan.result_bytes : result;
+        assert_int_equal(plan.result_bytes, result);
+        forecast_free(&plan);
+    }
+    weights_close(&f.weights);
+}
+
+/* The forward pass of a wave: S stages that are alike take 1 / S of a single rank's time for it, and fill and drain S - 1 super-blocks. */
+static void test_pipeline(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct forecast one, four;
+    double rate[N_RATES];
+    for (int i = 0; i < N_RATES; i++)
+        rate[i] = i == RATE_NETWORK ? 1e30 : 1e9;
+    fixture_open("llama-2-70b", 8, &f);
+    assert_int_equal(forecast_create(&f.job, &(struct layout){1, 1, 0}, &one), OK);
+    assert_int_equal(forecast_create(&f.job, &(struct layout){4, 1, 0}, &four), OK);
+    const double alone = forecast_stage_s(&one, STAGE_FORWARD, rate), n = (double)f.job.corpus.n_blocks;
+    const double expected = alone / 4 * (n + 3) / n, together = forecast_stage_s(&four, STAGE_FORWARD, rate);
+    assert_true(together > expected * (1 - 1e-9) && together < expected * (1 + 1e-9));
+    /* Stages solve at once */
+    const double solve = forecast_stage_s(&one, STAGE_SOLVE, rate) / 4;
+    assert_true(forecast_stage_s(&four, STAGE_SOLVE, rate) < solve * (1 + 1e-9));
+    forecast_free(&one);
+    forecast_free(&four);
+    weights_close(&f.weights);
+}
+
 static void test_dense(void **state)
 {
     (void)state;
@@ -224,6 +285,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_conservation), cmocka_unit_test(test_convention), cmocka_unit_test(test_dense),
         cmocka_unit_test(test_experts),      cmocka_unit_test(test_linear),     cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_grids),        cmocka_unit_test(test_pipeline),
     };
     if (backend_open(&backend, "cpu", 1) != OK)
         return 1;

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Plans, and the calibrations that were planned: memory, network, disk. plan.sh dense | experts compares them on 1, 2 and 3 ranks;
-# plan.sh words: what is refused, the fewest ranks, profiles, the batch file.
+# Plans, and the calibrations that were planned: memory, network, disk. plan.sh dense | experts compares them on 1 to 4 ranks and
+# several grids; plan.sh words: what is refused, the fewest ranks, the best grid, profiles, the batch file.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need python3
 LIMIT_S=600
@@ -8,8 +8,8 @@ EXAMPLES=$GLOWQ_SOURCE_DIR/examples
 LLAMA=$EXAMPLES/shapes/llama-2-70b.json
 
 # The planned memory is what the run says it planned; with S of every group in the type that it turned out to have, it is within 5%
-# of what the run held; every rank sends and receives in every stage
-# what was planned (but for a few numbers that all ranks agree on); the result is as large. run.json and the layers' bytes are the run's own account.
+# of what the run held; every rank sends and receives in every stage what was planned (but for a few numbers that all ranks agree on);
+# the result is as large. run.json and the layers' bytes are the run's own account.
 compare() { # what
     python3 - plan.json out.glowq "$1" <<'END' || fail "the plan of $1"
 import glob, json, os, sys
