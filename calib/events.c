@@ -101,6 +101,7 @@ static void take_start(const json_t *event, struct calibration_progress *p, stru
     p->layer = -1;
     p->n_layers = number(event, "layers", -1);
     p->ranks = number(event, "ranks", 0);
+    p->stages = max_i64(1, number(event, "stages", 1));
     p->first = number(event, "first", 0);
     copy_text(event, "host", p->host, sizeof p->host);
     copy_text(event, "time", p->started, sizeof p->started);
@@ -175,7 +176,7 @@ int calibration_progress(const char *dir, struct calibration_progress *p)
 {
     int err = OK;
     char path[PATH_MAX];
-    *p = (struct calibration_progress){.state = STATE_EMPTY, .n_layers = -1, .layer = -1, .hidden = -1};
+    *p = (struct calibration_progress){.state = STATE_EMPTY, .n_layers = -1, .stages = 1, .layer = -1, .hidden = -1};
     if (!file_is_dir(dir))
         FAIL(ERR_IO, "%s: no such folder", dir);
     TRY(file_join(path, sizeof path, dir, "events.jsonl"));

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Events: OUT/events.jsonl tells while a calibration goes on what a person on another machine wants to know: one JSON object a line,
  * appended by rank 0, over all runs that it takes.
- *   {"time": "2026-01-31T12:00:00Z", "event": "start", "ranks": 4, "layers": 32, "finished": 7, "first": 8, "host", "pid", "command"}
- *   {.., "event": "layer", "layer": 8, "seconds": 61.2, "solved": true}     false: it was finished and only run forward
+ *   {"time": "2026-01-31T12:00:00Z", "event": "start", "ranks": 4, "stages": 2, "waves": 16, "layers": 32, "finished": 7, "first": 8,
+ *    "host", "pid", "command"}
+ *   {.., "event": "layer", "layer": 8, "seconds": 61.2, "solved": true}     false: it was finished and only run forward; layers of
+ *                                                                           other stages than the first are told at their wave's end
  *   {.., "event": "hidden", "layer": 8}                                     its hidden states are kept
  *   {.., "event": "signal", "signal": "SIGUSR1", "layer": 9}                stopped after this layer
  *   {.., "event": "failed", "code": 1}   {.., "event": "end", "seconds": 700.1}
@@ -25,6 +27,7 @@ struct calibration_progress {
     enum progress_state state;
     int64_t n_layers, n_published; /* n_layers -1: unknown */
     int64_t runs, ranks, first;    /* of the last run; 0: none is told of */
+    int64_t stages;                /* that work on layers at the same time */
     int64_t layer;                 /* the last that it did; -1: none */
     double layer_s;                /* mean time of the layers that it solved; 0: none yet */
     int64_t hidden;                /* hidden states are kept after this layer; -1: none */

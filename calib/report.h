@@ -13,7 +13,7 @@
  *            "sharing": {"rank", "layers", "bytes": [{"experts": "routed" or "routed and shared", "b_per_layer", "b_per_pair",
  *                        "b_per_matrix"}]},   A and B of all gates and ups
  *            "files": {"layers/0000.h5": {"bytes", "sha256"}, ...}}
- * run: {"command", "started", "seconds", "first_layer" (that was run),
+ * run: {"command", "started", "seconds", "first_layer" (that was run), "grid": {"stages", "replicas", "waves"},
  *       "stages": {"read": s, "forward": s, "moments": s, "quantize": s, "solve": s, "refit": s, "write": s},
  *       "layers": [{"layer", "seconds", "resumed"}], "ranks": [{"rank", "host", "backend", "threads", "seconds", "peak_rss_bytes",
  *       "planned_bytes", "peak_bytes", "network": {"sent_bytes", "received_bytes", "stages"}}]}   seconds: spent computing, optional

@@ -13,7 +13,8 @@ static const struct option_spec table[] = {OPT_END};
 /* Seconds that the layers still missing will take, by the mean of those solved; negative: nobody knows. */
 static double left_s(const struct calibration_progress *p)
 {
-    return p->layer_s > 0 && p->n_layers > 0 ? (double)(p->n_layers - p->n_published) * p->layer_s : -1;
+    const int64_t missing = p->n_layers - p->n_published;
+    return p->layer_s > 0 && p->n_layers > 0 ? (double)missing * p->layer_s / (double)p->stages : -1;
 }
 
 static json_t *or_null(int64_t value)
