@@ -3,11 +3,10 @@
 #include "base/worker.h"
 
 #include "base/err.h"
+#include "base/thread.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
-#include <string.h>
 
 struct worker {
     pthread_t thread;
@@ -42,19 +41,13 @@ static void *work(void *arg)
 int worker_open(struct worker **worker)
 {
     int err = OK;
-    sigset_t all, before;
     struct worker *w = calloc(1, sizeof *w);
     *worker = NULL;
     if (!w)
         FAIL(ERR_NOMEM, "a thread's state");
     pthread_mutex_init(&w->mutex, NULL);
     pthread_cond_init(&w->changed, NULL);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* the new thread inherits it */
-    const int code = pthread_create(&w->thread, NULL, work, w);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (code != 0)
-        FAIL(ERR_NOMEM, "cannot start a thread: %s", strerror(code));
+    TRY(thread_start(&w->thread, work, w, "jobs in the background"));
     *worker = w;
     w = NULL;
 out:

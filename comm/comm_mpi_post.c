@@ -11,10 +11,10 @@
 #include "comm/comm_post.h"
 
 #include "base/log.h"
+#include "base/thread.h"
 
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -132,22 +132,6 @@ static void *carry(void *argument)
     return NULL;
 }
 
-/* Signals are the main thread's. */
-static int thread_start(struct courier *c)
-{
-    int err = OK;
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    const int code = pthread_create(&c->thread, NULL, carry, c);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (code != 0)
-        FAIL(ERR_NOMEM, "no thread for posted messages: %s", strerror(code));
-    c->has_thread = 1;
-out:
-    return err;
-}
-
 /* At the first message. */
 static int courier_of(struct comm *comm, struct courier **out)
 {
@@ -159,7 +143,10 @@ static int courier_of(struct comm *comm, struct courier **out)
             FAIL(ERR_NOMEM, "posted messages");
         pthread_mutex_init(&c->mutex, NULL);
         pthread_cond_init(&c->posted, NULL);
-        if (s->is_threaded && (err = thread_start(c)) != OK) {
+        if (s->is_threaded)
+            err = thread_start(&c->thread, carry, c, "posted messages");
+        c->has_thread = s->is_threaded && !err;
+        if (err) {
             courier_free(c);
             goto out;
         }

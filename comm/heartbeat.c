@@ -5,6 +5,7 @@
 
 #include "base/err.h"
 #include "base/log.h"
+#include "base/thread.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -288,8 +289,9 @@ int heartbeat_start(struct comm *comm, const struct heartbeat_options *options, 
     }
     for (int i = 0; i < heart->n_peers; i++)
         heart->peers[i].heard_s = now_s();
-    heart->has_thread = pthread_create(&heart->thread, NULL, live, heart) == 0;
-    TRY(comm_agree(comm, heart->has_thread ? OK : ERR_NOMEM));
+    err = thread_start(&heart->thread, live, heart, "the heartbeat");
+    heart->has_thread = err == OK;
+    TRY(comm_agree(comm, err));
     *out = heart;
     heart = NULL;
 out:

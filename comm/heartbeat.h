@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Heartbeat: who of a server's ranks is alive, known within two seconds and without MPI, which goes on waiting for a rank that is
- * gone. The other watchdog (watchdog.h) ends all ranks; here rank 0 lives on to tell its clients.
+ * gone.
+ *
+ * Why there are two (watchdog.h is the other). The watchdog serves jobs that are worth nothing without all ranks: whoever notices a
+ * loss ends the job, however many ranks there are, so a ring over MPI does, and time is plenty. A server's rank 0 outlives the
+ * others, to answer its clients with an error instead of a closed connection: only it has to know, soon, and what tells it must
+ * neither be MPI, which after a loss is of no more use, nor end it. The two share the thread's start (base/thread.h) and nothing else.
  *
  * Every rank keeps a TCP connection to rank 0 (a star), on which both send a byte every quarter of a second from a thread of
  * their own. A process that dies closes its end at once; one that is stopped, or behind a cut link, falls silent. Rank 0 is told

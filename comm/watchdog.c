@@ -9,6 +9,7 @@
 #include "base/activity.h"
 #include "base/err.h"
 #include "base/log.h"
+#include "base/thread.h"
 
 #include <mpi.h>
 #include <pthread.h>
@@ -139,8 +140,12 @@ static void leave_now(int number)
 static void end_all(struct watchdog *dog, int64_t lost)
 {
     struct sigaction action = {.sa_handler = leave_now};
+    sigset_t alarms;
     sigemptyset(&action.sa_mask);
     sigaction(SIGALRM, &action, NULL);
+    sigemptyset(&alarms);
+    sigaddset(&alarms, SIGALRM);
+    pthread_sigmask(SIG_UNBLOCK, &alarms, NULL); /* the main thread may be where no signal reaches it */
     alarm(ABORT_S); /* an abort goes by way of the launcher, which a cut link keeps from hearing of it */
     for (int i = 0; i < 20 && !send_beat(dog, BEAT_LOST, lost); i++)
         usleep(5000);
@@ -257,22 +262,6 @@ out:
     return err;
 }
 
-/* Signals are the main thread's, but for the alarm that ends us when that one can't. */
-static int thread_start(struct watchdog *dog)
-{
-    int err = OK;
-    sigset_t all, before;
-    sigfillset(&all);
-    sigdelset(&all, SIGALRM);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    const int code = pthread_create(&dog->thread, NULL, watch, dog);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (code != 0)
-        FAIL(ERR_NOMEM, "no thread for the watchdog: %s", strerror(code));
-out:
-    return err;
-}
-
 int watchdog_start(struct comm *comm, double seconds, struct watchdog **out)
 {
     int err = OK, level = 0;
@@ -294,7 +283,9 @@ int watchdog_start(struct comm *comm, double seconds, struct watchdog **out)
     if (MPI_Comm_dup(MPI_COMM_WORLD, &dog->ring) != MPI_SUCCESS)
         FAIL(ERR_COMM, "MPI_Comm_dup: no communicator for the watchdog");
     MPI_Comm_set_errhandler(dog->ring, MPI_ERRORS_RETURN);
-    TRY(thread_start(dog)); /* alone without a thread, its neighbour would miss it: the error ends all ranks */
+    TRY(thread_start(
+        &dog->thread, watch, dog,
+        "the watchdog")); /* alone without a thread, its neighbour would miss it: the error ends all ranks */
     *out = dog;
     dog = NULL;
 out:

@@ -13,6 +13,7 @@
 #include "comm/ending.h"
 #include "comm/watchdog.h"
 
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -92,6 +93,7 @@ static int run_command(struct comm *comm, const struct command *command, int arg
     log_init(comm->rank, !options_flag(&options, "quiet"));
     patience_s = command->own_watch ? 0 : (unsigned)options_int(&options, "watchdog");
     TRY(watchdog_start(comm, patience_s, &dog));
+    alarm(0); /* of meet_within */
     if (command->resumable)
         interrupt_catch(comm->rank == 0 ? "glowq: stopping after what is under way; a second INT or TERM ends at once\n"
                                         : NULL);
@@ -129,11 +131,34 @@ static int run(struct comm *comm, int argc, char **argv)
     return err;
 }
 
+static void on_nobody(int number)
+{
+    static const char text[] = "glowq: error: not all ranks have started within GLOWQ_START_TIMEOUT seconds\n";
+    (void)number;
+    const ssize_t n = write(STDERR_FILENO, text, sizeof text - 1);
+    (void)n; /* whoever listens or not, this is the end */
+    _exit(err_exit_code(ERR_COMM));
+}
+
+/* Until the watchdog runs. MPI_Init waits for all ranks, without end if one has stopped. */
+static void meet_within(unsigned seconds)
+{
+    const char *text = getenv("GLOWQ_START_TIMEOUT");
+    const long given = text ? strtol(text, NULL, 10) : 0;
+    struct sigaction action = {.sa_handler = on_nobody};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGALRM, &action, NULL);
+    alarm(given > 0 && given < UINT_MAX ? (unsigned)given : seconds);
+}
+
 int main(int argc, char **argv)
 {
+    const unsigned start_s = 300; /* thousands of ranks take a minute */
     struct comm comm;
     environment_fix(argv);
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write (launch/output.c), not the death of all ranks */
+    if (under_launcher())
+        meet_within(start_s);
     if ((under_launcher() ? comm_open_mpi(&comm, NULL) : comm_open_self(&comm, NULL)) != OK)
         return err_exit_code(ERR_COMM);
     err_set_rank(comm.rank, comm.size);
