@@ -267,18 +267,14 @@ static int set_extra(struct machine *m, const json_t *extra)
     static const struct str own[] = {{"messages", 8}, {"tools", 5}, {"add_generation_prompt", 21}};
     if (!extra || json_is_null(extra))
         goto out;
-    if (!json_is_object(extra)) {
-        err = jinja_raise(m, ERR_ARG, "chat_template_kwargs must be an object");
-        goto out;
-    }
+    if (!json_is_object(extra))
+        TRY(jinja_raise(m, ERR_ARG, "chat_template_kwargs must be an object"));
     TRY(value_from_json(m, extra, &v));
     for (int64_t i = 0; i < v.u.dict->n; i++) {
         const struct entry *e = &v.u.dict->entries[i];
         for (size_t k = 0; k < sizeof own / sizeof *own; k++)
-            if (str_is(e->key.u.s, own[k])) {
-                err = jinja_raise(m, ERR_ARG, "chat_template_kwargs can't set \"%s\"", own[k].p);
-                goto out;
-            }
+            if (str_is(e->key.u.s, own[k]))
+                TRY(jinja_raise(m, ERR_ARG, "chat_template_kwargs can't set \"%s\"", own[k].p));
         TRY(scope_set(m, m->scope, e->key.u.s, e->value));
     }
 out:
@@ -290,18 +286,16 @@ static int set_variables(struct machine *m, const struct chat_template *t, const
 {
     int err = OK;
     struct value v;
-    for (int i = 0; function_names()[i]; i++)
-        TRY(set(m, function_names()[i], (struct value){.kind = V_FUNCTION, .u.i = i}));
+    for (int i = 0; template_functions[i].name; i++)
+        TRY(set(m, template_functions[i].name, (struct value){.kind = V_FUNCTION, .u.i = i}));
     for (int i = 0; i < N_TOKENS; i++)
         if (t->tokens[i])
             TRY(set(m, token_names[i], str_value((struct str){t->tokens[i], strlen(t->tokens[i])})));
     TRY(set(m, "documents", none_value()));
     TRY(set_extra(m, extra));
     TRY(read_list(m, "messages", messages, &v));
-    if (v.u.seq->n == 0) {
-        err = jinja_raise(m, ERR_ARG, "messages must not be empty");
-        goto out;
-    }
+    if (v.u.seq->n == 0)
+        TRY(jinja_raise(m, ERR_ARG, "messages must not be empty"));
     for (int64_t i = 0; i < v.u.seq->n; i++)
         TRY(adjust_message(m, &v.u.seq->items[i]));
     TRY(set(m, "messages", v));
@@ -341,10 +335,8 @@ int chat_template_render(const struct chat_template *t, const json_t *messages, 
     TRY(scope_open(&m, m.scope, &m.scope)); /* the template's own names */
     TRY(jinja_exec(&m, (tools && t->tool_use ? t->tool_use : t->standard)->body));
     m.line = 0;
-    if (out.n > 0 && memchr(out.p, 0, out.n)) {
-        err = jinja_raise(&m, ERR_ARG, "the chat template writes a NUL character");
-        goto out;
-    }
+    if (out.n > 0 && memchr(out.p, 0, out.n))
+        TRY(jinja_raise(&m, ERR_ARG, "the chat template writes a NUL character"));
     TRY(add_text(&m, &out, "", 1));
     *text = out.p;
     out = (struct text){0};

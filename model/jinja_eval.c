@@ -10,7 +10,7 @@
 int jinja_lookup(struct machine *m, struct str name, struct value *out)
 {
     for (const struct scope *s = m->scope; s; s = s->parent)
-        for (int i = s->n - 1; i >= 0; i--)
+        for (int64_t i = s->n - 1; i >= 0; i--)
             if (str_is(s->vars[i].name, name)) {
                 *out = s->vars[i].value;
                 return jinja_spend(m, 0);
@@ -55,15 +55,14 @@ out:
 APART static int eval_concat(struct machine *m, const struct node *n, struct value *out)
 {
     int err = OK;
-    struct value parts, joined;
+    struct value parts;
     struct str *text, all;
     TRY(eval_items(m, n, SEQ_LIST, &parts));
     TRY(jinja_alloc(m, (size_t)parts.u.seq->n * sizeof *text, &text));
     for (int64_t i = 0; i < parts.u.seq->n; i++)
         TRY(value_string(m, &parts.u.seq->items[i], &text[i]));
     TRY(str_join(m, STR(""), text, parts.u.seq->n, &all));
-    joined = str_value(all);
-    *out = joined;
+    *out = str_value(all);
 out:
     return err;
 }
@@ -122,24 +121,18 @@ out:
 
 int jinja_call(struct machine *m, const struct value *callee, const struct args *args, struct value *out)
 {
-    int err = OK;
-    struct bound b;
     switch (callee->kind) {
     case V_FUNCTION:
-        return function_call(m, callee->u.i, args, out);
+        return callable_run(m, "function", &template_functions[callee->u.i], NULL, args, out);
     case V_MACRO:
         return macro_call(m, callee->u.macro, args, out);
     case V_METHOD:
-        TRY(jinja_bind(m, "method", callee->u.method->entry->name, callee->u.method->entry->params, args, &b));
-        TRY(callee->u.method->entry->run(m, &callee->u.method->self, &b, out));
-        break;
+        return callable_run(m, "method", callee->u.method->entry, &callee->u.method->self, args, out);
     case V_UNDEFINED:
         return raise_undefined(m, callee);
     default:
-        err = jinja_raise(m, ERR_ARG, "'%s' object is not callable", value_type(callee));
+        return jinja_raise(m, ERR_ARG, "'%s' object is not callable", value_type(callee));
     }
-out:
-    return err;
 }
 
 APART static int eval_call(struct machine *m, const struct node *n, struct value *out)
@@ -237,63 +230,55 @@ out:
     return err;
 }
 
+static int eval_node(struct machine *m, const struct node *n, struct value *out)
+{
+    switch (n->type) {
+    case N_CONST:
+        *out = n->constant;
+        return OK;
+    case N_NAME:
+        return jinja_lookup(m, n->text, out);
+    case N_GETATTR:
+    case N_NOT:
+    case N_NEG:
+    case N_POS:
+        return eval_one(m, n, out);
+    case N_GETITEM:
+    case N_BINARY:
+        return eval_two(m, n, out);
+    case N_AND:
+    case N_OR:
+    case N_COND:
+        return eval_choice(m, n, out);
+    case N_SLICE:
+        return eval_slice(m, n, out);
+    case N_CALL:
+        return eval_call(m, n, out);
+    case N_FILTER:
+        return eval_filter(m, n, out);
+    case N_TEST:
+        return eval_test(m, n, out);
+    case N_CONCAT:
+        return eval_concat(m, n, out);
+    case N_COMPARE:
+        return eval_compare(m, n, out);
+    case N_TUPLE:
+        return eval_items(m, n, SEQ_TUPLE, out);
+    case N_LIST:
+        return eval_items(m, n, SEQ_LIST, out);
+    case N_DICT:
+        return eval_dict(m, n, out);
+    default:
+        return jinja_raise(m, ERR_FORMAT, "not an expression");
+    }
+}
+
 int jinja_eval(struct machine *m, const struct node *n, struct value *out)
 {
     int err = OK;
     m->line = n->line;
     TRY(jinja_enter(m));
-    switch (n->type) {
-    case N_CONST:
-        *out = n->constant;
-        break;
-    case N_NAME:
-        TRY(jinja_lookup(m, n->text, out));
-        break;
-    case N_GETATTR:
-    case N_NOT:
-    case N_NEG:
-    case N_POS:
-        TRY(eval_one(m, n, out));
-        break;
-    case N_GETITEM:
-    case N_BINARY:
-        TRY(eval_two(m, n, out));
-        break;
-    case N_AND:
-    case N_OR:
-    case N_COND:
-        TRY(eval_choice(m, n, out));
-        break;
-    case N_SLICE:
-        TRY(eval_slice(m, n, out));
-        break;
-    case N_CALL:
-        TRY(eval_call(m, n, out));
-        break;
-    case N_FILTER:
-        TRY(eval_filter(m, n, out));
-        break;
-    case N_TEST:
-        TRY(eval_test(m, n, out));
-        break;
-    case N_CONCAT:
-        TRY(eval_concat(m, n, out));
-        break;
-    case N_COMPARE:
-        TRY(eval_compare(m, n, out));
-        break;
-    case N_TUPLE:
-        TRY(eval_items(m, n, SEQ_TUPLE, out));
-        break;
-    case N_LIST:
-        TRY(eval_items(m, n, SEQ_LIST, out));
-        break;
-    case N_DICT:
-        TRY(eval_dict(m, n, out));
-        break;
-    default:
-        err = jinja_raise(m, ERR_FORMAT, "not an expression");
-    }
+    TRY(eval_node(m, n, out));
 out:
     jinja_leave(m);
     return err;

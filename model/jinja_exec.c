@@ -20,20 +20,12 @@ out:
 int scope_set(struct machine *m, struct scope *s, struct str name, struct value v)
 {
     int err = OK;
-    struct binding *more;
-    for (int i = 0; i < s->n; i++)
+    for (int64_t i = 0; i < s->n; i++)
         if (str_is(s->vars[i].name, name)) {
             s->vars[i].value = v;
             goto out;
         }
-    if (s->n == s->capacity) {
-        int capacity = s->capacity ? 2 * s->capacity : 8;
-        TRY(jinja_alloc(m, (size_t)capacity * sizeof *more, &more));
-        if (s->n > 0)
-            memcpy(more, s->vars, (size_t)s->n * sizeof *more);
-        s->vars = more;
-        s->capacity = capacity;
-    }
+    TRY(array_grow(m, &s->vars, s->n, &s->capacity, sizeof *s->vars));
     s->vars[s->n++] = (struct binding){name, v};
 out:
     return err;
@@ -42,6 +34,16 @@ out:
 int jinja_emit(struct machine *m, struct str s)
 {
     return add_text(m, m->out, s.p, s.n);
+}
+
+static int emit_value(struct machine *m, const struct value *v)
+{
+    int err = OK;
+    struct str text;
+    TRY(value_string(m, v, &text));
+    TRY(jinja_emit(m, text));
+out:
+    return err;
 }
 
 /* Runs statements into a string of their own. */
@@ -65,14 +67,10 @@ static int assign_attribute(struct machine *m, const struct node *target, struct
     int err = OK;
     struct value ns;
     TRY(jinja_lookup(m, target->text, &ns));
-    if (ns.kind != V_NAMESPACE) {
-        err = jinja_raise(m, ERR_ARG, "cannot assign attribute on non-namespace object");
-        goto out;
-    }
-    if (target->attr.p[0] == '_') {
-        err = jinja_raise(m, ERR_ARG, "attributes of a namespace can't begin with an underscore");
-        goto out;
-    }
+    if (ns.kind != V_NAMESPACE)
+        TRY(jinja_raise(m, ERR_ARG, "cannot assign attribute on non-namespace object"));
+    if (target->attr.p[0] == '_')
+        TRY(jinja_raise(m, ERR_ARG, "attributes of a namespace can't begin with an underscore"));
     TRY(dict_set(m, ns.u.dict, str_value(target->attr), v));
 out:
     return err;
@@ -95,11 +93,9 @@ static int assign(struct machine *m, const struct node *target, struct value v)
     TRY(value_items(m, &v, &items, &n));
     for (const struct node *x = target->list; x; x = x->next)
         wanted++;
-    if (n != wanted) {
-        err = jinja_raise(m, ERR_ARG, "%s values to unpack (expected %lld%s%lld)",
-                          n > wanted ? "too many" : "not enough", (long long)wanted, ", got ", (long long)n);
-        goto out;
-    }
+    if (n != wanted)
+        TRY(jinja_raise(m, ERR_ARG, "%s values to unpack (expected %lld%s%lld)", n > wanted ? "too many" : "not enough",
+                        (long long)wanted, ", got ", (long long)n));
     for (const struct node *x = target->list; x; x = x->next)
         TRY(assign(m, x, items[i++]));
 out:
@@ -143,8 +139,7 @@ APART static int exec_filter_block(struct machine *m, const struct node *n)
         goto out;
     TRY(scope_set(m, m->scope, STR("|"), str_value(text)));
     TRY(jinja_eval(m, n->a, &v));
-    TRY(value_string(m, &v, &text));
-    TRY(jinja_emit(m, text));
+    TRY(emit_value(m, &v));
 out:
     m->scope = outer;
     return err;
@@ -302,10 +297,8 @@ static int bind_params(struct machine *m, const struct node *n, const struct arg
     *n_params = 0;
     for (const struct node *x = n->keywords; x; x = x->next, (*n_params)++) {
         const struct value *given = take_keyword(args, x->text, used);
-        if (given && *n_params < args->n) {
-            err = jinja_raise(m, ERR_ARG, "a macro got two values for an argument");
-            goto out;
-        }
+        if (given && *n_params < args->n)
+            TRY(jinja_raise(m, ERR_ARG, "a macro got two values for an argument"));
         if (*n_params < args->n) {
             v = args->v[*n_params];
         } else if (given) {
@@ -313,8 +306,7 @@ static int bind_params(struct machine *m, const struct node *n, const struct arg
         } else if (x->a) {
             TRY(jinja_eval(m, x->a, &v));
         } else {
-            int length = snprintf(hint, sizeof hint, "parameter '%.*s' was not provided",
-                                  (int)(x->text.n < 60 ? x->text.n : 60), x->text.p);
+            int length = snprintf(hint, sizeof hint, "parameter '%.*s' was not provided", SHOWN(x->text, 60));
             TRY(jinja_alloc(m, (size_t)length + 1, &kept));
             memcpy(kept, hint, (size_t)length + 1);
             TRY(value_undefined_hint(m, kept, &v));
@@ -341,11 +333,8 @@ static int bind_rest(struct machine *m, const struct node *n, const struct args 
             TRY(value_undefined_hint(m, "No caller defined", &caller));
         TRY(scope_set(m, m->scope, STR("caller"), caller));
     }
-    if (args->n > n_params && !(n->op & MACRO_VARARGS)) {
-        err = jinja_raise(m, ERR_ARG, "macro '%.*s' takes not more than %d argument(s)",
-                          (int)(n->text.n < 60 ? n->text.n : 60), n->text.p, n_params);
-        goto out;
-    }
+    if (args->n > n_params && !(n->op & MACRO_VARARGS))
+        TRY(jinja_raise(m, ERR_ARG, "macro '%.*s' takes not more than %d argument(s)", SHOWN(n->text, 60), n_params));
     TRY(seq_create(m, SEQ_TUPLE, 0, &rest));
     TRY(dict_create(m, 0, &named));
     for (int i = n_params; i < args->n; i++)
@@ -353,12 +342,9 @@ static int bind_rest(struct machine *m, const struct node *n, const struct args 
     for (int i = 0; i < args->n_kw; i++) {
         if (used[i])
             continue;
-        if (!(n->op & MACRO_KWARGS)) {
-            err = jinja_raise(m, ERR_ARG, "macro '%.*s' takes no keyword argument '%.*s'",
-                              (int)(n->text.n < 60 ? n->text.n : 60), n->text.p,
-                              (int)(args->kw[i].name.n < 60 ? args->kw[i].name.n : 60), args->kw[i].name.p);
-            goto out;
-        }
+        if (!(n->op & MACRO_KWARGS))
+            TRY(jinja_raise(m, ERR_ARG, "macro '%.*s' takes no keyword argument '%.*s'", SHOWN(n->text, 60),
+                            SHOWN(args->kw[i].name, 60)));
         TRY(dict_set(m, named, str_value(args->kw[i].name), args->kw[i].value));
     }
     if (n->op & MACRO_VARARGS)
@@ -404,7 +390,6 @@ APART static int exec_call_block(struct machine *m, const struct node *n)
     struct value callee, v;
     struct keyword_value *kw;
     struct args args;
-    struct str text;
     TRY(jinja_eval(m, n->a->a, &callee));
     TRY(jinja_eval_args(m, n->a, &args));
     TRY(jinja_alloc(m, (size_t)(args.n_kw + 1) * sizeof *kw, &kw));
@@ -415,8 +400,7 @@ APART static int exec_call_block(struct machine *m, const struct node *n)
     args.kw = kw;
     m->line = n->line;
     TRY(jinja_call(m, &callee, &args, &v));
-    TRY(value_string(m, &v, &text));
-    TRY(jinja_emit(m, text));
+    TRY(emit_value(m, &v));
 out:
     return err;
 }
@@ -427,10 +411,8 @@ APART static int exec_output(struct machine *m, const struct node *n)
 {
     int err = OK;
     struct value v;
-    struct str text;
     TRY(jinja_eval(m, n->a, &v));
-    TRY(value_string(m, &v, &text));
-    TRY(jinja_emit(m, text));
+    TRY(emit_value(m, &v));
 out:
     return err;
 }

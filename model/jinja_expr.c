@@ -30,6 +30,26 @@ int jinja_node_close(struct parser *p, struct node *n)
     return OK;
 }
 
+int jinja_nest(struct parser *p)
+{
+    if (++p->nesting > JINJA_MAX_NODE_DEPTH)
+        return jinja_fail(p->e, ERR_UNSUPPORTED, jinja_peek(p, 0)->line, "nested deeper than %d", JINJA_MAX_NODE_DEPTH);
+    return OK;
+}
+
+/* *out = a node around a and b. */
+static int enclose(struct parser *p, struct node around, struct node **out)
+{
+    int err = OK;
+    struct node *n;
+    TRY(jinja_node(p, around.type, around.line, &n));
+    *n = around;
+    TRY(jinja_node_close(p, n));
+    *out = n;
+out:
+    return err;
+}
+
 /* ---- tokens ---- */
 
 const struct token *jinja_peek(const struct parser *p, size_t ahead)
@@ -46,7 +66,7 @@ int jinja_is_op(const struct parser *p, int op)
 
 static int token_is_name(const struct token *t, const char *name)
 {
-    return t->type == T_NAME && str_is(t->text, (struct str){name, strlen(name)});
+    return t->type == T_NAME && str_is_text(t->text, name);
 }
 
 int jinja_is_name(const struct parser *p, const char *name)
@@ -74,8 +94,7 @@ int jinja_unexpected(struct parser *p)
     if (t->type == T_EOF)
         return jinja_fail(p->e, ERR_FORMAT, t->line, "the template ends inside a tag or block");
     if (t->type == T_NAME)
-        return jinja_fail(p->e, ERR_FORMAT, t->line, "unexpected '%.*s'", (int)(t->text.n < 40 ? t->text.n : 40),
-                          t->text.p);
+        return jinja_fail(p->e, ERR_FORMAT, t->line, "unexpected '%.*s'", SHOWN(t->text, 40));
     if (t->type == T_OPERATOR && t->op < 128)
         return jinja_fail(p->e, ERR_FORMAT, t->line, "unexpected '%c'", t->op);
     return jinja_fail(p->e, ERR_FORMAT, t->line, "unexpected %s",
@@ -107,19 +126,16 @@ static int parse_list_until(struct parser *p, int close, int pairs, struct node 
     int err = OK;
     struct node **tail = list;
     for (int first = 1; !jinja_is_op(p, close); first = 0) {
-        struct node *item, *pair;
+        struct node *item, *value;
         if (!first)
             TRY(jinja_expect_op(p, ','));
         if (jinja_is_op(p, close)) /* a comma before the end */
             break;
         TRY(jinja_parse_expression(p, &item));
         if (pairs) {
-            TRY(jinja_node(p, N_PAIR, item->line, &pair));
-            pair->a = item;
             TRY(jinja_expect_op(p, ':'));
-            TRY(jinja_parse_expression(p, &pair->b));
-            TRY(jinja_node_close(p, pair));
-            item = pair;
+            TRY(jinja_parse_expression(p, &value));
+            TRY(enclose(p, (struct node){.type = N_PAIR, .line = item->line, .a = item, .b = value}, &item));
         }
         *tail = item;
         tail = &item->next;
@@ -147,18 +163,24 @@ static int parse_string(struct parser *p, struct node *n)
 
 static int parse_name(struct parser *p, int with_namespace, struct node *n)
 {
+    static const struct {
+        const char *name;
+        struct value value;
+    } constants[] = {{"true", {.kind = V_BOOL, .u.i = 1}},
+                     {"True", {.kind = V_BOOL, .u.i = 1}},
+                     {"false", {.kind = V_BOOL, .u.i = 0}},
+                     {"False", {.kind = V_BOOL, .u.i = 0}},
+                     {"none", {.kind = V_NONE}},
+                     {"None", {.kind = V_NONE}}};
     int err = OK;
     TRY(jinja_expect_name(p, &n->text));
-    if (str_is(n->text, STR("true")) || str_is(n->text, STR("True"))) {
-        n->type = N_CONST;
-        n->constant = bool_value(1);
-    } else if (str_is(n->text, STR("false")) || str_is(n->text, STR("False"))) {
-        n->type = N_CONST;
-        n->constant = bool_value(0);
-    } else if (str_is(n->text, STR("none")) || str_is(n->text, STR("None"))) {
-        n->type = N_CONST;
-        n->constant = none_value();
-    } else if (with_namespace && jinja_skip_op(p, '.')) {
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
+        if (str_is_text(n->text, constants[i].name)) {
+            n->type = N_CONST;
+            n->constant = constants[i].value;
+            goto out;
+        }
+    if (with_namespace && jinja_skip_op(p, '.')) {
         n->type = N_NSREF;
         TRY(jinja_expect_name(p, &n->attr));
     } else if (p->macro) {
@@ -260,10 +282,8 @@ static int parse_args(struct parser *p, struct node *n)
             TRY(jinja_expect_op(p, ','));
         if (jinja_is_op(p, ')'))
             break;
-        if (jinja_is_op(p, '*') || jinja_is_op(p, OP_POW)) {
-            err = jinja_fail(p->e, ERR_UNSUPPORTED, n->line, "* and ** arguments in a call are not supported");
-            goto out;
-        }
+        if (jinja_is_op(p, '*') || jinja_is_op(p, OP_POW))
+            TRY(jinja_fail(p->e, ERR_UNSUPPORTED, n->line, "* and ** arguments in a call are not supported"));
         const struct token *t = jinja_peek(p, 0), *t1 = jinja_peek(p, 1);
         if (t->type == T_NAME && t1->type == T_OPERATOR && t1->op == '=') {
             TRY(jinja_node(p, N_KEYWORD, t->line, &item));
@@ -288,8 +308,7 @@ out:
 
 static int unsupported(struct parser *p, int line, const char *what, struct str name)
 {
-    return jinja_fail(p->e, ERR_UNSUPPORTED, line, "%s '%.*s' is not supported", what, (int)(name.n < 60 ? name.n : 60),
-                      name.p);
+    return jinja_fail(p->e, ERR_UNSUPPORTED, line, "%s '%.*s' is not supported", what, SHOWN(name, 60));
 }
 
 static int parse_call(struct parser *p, struct node **node)
@@ -316,10 +335,8 @@ static int parse_brackets(struct parser *p, struct node *n)
     int err = OK;
     if (!jinja_is_op(p, ':')) {
         TRY(jinja_parse_expression(p, &n->b));
-        if (jinja_is_op(p, ',')) {
-            err = jinja_fail(p->e, ERR_UNSUPPORTED, n->line, "subscripts of several values are not supported");
-            goto out;
-        }
+        if (jinja_is_op(p, ','))
+            TRY(jinja_fail(p->e, ERR_UNSUPPORTED, n->line, "subscripts of several values are not supported"));
     }
     if (jinja_skip_op(p, ':')) {
         n->type = N_SLICE;
@@ -397,7 +414,7 @@ out:
 static int parse_test(struct parser *p, struct node **node)
 {
     int err = OK;
-    struct node *n, *negation;
+    struct node *n;
     TRY(jinja_node(p, N_TEST, jinja_peek(p, 0)->line, &n));
     p->at++;
     int negated = jinja_skip_name(p, "not");
@@ -418,12 +435,8 @@ static int parse_test(struct parser *p, struct node **node)
         TRY(parse_postfix(p, &n->list));
     }
     TRY(jinja_node_close(p, n));
-    if (negated) {
-        TRY(jinja_node(p, N_NOT, n->line, &negation));
-        negation->a = n;
-        TRY(jinja_node_close(p, negation));
-        n = negation;
-    }
+    if (negated)
+        TRY(enclose(p, (struct node){.type = N_NOT, .line = n->line, .a = n}, &n));
     *node = n;
 out:
     return err;
@@ -452,10 +465,7 @@ static int parse_unary(struct parser *p, int with_filter, struct node **out)
 {
     int err = OK;
     struct node *n;
-    if (++p->nesting > JINJA_MAX_NODE_DEPTH) {
-        err = jinja_fail(p->e, ERR_UNSUPPORTED, jinja_peek(p, 0)->line, "nested deeper than %d", JINJA_MAX_NODE_DEPTH);
-        goto out;
-    }
+    TRY(jinja_nest(p));
     if (jinja_is_op(p, '-') || jinja_is_op(p, '+')) {
         TRY(jinja_node(p, jinja_is_op(p, '-') ? N_NEG : N_POS, jinja_peek(p, 0)->line, &n));
         p->at++;
@@ -478,40 +488,35 @@ static int parse_operand(struct parser *p, struct node **out)
     return parse_unary(p, 1, out);
 }
 
-/* A left-associative level: operands by `parse`, operators among `ops` (0-terminated). */
-static int parse_binary(struct parser *p, int (*parse)(struct parser *, struct node **), const int *ops,
-                        struct node **out)
+/* A left-associative level: operands by `parse`, operators: the word `name` and `ops` (0-terminated). */
+static int parse_left(struct parser *p, int (*parse)(struct parser *, struct node **), enum node_type type,
+                      const char *name, const int *ops, struct node **out)
 {
     int err = OK;
-    struct node *left, *n;
-    TRY(parse(p, &left));
+    struct node *right;
+    TRY(parse(p, out));
     for (;;) {
-        const int *op = ops;
+        const int line = jinja_peek(p, 0)->line, *op = ops;
         while (*op && !jinja_is_op(p, *op))
             op++;
-        if (!*op)
+        if (!*op && !jinja_is_name(p, name))
             break;
-        TRY(jinja_node(p, N_BINARY, jinja_peek(p, 0)->line, &n));
         p->at++;
-        n->op = *op;
-        n->a = left;
-        TRY(parse(p, &n->b));
-        TRY(jinja_node_close(p, n));
-        left = n;
+        TRY(parse(p, &right));
+        TRY(enclose(p, (struct node){.type = type, .op = *op, .line = line, .a = *out, .b = right}, out));
     }
-    *out = left;
 out:
     return err;
 }
 
 static int parse_power(struct parser *p, struct node **out)
 {
-    return parse_binary(p, parse_operand, (const int[]){OP_POW, 0}, out);
+    return parse_left(p, parse_operand, N_BINARY, "", (const int[]){OP_POW, 0}, out);
 }
 
 static int parse_product(struct parser *p, struct node **out)
 {
-    return parse_binary(p, parse_power, (const int[]){'*', '/', OP_FLOORDIV, '%', 0}, out);
+    return parse_left(p, parse_power, N_BINARY, "", (const int[]){'*', '/', OP_FLOORDIV, '%', 0}, out);
 }
 
 static int parse_concat(struct parser *p, struct node **out)
@@ -537,7 +542,7 @@ out:
 
 static int parse_sum(struct parser *p, struct node **out)
 {
-    return parse_binary(p, parse_concat, (const int[]){'+', '-', 0}, out);
+    return parse_left(p, parse_concat, N_BINARY, "", (const int[]){'+', '-', 0}, out);
 }
 
 /* The comparison at hand and how many tokens it has; 0 if there is none. */
@@ -581,57 +586,30 @@ out:
 static int parse_not(struct parser *p, struct node **out)
 {
     int err = OK, n_not = 0, line = jinja_peek(p, 0)->line;
-    struct node *n;
     while (jinja_skip_name(p, "not"))
         n_not++;
     TRY(parse_compare(p, out));
-    for (; n_not > 0; n_not--) {
-        TRY(jinja_node(p, N_NOT, line, &n));
-        n->a = *out;
-        TRY(jinja_node_close(p, n));
-        *out = n;
-    }
-out:
-    return err;
-}
-
-/* `and` and `or`: operands by `parse`. */
-static int parse_logic(struct parser *p, int (*parse)(struct parser *, struct node **), const char *name,
-                       enum node_type type, struct node **out)
-{
-    int err = OK;
-    struct node *left, *n;
-    TRY(parse(p, &left));
-    while (jinja_skip_name(p, name)) {
-        TRY(jinja_node(p, type, jinja_peek(p, 0)->line, &n));
-        n->a = left;
-        TRY(parse(p, &n->b));
-        TRY(jinja_node_close(p, n));
-        left = n;
-    }
-    *out = left;
+    for (; n_not > 0; n_not--)
+        TRY(enclose(p, (struct node){.type = N_NOT, .line = line, .a = *out}, out));
 out:
     return err;
 }
 
 static int parse_and(struct parser *p, struct node **out)
 {
-    return parse_logic(p, parse_not, "and", N_AND, out);
+    return parse_left(p, parse_not, N_AND, "and", (const int[]){0}, out);
 }
 
 static int parse_or(struct parser *p, struct node **out)
 {
-    return parse_logic(p, parse_and, "or", N_OR, out);
+    return parse_left(p, parse_and, N_OR, "or", (const int[]){0}, out);
 }
 
 int jinja_parse_expression(struct parser *p, struct node **out)
 {
     int err = OK;
     struct node *n, *cond;
-    if (++p->nesting > JINJA_MAX_NODE_DEPTH) { /* the last of "a if b else c if d else ..." */
-        err = jinja_fail(p->e, ERR_UNSUPPORTED, jinja_peek(p, 0)->line, "nested deeper than %d", JINJA_MAX_NODE_DEPTH);
-        goto out;
-    }
+    TRY(jinja_nest(p)); /* the last of "a if b else c if d else ..." */
     TRY(parse_or(p, &n));
     while (jinja_skip_name(p, "if")) {
         TRY(jinja_node(p, N_COND, jinja_peek(p, 0)->line, &cond));

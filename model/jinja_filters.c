@@ -122,10 +122,8 @@ static int filter_last(struct machine *m, const struct value *v, const struct bo
     const struct value *items;
     int64_t n;
     (void)b;
-    if (v->kind == V_SEQ && v->u.seq->class == SEQ_GENERATOR) {
-        err = jinja_raise(m, ERR_ARG, "'generator' object is not reversible");
-        goto out;
-    }
+    if (v->kind == V_SEQ && v->u.seq->class == SEQ_GENERATOR)
+        TRY(jinja_raise(m, ERR_ARG, "'generator' object is not reversible"));
     TRY(value_items(m, v, &items, &n));
     if (n > 0)
         *out = items[n - 1];
@@ -185,52 +183,17 @@ out:
 
 static int filter_items(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
-    int err = OK;
-    struct seq *s, *pair;
+    static const struct dict none;
     (void)b;
-    TRY(seq_create(m, SEQ_GENERATOR, 0, &s));
-    *out = seq_value(s);
-    if (v->kind == V_UNDEFINED)
-        goto out;
-    if (v->kind != V_DICT) {
-        err = jinja_raise(m, ERR_ARG, "Can only get item pairs from a mapping.");
-        goto out;
-    }
-    for (int64_t i = 0; i < v->u.dict->n; i++) {
-        TRY(seq_create(m, SEQ_TUPLE, 2, &pair));
-        TRY(seq_add(m, pair, v->u.dict->entries[i].key));
-        TRY(seq_add(m, pair, v->u.dict->entries[i].value));
-        TRY(seq_add(m, s, seq_value(pair)));
-    }
-out:
-    return err;
-}
-
-/* Items with their keys, in the keys' order. Stable merge sort. */
-static int sort_items(struct machine *m, struct entry *e, struct entry *spare, int64_t n, int reverse)
-{
-    int err = OK, order;
-    int64_t half = n / 2, i = 0, k = half, w = 0;
-    if (n < 2)
-        goto out;
-    TRY(sort_items(m, e, spare, half, reverse));
-    TRY(sort_items(m, e + half, spare, n - half, reverse));
-    while (i < half && k < n) {
-        TRY(value_compare(m, "<", &e[i].key, &e[k].key, &order));
-        spare[w++] = (reverse ? order >= 0 : order <= 0) ? e[i++] : e[k++];
-    }
-    memcpy(spare + w, e + i, (size_t)(half - i) * sizeof *e);
-    memcpy(e, spare, (size_t)(w + half - i) * sizeof *e);
-out:
-    return err;
+    if (v->kind != V_DICT && v->kind != V_UNDEFINED)
+        return jinja_raise(m, ERR_ARG, "Can only get item pairs from a mapping.");
+    return dict_view(m, v->kind == V_DICT ? v->u.dict : &none, SEQ_GENERATOR, out);
 }
 
 static int sort_by_key(struct machine *m, struct entry *e, int64_t n, int reverse, struct seq **out)
 {
     int err = OK;
-    struct entry *spare;
-    TRY(jinja_alloc(m, (size_t)n * sizeof *spare, &spare));
-    TRY(sort_items(m, e, spare, n, reverse));
+    TRY(entries_sort(m, e, n, reverse));
     TRY(seq_create(m, SEQ_LIST, n, out));
     for (int64_t i = 0; i < n; i++)
         (*out)->items[(*out)->n++] = e[i].value;
@@ -247,10 +210,8 @@ static int filter_sort(struct machine *m, const struct value *v, const struct bo
     int64_t n;
     TRY(value_items(m, v, &items, &n));
     TRY(jinja_alloc(m, (size_t)n * sizeof *e, &e));
-    if (b->a[2] && b->a[2]->kind == V_STRING && memchr(b->a[2]->u.s.p, ',', b->a[2]->u.s.n)) {
-        err = jinja_raise(m, ERR_ARG, "sort by several attributes is not supported");
-        goto out;
-    }
+    if (b->a[2] && b->a[2]->kind == V_STRING && memchr(b->a[2]->u.s.p, ',', b->a[2]->u.s.n))
+        TRY(jinja_raise(m, ERR_ARG, "sort by several attributes is not supported"));
     for (int64_t i = 0; i < n; i++) {
         e[i].value = items[i];
         TRY(compared_key(m, &items[i], b->a[2], is_set(b->a[1]), &e[i].key));
@@ -265,20 +226,17 @@ static int filter_dictsort(struct machine *m, const struct value *v, const struc
 {
     int err = OK;
     struct entry *e;
-    struct seq *s, *pair;
+    struct seq *s;
     struct str by;
+    struct value pairs;
     TRY(value_string_or(m, b->a[1], STR("key"), &by));
-    if (v->kind != V_DICT || !(str_is(by, STR("key")) || str_is(by, STR("value")))) {
-        err = jinja_raise(m, ERR_ARG, "dictsort needs a dict, sorted by 'key' or 'value'");
-        goto out;
-    }
+    if (v->kind != V_DICT || !(str_is(by, STR("key")) || str_is(by, STR("value"))))
+        TRY(jinja_raise(m, ERR_ARG, "dictsort needs a dict, sorted by 'key' or 'value'"));
     const struct dict *d = v->u.dict;
+    TRY(dict_view(m, d, SEQ_ITEMS, &pairs));
     TRY(jinja_alloc(m, (size_t)d->n * sizeof *e, &e));
     for (int64_t i = 0; i < d->n; i++) {
-        TRY(seq_create(m, SEQ_TUPLE, 2, &pair));
-        TRY(seq_add(m, pair, d->entries[i].key));
-        TRY(seq_add(m, pair, d->entries[i].value));
-        e[i].value = seq_value(pair);
+        e[i].value = pairs.u.seq->items[i];
         TRY(compared_key(m, str_is(by, STR("key")) ? &d->entries[i].key : &d->entries[i].value, NULL, is_set(b->a[0]),
                          &e[i].key));
     }
@@ -312,9 +270,11 @@ out:
     return err;
 }
 
-static int extreme(struct machine *m, const struct value *v, const struct bound *b, int sign, struct value *out)
+/* how: 1 or -1, the sign of what is further out. */
+static int filter_extreme(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
     int err = OK, order;
+    const int sign = b->how;
     const struct value *items;
     struct value best, key;
     int64_t n;
@@ -337,16 +297,6 @@ out:
     return err;
 }
 
-static int filter_max(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
-{
-    return extreme(m, v, b, 1, out);
-}
-
-static int filter_min(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
-{
-    return extreme(m, v, b, -1, out);
-}
-
 static int filter_sum(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
     int err = OK;
@@ -358,10 +308,8 @@ static int filter_sum(struct machine *m, const struct value *v, const struct bou
         item = items[i];
         if (b->a[0] && b->a[0]->kind != V_NONE)
             TRY(attribute_path(m, &items[i], b->a[0], NULL, &item));
-        if (total.kind == V_STRING) {
-            err = jinja_raise(m, ERR_ARG, "sum() can't sum strings [use ''.join(seq) instead]");
-            goto out;
-        }
+        if (total.kind == V_STRING)
+            TRY(jinja_raise(m, ERR_ARG, "sum() can't sum strings [use ''.join(seq) instead]"));
         TRY(value_binary(m, '+', &total, &item, &item));
         total = item;
     }
@@ -421,11 +369,9 @@ static int filter_map(struct machine *m, const struct value *v, const struct bou
         goto out;
     }
     struct args rest = rest_of(b->args, 1);
-    const struct filter_entry *f = b->args->v[0].kind == V_STRING ? filter_find(b->args->v[0].u.s) : NULL;
-    if (!f) {
-        err = jinja_raise(m, ERR_ARG, "map: this filter is not supported");
-        goto out;
-    }
+    const struct callable *f = b->args->v[0].kind == V_STRING ? filter_find(b->args->v[0].u.s) : NULL;
+    if (!f)
+        TRY(jinja_raise(m, ERR_ARG, "map: this filter is not supported"));
     for (int64_t i = 0; i < n; i++) {
         TRY(filter_apply(m, f, &items[i], &rest, &mapped));
         TRY(seq_add(m, s, mapped));
@@ -434,26 +380,24 @@ out:
     return err;
 }
 
-/* select, reject (n_path 0) and selectattr, rejectattr (n_path 1: the attribute comes first). */
-static int choose(struct machine *m, const struct value *v, const struct args *args, int n_path, int keep,
-                  struct value *out)
+enum { KEEP = 1, ATTRIBUTE = 2 }; /* what passes the test, or what doesn't; of an attribute, which comes first */
+
+static int filter_choose(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
+    const struct args *args = b->args;
+    const int n_path = b->how & ATTRIBUTE ? 1 : 0;
     int err = OK, holds;
     const struct value *items;
-    const struct test_entry *test = NULL;
+    const struct callable *test = NULL;
     struct value looked_at;
     struct seq *s;
     int64_t n;
-    if (args->n < n_path) {
-        err = jinja_raise(m, ERR_ARG, "Missing parameter for attribute name");
-        goto out;
-    }
+    if (args->n < n_path)
+        TRY(jinja_raise(m, ERR_ARG, "Missing parameter for attribute name"));
     if (args->n > n_path) {
         test = args->v[n_path].kind == V_STRING ? test_find(args->v[n_path].u.s) : NULL;
-        if (!test) {
-            err = jinja_raise(m, ERR_ARG, "select, reject: this test is not supported");
-            goto out;
-        }
+        if (!test)
+            TRY(jinja_raise(m, ERR_ARG, "select, reject: this test is not supported"));
     }
     struct args rest = rest_of(args, test ? n_path + 1 : args->n);
     TRY(value_items(m, v, &items, &n));
@@ -465,7 +409,7 @@ static int choose(struct machine *m, const struct value *v, const struct args *a
         holds = value_truth(&looked_at);
         if (test)
             TRY(test_apply(m, test, &looked_at, &rest, &holds));
-        if (holds == keep)
+        if (holds == (b->how & KEEP))
             TRY(seq_add(m, s, items[i]));
     }
     *out = seq_value(s);
@@ -473,70 +417,44 @@ out:
     return err;
 }
 
-static int filter_select(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
-{
-    return choose(m, v, b->args, 0, 1, out);
-}
-
-static int filter_reject(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
-{
-    return choose(m, v, b->args, 0, 0, out);
-}
-
-static int filter_selectattr(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
-{
-    return choose(m, v, b->args, 1, 1, out);
-}
-
-static int filter_rejectattr(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
-{
-    return choose(m, v, b->args, 1, 0, out);
-}
-
-static const struct filter_entry filters[] = {
-    {"count", "", filter_length},
-    {"d", "default_value boolean", filter_default},
-    {"default", "default_value boolean", filter_default},
-    {"dictsort", "case_sensitive by reverse", filter_dictsort},
-    {"first", "", filter_first},
-    {"items", "", filter_items},
-    {"join", "d attribute", filter_join},
-    {"last", "", filter_last},
-    {"length", "", filter_length},
-    {"list", "", filter_list},
-    {"map", "*", filter_map},
-    {"max", "case_sensitive attribute", filter_max},
-    {"min", "case_sensitive attribute", filter_min},
-    {"reject", "*", filter_reject},
-    {"rejectattr", "*", filter_rejectattr},
-    {"reverse", "", filter_reverse},
-    {"select", "*", filter_select},
-    {"selectattr", "*", filter_selectattr},
-    {"sort", "reverse case_sensitive attribute", filter_sort},
-    {"sum", "attribute start", filter_sum},
-    {"unique", "case_sensitive attribute", filter_unique},
+static const struct callable filters[] = {
+    {"count", "", filter_length, 0},
+    {"d", "default_value boolean", filter_default, 0},
+    {"default", "default_value boolean", filter_default, 0},
+    {"dictsort", "case_sensitive by reverse", filter_dictsort, 0},
+    {"first", "", filter_first, 0},
+    {"items", "", filter_items, 0},
+    {"join", "d attribute", filter_join, 0},
+    {"last", "", filter_last, 0},
+    {"length", "", filter_length, 0},
+    {"list", "", filter_list, 0},
+    {"map", "*", filter_map, 0},
+    {"max", "case_sensitive attribute", filter_extreme, 1},
+    {"min", "case_sensitive attribute", filter_extreme, -1},
+    {"reject", "*", filter_choose, 0},
+    {"rejectattr", "*", filter_choose, ATTRIBUTE},
+    {"reverse", "", filter_reverse, 0},
+    {"select", "*", filter_choose, KEEP},
+    {"selectattr", "*", filter_choose, KEEP | ATTRIBUTE},
+    {"sort", "reverse case_sensitive attribute", filter_sort, 0},
+    {"sum", "attribute start", filter_sum, 0},
+    {"unique", "case_sensitive attribute", filter_unique, 0},
+    {NULL, NULL, NULL, 0},
 };
 
-const struct filter_entry *filter_find(struct str name)
+const struct callable *filter_find(struct str name)
 {
-    for (size_t i = 0; i < sizeof filters / sizeof *filters; i++)
-        if (str_is(name, (struct str){filters[i].name, strlen(filters[i].name)}))
-            return &filters[i];
-    for (const struct filter_entry *f = text_filters; f->name; f++)
-        if (str_is(name, (struct str){f->name, strlen(f->name)}))
-            return f;
-    return NULL;
+    const struct callable *f = callable_find(filters, name);
+    return f ? f : callable_find(text_filters, name);
 }
 
-int filter_apply(struct machine *m, const struct filter_entry *f, const struct value *v, const struct args *args,
+int filter_apply(struct machine *m, const struct callable *f, const struct value *v, const struct args *args,
                  struct value *out)
 {
     int err = OK;
-    struct bound b;
     struct value input = *v; /* out may be v */
     TRY(jinja_enter(m));
-    TRY(jinja_bind(m, "filter", f->name, f->params, args, &b));
-    TRY(f->run(m, &input, &b, out));
+    TRY(callable_run(m, "filter", f, &input, args, out));
 out:
     jinja_leave(m);
     return err;

@@ -30,35 +30,17 @@ int value_string_or(struct machine *m, const struct value *v, struct str fallbac
 
 /* ---- strings ---- */
 
-static int filter_case(struct machine *m, const struct value *v, enum str_case how, struct value *out)
+static int filter_case(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
     int err = OK;
     struct value s;
     struct str cased;
     TRY(value_soft_string(m, v, &s));
-    TRY(str_case(m, s.u.s, how, &cased));
+    TRY(str_case(m, s.u.s, (enum str_case)b->how, &cased));
     *out = str_value(cased);
     out->markup = s.markup;
 out:
     return err;
-}
-
-static int filter_upper(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
-{
-    (void)b;
-    return filter_case(m, v, CASE_UPPER, out);
-}
-
-static int filter_lower(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
-{
-    (void)b;
-    return filter_case(m, v, CASE_LOWER, out);
-}
-
-static int filter_capitalize(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
-{
-    (void)b;
-    return filter_case(m, v, CASE_CAPITALIZE, out);
 }
 
 /* Words begin after - ( { [ < and white space, unlike str.title's. */
@@ -77,7 +59,7 @@ static int filter_title(struct machine *m, const struct value *v, const struct b
         k = k > 0 ? k : 1;
         int breaks = p == end || is_python_space(cp) || (cp < 0x80 && cp && strchr("-({[<", (int)cp));
         if (breaks) {
-            word = (struct str){begin, (size_t)(p - begin)};
+            word = str_between(begin, p);
             TRY(str_case(m, word, CASE_CAPITALIZE, &cased));
             TRY(add_text(m, &t, cased.p, cased.n));
             TRY(add_text(m, &t, p, p < end ? (size_t)k : 0));
@@ -85,8 +67,7 @@ static int filter_title(struct machine *m, const struct value *v, const struct b
         }
         p += k;
     }
-    TRY(text_take(m, &t, &cased));
-    *out = str_value(cased);
+    TRY(text_value(m, &t, out));
 out:
     text_clear(&t);
     return err;
@@ -98,10 +79,8 @@ static int filter_trim(struct machine *m, const struct value *v, const struct bo
     int all = !b->a[0] || b->a[0]->kind == V_NONE;
     struct str chars;
     TRY(value_soft_string(m, v, out));
-    if (!all && b->a[0]->kind != V_STRING) {
-        err = jinja_raise(m, ERR_ARG, "strip arg must be None or str");
-        goto out;
-    }
+    if (!all && b->a[0]->kind != V_STRING)
+        TRY(jinja_raise(m, ERR_ARG, "strip arg must be None or str"));
     if (!all)
         chars = b->a[0]->u.s;
     TRY(jinja_spend(m, 0));
@@ -110,18 +89,14 @@ out:
     return err;
 }
 
+enum { MARK = 1 };
+
 static int filter_string(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
-    (void)b;
-    return value_soft_string(m, v, out);
-}
-
-static int filter_safe(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
-{
     int err = OK;
-    (void)b;
     TRY(value_soft_string(m, v, out));
-    out->markup = 1;
+    if (b->how == MARK)
+        out->markup = 1;
 out:
     return err;
 }
@@ -147,10 +122,8 @@ static int filter_replace(struct machine *m, const struct value *v, const struct
     TRY(value_string(m, b->a[0], &old));
     TRY(value_string(m, b->a[1], &new));
     if (b->a[2] && b->a[2]->kind != V_NONE) {
-        if (!is_integer(b->a[2])) {
-            err = jinja_raise(m, ERR_ARG, "replace: count must be an integer, not %s", value_type(b->a[2]));
-            goto out;
-        }
+        if (!is_integer(b->a[2]))
+            TRY(jinja_raise(m, ERR_ARG, "replace: count must be an integer, not %s", value_type(b->a[2])));
         count = b->a[2]->u.i;
     }
     TRY(str_replace(m, s, old, new, count, &s));
@@ -187,8 +160,7 @@ static int filter_indent(struct machine *m, const struct value *v, const struct 
             TRY(add_text(m, &t, pad.u.s.p, pad.u.s.n));
         TRY(add_text(m, &t, line.p, line.n));
     }
-    TRY(text_take(m, &t, &s));
-    *out = str_value(s);
+    TRY(text_value(m, &t, out));
 out:
     text_clear(&t);
     return err;
@@ -201,7 +173,6 @@ static int filter_tojson(struct machine *m, const struct value *v, const struct 
     struct value space = str_value(STR(" ")), pad;
     struct json_style style = {.ensure_ascii = is_set(b->a[0]), .sort_keys = is_set(b->a[3])};
     struct text t = {0};
-    struct str s;
     style.pretty = indent && indent->kind != V_NONE;
     style.indent = STR("");
     style.item_separator = style.pretty ? STR(",") : STR(", ");
@@ -216,16 +187,13 @@ static int filter_tojson(struct machine *m, const struct value *v, const struct 
         const struct value *items;
         int64_t n;
         TRY(value_items(m, separators, &items, &n));
-        if (n != 2 || items[0].kind != V_STRING || items[1].kind != V_STRING) {
-            err = jinja_raise(m, ERR_ARG, "tojson: separators must be two strings");
-            goto out;
-        }
+        if (n != 2 || items[0].kind != V_STRING || items[1].kind != V_STRING)
+            TRY(jinja_raise(m, ERR_ARG, "tojson: separators must be two strings"));
         style.item_separator = items[0].u.s;
         style.key_separator = items[1].u.s;
     }
     TRY(value_json(m, v, &style, 0, &t));
-    TRY(text_take(m, &t, &s));
-    *out = str_value(s);
+    TRY(text_value(m, &t, out));
 out:
     text_clear(&t);
     return err;
@@ -323,10 +291,8 @@ static int filter_round(struct machine *m, const struct value *v, const struct b
     TRY(value_string_or(m, b->a[1], STR("common"), &method));
     if (v->kind == V_UNDEFINED)
         TRY(raise_undefined(m, v));
-    if (v->kind != V_FLOAT && !is_integer(v)) {
-        err = jinja_raise(m, ERR_ARG, "type %s doesn't define __round__ method", value_type(v));
-        goto out;
-    }
+    if (v->kind != V_FLOAT && !is_integer(v))
+        TRY(jinja_raise(m, ERR_ARG, "type %s doesn't define __round__ method", value_type(v)));
     double f = v->kind == V_FLOAT ? v->u.f : (double)v->u.i, scale = pow(10, (double)precision);
     if (precision < 0 || precision > 20 || !isfinite(f)) {
         err = jinja_raise(m, ERR_ARG, "round: only precisions of 0 to 20 are supported");
@@ -346,22 +312,22 @@ out:
     return err;
 }
 
-const struct filter_entry text_filters[] = {
-    {"abs", "", filter_abs},
-    {"capitalize", "", filter_capitalize},
-    {"e", "", filter_escape},
-    {"escape", "", filter_escape},
-    {"float", "default", filter_float},
-    {"indent", "width first blank", filter_indent},
-    {"int", "default base", filter_int},
-    {"lower", "", filter_lower},
-    {"replace", "!old !new count", filter_replace},
-    {"round", "precision method", filter_round},
-    {"safe", "", filter_safe},
-    {"string", "", filter_string},
-    {"title", "", filter_title},
-    {"tojson", "ensure_ascii indent separators sort_keys", filter_tojson},
-    {"trim", "chars", filter_trim},
-    {"upper", "", filter_upper},
-    {NULL, NULL, NULL},
+const struct callable text_filters[] = {
+    {"abs", "", filter_abs, 0},
+    {"capitalize", "", filter_case, CASE_CAPITALIZE},
+    {"e", "", filter_escape, 0},
+    {"escape", "", filter_escape, 0},
+    {"float", "default", filter_float, 0},
+    {"indent", "width first blank", filter_indent, 0},
+    {"int", "default base", filter_int, 0},
+    {"lower", "", filter_case, CASE_LOWER},
+    {"replace", "!old !new count", filter_replace, 0},
+    {"round", "precision method", filter_round, 0},
+    {"safe", "", filter_string, MARK},
+    {"string", "", filter_string, 0},
+    {"title", "", filter_title, 0},
+    {"tojson", "ensure_ascii indent separators sort_keys", filter_tojson, 0},
+    {"trim", "chars", filter_trim, 0},
+    {"upper", "", filter_case, CASE_UPPER},
+    {NULL, NULL, NULL, 0},
 };

@@ -13,10 +13,8 @@ static int make_dict(struct machine *m, const struct args *args, struct dict **o
     const struct value *pairs, *pair;
     int64_t n, n_pair;
     TRY(dict_create(m, 0, out));
-    if (args->n > 1) {
-        err = jinja_raise(m, ERR_ARG, "dict expected at most 1 argument, got %d", args->n);
-        goto out;
-    }
+    if (args->n > 1)
+        TRY(jinja_raise(m, ERR_ARG, "dict expected at most 1 argument, got %d", args->n));
     if (args->n == 1 && (args->v[0].kind == V_DICT)) {
         const struct dict *d = args->v[0].u.dict;
         for (int64_t i = 0; i < d->n; i++)
@@ -25,10 +23,8 @@ static int make_dict(struct machine *m, const struct args *args, struct dict **o
         TRY(value_items(m, &args->v[0], &pairs, &n));
         for (int64_t i = 0; i < n; i++) {
             TRY(value_items(m, &pairs[i], &pair, &n_pair));
-            if (n_pair != 2) {
-                err = jinja_raise(m, ERR_ARG, "a dict is made of pairs, found one of length %lld", (long long)n_pair);
-                goto out;
-            }
+            if (n_pair != 2)
+                TRY(jinja_raise(m, ERR_ARG, "a dict is made of pairs, found one of length %lld", (long long)n_pair));
             TRY(dict_set(m, *out, pair[0], pair[1]));
         }
     }
@@ -38,54 +34,50 @@ out:
     return err;
 }
 
-static int function_dict(struct machine *m, const struct args *args, struct value *out)
+static int function_dict(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
     struct dict *d = NULL;
-    int err = make_dict(m, args, &d);
+    int err = make_dict(m, b->args, &d);
+    (void)v;
     *out = (struct value){.kind = V_DICT, .u.dict = d};
     return err;
 }
 
-static int function_namespace(struct machine *m, const struct args *args, struct value *out)
+static int function_namespace(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
     int err = OK;
     struct dict *d = NULL;
-    TRY(make_dict(m, args, &d));
+    (void)v;
+    TRY(make_dict(m, b->args, &d));
     for (int64_t i = 0; i < d->n; i++)
-        if (d->entries[i].key.kind == V_STRING && d->entries[i].key.u.s.n > 0 && d->entries[i].key.u.s.p[0] == '_') {
-            err = jinja_raise(m, ERR_ARG, "attributes of a namespace can't begin with an underscore");
-            goto out;
-        }
+        if (d->entries[i].key.kind == V_STRING && d->entries[i].key.u.s.n > 0 && d->entries[i].key.u.s.p[0] == '_')
+            TRY(jinja_raise(m, ERR_ARG, "attributes of a namespace can't begin with an underscore"));
     *out = (struct value){.kind = V_NAMESPACE, .u.dict = d};
 out:
     return err;
 }
 
-static int function_range(struct machine *m, const struct args *args, struct value *out)
+static int function_range(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
     int err = OK;
-    int64_t v[3] = {0, 0, 1};
+    const struct args *args = b->args;
+    int64_t bounds[3] = {0, 0, 1}; /* start, stop, step */
     struct seq *s;
-    if (args->n < 1 || args->n > 3 || args->n_kw > 0) {
-        err = jinja_raise(m, ERR_ARG, "range expected 1 to 3 arguments, got %d", args->n);
-        goto out;
-    }
+    (void)v;
+    if (args->n < 1 || args->n > 3 || args->n_kw > 0)
+        TRY(jinja_raise(m, ERR_ARG, "range expected 1 to 3 arguments, got %d", args->n));
     for (int i = 0; i < args->n; i++)
-        TRY(jinja_want_int(m, &args->v[i], 0, &v[args->n == 1 ? 1 : i]));
-    if (v[2] == 0) {
-        err = jinja_raise(m, ERR_ARG, "range() arg 3 must not be zero");
-        goto out;
-    }
+        TRY(jinja_want_int(m, &args->v[i], 0, &bounds[args->n == 1 ? 1 : i]));
+    if (bounds[2] == 0)
+        TRY(jinja_raise(m, ERR_ARG, "range() arg 3 must not be zero"));
     TRY(seq_create(m, SEQ_RANGE, 0, &s));
-    for (int64_t i = v[0]; v[2] > 0 ? i < v[1] : i > v[1];) {
-        if (s->n == JINJA_MAX_RANGE) {
-            err = jinja_raise(m, ERR_ARG, "Range too big. The sandbox blocks ranges larger than MAX_RANGE (%d).",
-                              JINJA_MAX_RANGE);
-            goto out;
-        }
+    for (int64_t i = bounds[0]; bounds[2] > 0 ? i < bounds[1] : i > bounds[1];) {
+        if (s->n == JINJA_MAX_RANGE)
+            TRY(jinja_raise(m, ERR_ARG, "Range too big. The sandbox blocks ranges larger than MAX_RANGE (%d).",
+                            JINJA_MAX_RANGE));
         TRY(jinja_spend(m, 0));
         TRY(seq_add(m, s, int_value(i)));
-        if (__builtin_add_overflow(i, v[2], &i))
+        if (__builtin_add_overflow(i, bounds[2], &i))
             break;
     }
     *out = seq_value(s);
@@ -93,38 +85,33 @@ out:
     return err;
 }
 
-static int function_raise(struct machine *m, const struct args *args, struct value *out)
+static int function_raise(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
     int err = OK;
-    struct bound b;
     struct str s;
+    (void)v;
     *out = none_value();
-    TRY(jinja_bind(m, "function", "raise_exception", "!message", args, &b));
-    TRY(value_string(m, b.a[0], &s));
-    size_t shown = s.n < sizeof m->e->text ? s.n : sizeof m->e->text;
-    err = jinja_raise(m, ERR_ARG, "%.*s", (int)shown, s.p);
+    TRY(value_string(m, b->a[0], &s));
+    err = jinja_raise(m, ERR_ARG, "%.*s", SHOWN(s, sizeof m->e->text));
     m->e->raised = 1;
 out:
     return err;
 }
 
 /* Months and days in English, whatever the process's locale; fields of time zones are empty, as datetime.now() has none. */
-static int function_strftime(struct machine *m, const struct args *args, struct value *out)
+static int function_strftime(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
     int err = OK;
-    struct bound b;
     struct str format;
     struct text t = {0};
     struct tm tm;
     char piece[128], spec[4];
     locale_t c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0);
-    TRY(jinja_bind(m, "function", "strftime_now", "!format", args, &b));
-    TRY(jinja_want_string(m, b.a[0], &format));
+    (void)v;
+    TRY(jinja_want_string(m, b->a[0], &format));
     time_t now = m->clock && m->clock->now ? (time_t)m->clock->now(m->clock->context) : time(NULL);
-    if (!c_locale || !localtime_r(&now, &tm)) {
-        err = jinja_raise(m, ERR_ARG, "the clock can't be read");
-        goto out;
-    }
+    if (!c_locale || !localtime_r(&now, &tm))
+        TRY(jinja_raise(m, ERR_ARG, "the clock can't be read"));
     for (size_t i = 0; i < format.n; i++) {
         size_t n = 1;
         const char *text = format.p + i;
@@ -134,10 +121,8 @@ static int function_strftime(struct machine *m, const struct args *args, struct 
             if (flag)
                 c = format.p[i + 2];
             i += flag ? 2 : 1;
-            if (!strchr("aAbBcdDeFgGHIjklmMnpPrRsStTuUVwWxXyYC%zZfh", c)) {
-                err = jinja_raise(m, ERR_ARG, "strftime_now: a field of the format is not supported");
-                goto out;
-            }
+            if (!strchr("aAbBcdDeFgGHIjklmMnpPrRsStTuUVwWxXyYC%zZfh", c))
+                TRY(jinja_raise(m, ERR_ARG, "strftime_now: a field of the format is not supported"));
             snprintf(spec, sizeof spec, "%%%s%c", flag ? "-" : "", c);
             text = piece;
             n = c == 'f'               ? (size_t)sprintf(piece, "000000")
@@ -146,8 +131,7 @@ static int function_strftime(struct machine *m, const struct args *args, struct 
         }
         TRY(add_text(m, &t, text, n));
     }
-    TRY(text_take(m, &t, &format));
-    *out = str_value(format);
+    TRY(text_value(m, &t, out));
 out:
     text_clear(&t);
     if (c_locale)
@@ -155,16 +139,11 @@ out:
     return err;
 }
 
-static const char *const names[] = {"range", "dict", "namespace", "raise_exception", "strftime_now", NULL};
-static int (*const functions[])(struct machine *, const struct args *, struct value *) = {
-    function_range, function_dict, function_namespace, function_raise, function_strftime};
-
-const char *const *function_names(void)
-{
-    return names;
-}
-
-int function_call(struct machine *m, int64_t which, const struct args *args, struct value *out)
-{
-    return functions[which](m, args, out);
-}
+const struct callable template_functions[] = {
+    {"range", "*", function_range, 0},
+    {"dict", "*", function_dict, 0},
+    {"namespace", "*", function_namespace, 0},
+    {"raise_exception", "!message", function_raise, 0},
+    {"strftime_now", "!format", function_strftime, 0},
+    {NULL, NULL, NULL, 0},
+};

@@ -6,11 +6,11 @@
 
 /* ---- arguments ---- */
 
-int jinja_bind(struct machine *m, const char *what, const char *name, const char *params, const struct args *args,
-               struct bound *b)
+static int bind(struct machine *m, const char *what, const struct callable *c, const struct args *args, struct bound *b)
 {
+    const char *name = c->name, *params = c->params;
     int n = 0, used = 0;
-    *b = (struct bound){.args = args};
+    *b = (struct bound){.args = args, .how = c->how};
     if (params[0] == '*')
         return OK;
     for (const char *p = params; *p; n++) {
@@ -34,6 +34,24 @@ int jinja_bind(struct machine *m, const char *what, const char *name, const char
     if (args->n > n || used < args->n_kw)
         return jinja_raise(m, ERR_ARG, "%s '%s' got an argument that it doesn't take", what, name);
     return OK;
+}
+
+const struct callable *callable_find(const struct callable *table, struct str name)
+{
+    while (table->name && !str_is_text(name, table->name))
+        table++;
+    return table->name ? table : NULL;
+}
+
+int callable_run(struct machine *m, const char *what, const struct callable *c, const struct value *v,
+                 const struct args *args, struct value *out)
+{
+    int err = OK;
+    struct bound b;
+    TRY(bind(m, what, c, args, &b));
+    TRY(c->run(m, v, &b, out));
+out:
+    return err;
 }
 
 int jinja_want_string(struct machine *m, const struct value *v, struct str *out)
@@ -68,35 +86,22 @@ static struct value cut_of(const struct value *self, struct str s)
     return v;
 }
 
-static int strip(struct machine *m, const struct value *self, const struct bound *b, int left, int right,
-                 struct value *out)
+enum { LEFT = 1, RIGHT = 2 };
+
+static int str_method_strip(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
 {
     int err = OK, all = !b->a[0] || b->a[0]->kind == V_NONE;
     struct str chars;
     if (!all)
         TRY(jinja_want_string(m, b->a[0], &chars));
     TRY(jinja_spend(m, 0));
-    *out = cut_of(self, str_strip(self->u.s, all ? NULL : &chars, left, right));
+    *out = cut_of(self, str_strip(self->u.s, all ? NULL : &chars, b->how & LEFT, b->how & RIGHT));
 out:
     return err;
 }
 
-static int str_method_strip(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    return strip(m, self, b, 1, 1, out);
-}
-
-static int str_method_lstrip(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    return strip(m, self, b, 1, 0, out);
-}
-
-static int str_method_rstrip(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    return strip(m, self, b, 0, 1, out);
-}
-
-static int split(struct machine *m, const struct value *self, const struct bound *b, int from_right, struct value *out)
+/* how, here and below: whether from the right, or at the end. */
+static int str_method_split(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
 {
     int err = OK, words = !b->a[0] || b->a[0]->kind == V_NONE;
     struct str sep;
@@ -104,28 +109,16 @@ static int split(struct machine *m, const struct value *self, const struct bound
     int64_t max;
     if (!words)
         TRY(jinja_want_string(m, b->a[0], &sep));
-    if (!words && sep.n == 0) {
-        err = jinja_raise(m, ERR_ARG, "empty separator");
-        goto out;
-    }
+    if (!words && sep.n == 0)
+        TRY(jinja_raise(m, ERR_ARG, "empty separator"));
     TRY(jinja_want_int(m, b->a[1], -1, &max));
     TRY(seq_create(m, SEQ_LIST, 0, &s));
-    TRY(str_split(m, self->u.s, words ? NULL : &sep, max, from_right, s));
+    TRY(str_split(m, self->u.s, words ? NULL : &sep, max, b->how, s));
     for (int64_t i = 0; i < s->n; i++)
         s->items[i].markup = self->markup;
     *out = seq_value(s);
 out:
     return err;
-}
-
-static int str_method_split(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    return split(m, self, b, 0, out);
-}
-
-static int str_method_rsplit(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    return split(m, self, b, 1, out);
 }
 
 static int str_method_splitlines(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
@@ -144,43 +137,29 @@ static int has_affix(struct str s, struct str affix, int at_end)
     return s.n >= affix.n && memcmp(at_end ? s.p + s.n - affix.n : s.p, affix.p, affix.n) == 0;
 }
 
-static int affix(struct machine *m, const struct value *self, const struct bound *b, int at_end, struct value *out)
+static int str_method_affix(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
 {
     int err = OK;
     const struct value *v = b->a[0];
+    const int is_tuple = v->kind == V_SEQ && v->u.seq->class == SEQ_TUPLE;
+    const struct value *any = is_tuple ? v->u.seq->items : v;
     struct str s;
     *out = bool_value(0);
-    if (v->kind == V_SEQ && v->u.seq->class == SEQ_TUPLE) {
-        for (int64_t i = 0; i < v->u.seq->n; i++) {
-            TRY(jinja_want_string(m, &v->u.seq->items[i], &s));
-            out->u.i |= has_affix(self->u.s, s, at_end);
-        }
-        goto out;
+    for (int64_t i = 0, n = is_tuple ? v->u.seq->n : 1; i < n; i++) {
+        TRY(jinja_want_string(m, &any[i], &s));
+        out->u.i |= has_affix(self->u.s, s, b->how);
     }
-    TRY(jinja_want_string(m, v, &s));
-    *out = bool_value(has_affix(self->u.s, s, at_end));
 out:
     return err;
 }
 
-static int str_method_startswith(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    return affix(m, self, b, 0, out);
-}
-
-static int str_method_endswith(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    return affix(m, self, b, 1, out);
-}
-
-static int remove_affix(struct machine *m, const struct value *self, const struct bound *b, int at_end,
-                        struct value *out)
+static int str_method_remove(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
 {
     int err = OK;
     struct str s, rest = self->u.s;
     TRY(jinja_want_string(m, b->a[0], &s));
-    if (has_affix(rest, s, at_end)) {
-        rest.p += at_end ? 0 : s.n;
+    if (has_affix(rest, s, b->how)) {
+        rest.p += b->how ? 0 : s.n;
         rest.n -= s.n;
     }
     *out = cut_of(self, rest);
@@ -188,50 +167,14 @@ out:
     return err;
 }
 
-static int str_method_removeprefix(struct machine *m, const struct value *self, const struct bound *b,
-                                   struct value *out)
-{
-    return remove_affix(m, self, b, 0, out);
-}
-
-static int str_method_removesuffix(struct machine *m, const struct value *self, const struct bound *b,
-                                   struct value *out)
-{
-    return remove_affix(m, self, b, 1, out);
-}
-
-static int change_case(struct machine *m, const struct value *self, enum str_case how, struct value *out)
+static int str_method_case(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
 {
     int err = OK;
     struct str s;
-    TRY(str_case(m, self->u.s, how, &s));
+    TRY(str_case(m, self->u.s, (enum str_case)b->how, &s));
     *out = cut_of(self, s);
 out:
     return err;
-}
-
-static int str_method_upper(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    (void)b;
-    return change_case(m, self, CASE_UPPER, out);
-}
-
-static int str_method_lower(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    (void)b;
-    return change_case(m, self, CASE_LOWER, out);
-}
-
-static int str_method_title(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    (void)b;
-    return change_case(m, self, CASE_TITLE, out);
-}
-
-static int str_method_capitalize(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    (void)b;
-    return change_case(m, self, CASE_CAPITALIZE, out);
 }
 
 static int str_method_replace(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
@@ -264,49 +207,30 @@ out:
     return err;
 }
 
-/* Position of the first or last occurrence in characters, or -1. */
-static int find_in(struct machine *m, struct str s, const struct value *needle, int last, int64_t *out)
+enum { LAST = 1, MUST = 2 };
+
+/* Position of the first or last occurrence in characters, or -1 where there must be none. */
+static int str_method_find(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
 {
     int err = OK;
-    struct str x;
+    struct str x, s = self->u.s;
     const char *at = NULL, *p = s.p, *end = s.p + s.n;
-    *out = -1;
-    TRY(jinja_want_string(m, needle, &x));
+    *out = int_value(-1);
+    TRY(jinja_want_string(m, b->a[0], &x));
     TRY(jinja_spend(m, s.n));
     if (x.n == 0) {
-        at = last ? end : s.p;
+        at = b->how & LAST ? end : s.p;
     } else {
         for (const char *next; (next = memmem(p, (size_t)(end - p), x.p, x.n)); p = next + 1) {
             at = next;
-            if (!last)
+            if (!(b->how & LAST))
                 break;
             TRY(jinja_spend(m, 0));
         }
     }
     if (at)
-        *out = str_length((struct str){s.p, (size_t)(at - s.p)});
-out:
-    return err;
-}
-
-static int str_method_find(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    *out = int_value(0);
-    return find_in(m, self->u.s, b->a[0], 0, &out->u.i);
-}
-
-static int str_method_rfind(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    *out = int_value(0);
-    return find_in(m, self->u.s, b->a[0], 1, &out->u.i);
-}
-
-static int str_method_index(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    int err = OK;
-    *out = int_value(0);
-    TRY(find_in(m, self->u.s, b->a[0], 0, &out->u.i));
-    if (out->u.i < 0)
+        *out = int_value(str_length(str_between(s.p, at)));
+    else if (b->how & MUST)
         err = jinja_raise(m, ERR_ARG, "substring not found");
 out:
     return err;
@@ -326,84 +250,63 @@ out:
     return err;
 }
 
-static int partition(struct machine *m, const struct value *self, const struct bound *b, int last, struct value *out)
+static int str_method_partition(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
 {
     int err = OK;
-    struct str sep, s = self->u.s, rest = STR(""), middle = STR("");
+    const int last = b->how;
+    struct value sep = str_value(STR("")), empty = str_value(STR(""));
     struct seq *parts, *t;
-    TRY(jinja_want_string(m, b->a[0], &sep));
-    if (sep.n == 0) {
-        err = jinja_raise(m, ERR_ARG, "empty separator");
-        goto out;
-    }
+    TRY(jinja_want_string(m, b->a[0], &sep.u.s));
+    if (sep.u.s.n == 0)
+        TRY(jinja_raise(m, ERR_ARG, "empty separator"));
     TRY(seq_create(m, SEQ_LIST, 0, &parts));
-    TRY(str_split(m, s, &sep, 1, last, parts));
+    TRY(str_split(m, self->u.s, &sep.u.s, 1, last, parts));
     TRY(seq_create(m, SEQ_TUPLE, 3, &t));
     int found = parts->n == 2;
-    t->n = 3;
-    t->items[0] = found || !last ? parts->items[0] : str_value(rest);
-    t->items[1] = str_value(found ? sep : middle);
-    t->items[2] = found ? parts->items[1] : last ? parts->items[0] : str_value(rest);
+    TRY(seq_add(m, t, found || !last ? parts->items[0] : empty));
+    TRY(seq_add(m, t, found ? sep : empty));
+    TRY(seq_add(m, t, found ? parts->items[1] : last ? parts->items[0] : empty));
     *out = seq_value(t);
 out:
     return err;
 }
 
-static int str_method_partition(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
+static int str_method_is(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
 {
-    return partition(m, self, b, 0, out);
+    *out = bool_value(str_is_class(self->u.s, (enum str_class)b->how));
+    return jinja_spend(m, self->u.s.n);
 }
 
-static int str_method_rpartition(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    return partition(m, self, b, 1, out);
-}
-
-#define CLASS_METHOD(name, class)                                                                                      \
-    static int str_method_##name(struct machine *m, const struct value *self, const struct bound *b,                   \
-                                 struct value *out)                                                                    \
-    {                                                                                                                  \
-        (void)b;                                                                                                       \
-        *out = bool_value(str_is_class(self->u.s, class));                                                             \
-        return jinja_spend(m, self->u.s.n);                                                                            \
-    }
-CLASS_METHOD(isalpha, CLASS_ALPHA)
-CLASS_METHOD(isalnum, CLASS_ALNUM)
-CLASS_METHOD(isdigit, CLASS_DIGIT)
-CLASS_METHOD(isspace, CLASS_SPACE)
-CLASS_METHOD(isupper, CLASS_UPPER)
-CLASS_METHOD(islower, CLASS_LOWER)
-
-static const struct method_entry str_methods[] = {
-    {"strip", "chars", str_method_strip},
-    {"lstrip", "chars", str_method_lstrip},
-    {"rstrip", "chars", str_method_rstrip},
-    {"split", "sep maxsplit", str_method_split},
-    {"rsplit", "sep maxsplit", str_method_rsplit},
-    {"splitlines", "keepends", str_method_splitlines},
-    {"startswith", "!prefix", str_method_startswith},
-    {"endswith", "!suffix", str_method_endswith},
-    {"removeprefix", "!prefix", str_method_removeprefix},
-    {"removesuffix", "!suffix", str_method_removesuffix},
-    {"upper", "", str_method_upper},
-    {"lower", "", str_method_lower},
-    {"title", "", str_method_title},
-    {"capitalize", "", str_method_capitalize},
-    {"replace", "!old !new count", str_method_replace},
-    {"join", "!iterable", str_method_join},
-    {"find", "!sub", str_method_find},
-    {"rfind", "!sub", str_method_rfind},
-    {"index", "!sub", str_method_index},
-    {"count", "!sub", str_method_count},
-    {"partition", "!sep", str_method_partition},
-    {"rpartition", "!sep", str_method_rpartition},
-    {"isalpha", "", str_method_isalpha},
-    {"isalnum", "", str_method_isalnum},
-    {"isdigit", "", str_method_isdigit},
-    {"isspace", "", str_method_isspace},
-    {"isupper", "", str_method_isupper},
-    {"islower", "", str_method_islower},
-    {NULL, NULL, NULL},
+static const struct callable str_methods[] = {
+    {"strip", "chars", str_method_strip, LEFT | RIGHT},
+    {"lstrip", "chars", str_method_strip, LEFT},
+    {"rstrip", "chars", str_method_strip, RIGHT},
+    {"split", "sep maxsplit", str_method_split, 0},
+    {"rsplit", "sep maxsplit", str_method_split, 1},
+    {"splitlines", "keepends", str_method_splitlines, 0},
+    {"startswith", "!prefix", str_method_affix, 0},
+    {"endswith", "!suffix", str_method_affix, 1},
+    {"removeprefix", "!prefix", str_method_remove, 0},
+    {"removesuffix", "!suffix", str_method_remove, 1},
+    {"upper", "", str_method_case, CASE_UPPER},
+    {"lower", "", str_method_case, CASE_LOWER},
+    {"title", "", str_method_case, CASE_TITLE},
+    {"capitalize", "", str_method_case, CASE_CAPITALIZE},
+    {"replace", "!old !new count", str_method_replace, 0},
+    {"join", "!iterable", str_method_join, 0},
+    {"find", "!sub", str_method_find, 0},
+    {"rfind", "!sub", str_method_find, LAST},
+    {"index", "!sub", str_method_find, MUST},
+    {"count", "!sub", str_method_count, 0},
+    {"partition", "!sep", str_method_partition, 0},
+    {"rpartition", "!sep", str_method_partition, 1},
+    {"isalpha", "", str_method_is, CLASS_ALPHA},
+    {"isalnum", "", str_method_is, CLASS_ALNUM},
+    {"isdigit", "", str_method_is, CLASS_DIGIT},
+    {"isspace", "", str_method_is, CLASS_SPACE},
+    {"isupper", "", str_method_is, CLASS_UPPER},
+    {"islower", "", str_method_is, CLASS_LOWER},
+    {NULL, NULL, NULL, 0},
 };
 
 /* ---- dictionaries, lists, loops ---- */
@@ -418,42 +321,9 @@ out:
     return err;
 }
 
-static int dict_view(struct machine *m, const struct dict *d, enum seq_class class, struct value *out)
+static int dict_method_view(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
 {
-    int err = OK;
-    struct seq *s, *pair;
-    TRY(seq_create(m, class, d->n, &s));
-    for (int64_t i = 0; i < d->n; i++) {
-        if (class != SEQ_ITEMS && class != SEQ_GENERATOR) {
-            TRY(seq_add(m, s, class == SEQ_KEYS ? d->entries[i].key : d->entries[i].value));
-            continue;
-        }
-        TRY(seq_create(m, SEQ_TUPLE, 2, &pair));
-        TRY(seq_add(m, pair, d->entries[i].key));
-        TRY(seq_add(m, pair, d->entries[i].value));
-        TRY(seq_add(m, s, seq_value(pair)));
-    }
-    *out = seq_value(s);
-out:
-    return err;
-}
-
-static int dict_method_items(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    (void)b;
-    return dict_view(m, self->u.dict, SEQ_ITEMS, out);
-}
-
-static int dict_method_keys(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    (void)b;
-    return dict_view(m, self->u.dict, SEQ_KEYS, out);
-}
-
-static int dict_method_values(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    (void)b;
-    return dict_view(m, self->u.dict, SEQ_VALUES, out);
+    return dict_view(m, self->u.dict, (enum seq_class)b->how, out);
 }
 
 static int method_copy(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
@@ -463,53 +333,40 @@ static int method_copy(struct machine *m, const struct value *self, const struct
     return jinja_spend(m, 0);
 }
 
-static const struct method_entry dict_methods[] = {
-    {"get", "!key default", dict_method_get}, {"items", "", dict_method_items}, {"keys", "", dict_method_keys},
-    {"values", "", dict_method_values},       {"copy", "", method_copy},        {NULL, NULL, NULL},
+static const struct callable dict_methods[] = {
+    {"get", "!key default", dict_method_get, 0},
+    {"items", "", dict_method_view, SEQ_ITEMS},
+    {"keys", "", dict_method_view, SEQ_KEYS},
+    {"values", "", dict_method_view, SEQ_VALUES},
+    {"copy", "", method_copy, 0},
+    {NULL, NULL, NULL, 0},
 };
 
-static int list_find(struct machine *m, const struct seq *s, const struct value *v, int64_t *first, int64_t *count)
+enum { POSITION, NUMBER };
+
+static int list_method_find(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
 {
     int err = OK, same;
-    *first = -1;
-    *count = 0;
+    int64_t first = -1, count = 0;
+    const struct seq *s = self->u.seq;
     for (int64_t i = 0; i < s->n; i++) {
-        TRY(value_equal(m, &s->items[i], v, &same));
-        *count += same;
-        if (same && *first < 0)
-            *first = i;
+        TRY(value_equal(m, &s->items[i], b->a[0], &same));
+        count += same;
+        if (same && first < 0)
+            first = i;
     }
-out:
-    return err;
-}
-
-static int list_method_index(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    int err = OK;
-    int64_t first, count;
-    TRY(list_find(m, self->u.seq, b->a[0], &first, &count));
-    if (first < 0)
+    if (b->how == POSITION && first < 0)
         err = jinja_raise(m, ERR_ARG, "a value is not in the list");
-    *out = int_value(first);
+    *out = int_value(b->how == POSITION ? first : count);
 out:
     return err;
 }
 
-static int list_method_count(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
-{
-    int err = OK;
-    int64_t first, count = 0;
-    TRY(list_find(m, self->u.seq, b->a[0], &first, &count));
-    *out = int_value(count);
-out:
-    return err;
-}
-
-static const struct method_entry list_methods[] = {
-    {"index", "!value", list_method_index},
-    {"count", "!value", list_method_count},
-    {"copy", "", method_copy}, /* of a list; a tuple has none */
-    {NULL, NULL, NULL},
+static const struct callable list_methods[] = {
+    {"index", "!value", list_method_find, POSITION},
+    {"count", "!value", list_method_find, NUMBER},
+    {"copy", "", method_copy, 0}, /* of a list; a tuple has none */
+    {NULL, NULL, NULL, 0},
 };
 
 static int loop_method_cycle(struct machine *m, const struct value *self, const struct bound *b, struct value *out)
@@ -538,10 +395,10 @@ out:
     return err;
 }
 
-static const struct method_entry loop_methods[] = {
-    {"cycle", "*", loop_method_cycle},
-    {"changed", "*", loop_method_changed},
-    {NULL, NULL, NULL},
+static const struct callable loop_methods[] = {
+    {"cycle", "*", loop_method_cycle, 0},
+    {"changed", "*", loop_method_changed, 0},
+    {NULL, NULL, NULL, 0},
 };
 
 /* Of the reference's strings, and not here. */
@@ -559,7 +416,7 @@ static const char *const list_changes[] = {"append", "clear",  "pop",    "revers
 static int is_among(struct str name, const char *const *names)
 {
     for (; *names; names++)
-        if (str_is(name, (struct str){*names, strlen(*names)}))
+        if (str_is_text(name, *names))
             return 1;
     return 0;
 }
@@ -569,27 +426,26 @@ int method_unsupported(struct str name)
     return is_among(name, str_others) || is_among(name, dict_others);
 }
 
-int method_find(const struct value *v, struct str name, const struct method_entry **out)
+int method_find(const struct value *v, struct str name, const struct callable **out)
 {
-    const struct method_entry *e = NULL;
+    static const struct callable none[] = {{NULL, NULL, NULL, 0}};
+    const struct callable *methods = none;
     const char *const *others = none_others, *const *changes = none_others;
+    const int is_tuple = v->kind == V_SEQ && v->u.seq->class == SEQ_TUPLE;
     if (v->kind == V_STRING) {
-        e = str_methods;
+        methods = str_methods;
         others = str_others;
     } else if (v->kind == V_DICT) {
-        e = dict_methods;
+        methods = dict_methods;
         others = dict_others;
         changes = dict_changes;
     } else if (v->kind == V_SEQ && v->u.seq->class <= SEQ_TUPLE) {
-        e = list_methods;
-        changes = v->u.seq->class == SEQ_LIST ? list_changes : none_others;
+        methods = list_methods;
+        changes = is_tuple ? none_others : list_changes;
     } else if (v->kind == V_LOOP) {
-        e = loop_methods;
+        methods = loop_methods;
     }
-    for (; e && e->name; e++)
-        if (str_is(name, (struct str){e->name, strlen(e->name)})) {
-            *out = e;
-            return !(e->run == method_copy && v->kind == V_SEQ && v->u.seq->class == SEQ_TUPLE);
-        }
+    if ((*out = callable_find(methods, name)))
+        return !(is_tuple && (*out)->run == method_copy);
     return is_among(name, others) ? -1 : is_among(name, changes) ? -2 : 0;
 }

@@ -203,29 +203,20 @@ static int format_string(struct machine *m, struct str format, const struct valu
             TRY(add_text(m, &t, "%", 1));
             continue;
         }
-        if (c != 's' && c != 'd' && c != 'i') {
-            err = jinja_raise(m, ERR_ARG, "a format of the %% operator is not supported");
-            goto out;
-        }
-        if (used == n) {
-            err = jinja_raise(m, ERR_ARG, "not enough arguments for format string");
-            goto out;
-        }
-        if (c != 's' && !is_integer(&items[used])) {
-            err = jinja_raise(m, ERR_ARG, "%%%c format: an integer is required, not %s", c, value_type(&items[used]));
-            goto out;
-        }
+        if (c != 's' && c != 'd' && c != 'i')
+            TRY(jinja_raise(m, ERR_ARG, "a format of the %% operator is not supported"));
+        if (used == n)
+            TRY(jinja_raise(m, ERR_ARG, "not enough arguments for format string"));
+        if (c != 's' && !is_integer(&items[used]))
+            TRY(jinja_raise(m, ERR_ARG, "%%%c format: an integer is required, not %s", c, value_type(&items[used])));
         struct value number = c != 's' ? int_value(items[used].u.i) : items[used];
         TRY(value_string(m, &number, &piece));
         TRY(add_text(m, &t, piece.p, piece.n));
         used++;
     }
-    if (used < n && v->kind != V_DICT && !(v->kind == V_SEQ && !is_tuple)) {
-        err = jinja_raise(m, ERR_ARG, "not all arguments converted during string formatting");
-        goto out;
-    }
-    TRY(text_take(m, &t, &piece));
-    *out = str_value(piece);
+    if (used < n && v->kind != V_DICT && !(v->kind == V_SEQ && !is_tuple))
+        TRY(jinja_raise(m, ERR_ARG, "not all arguments converted during string formatting"));
+    TRY(text_value(m, &t, out));
 out:
     text_clear(&t);
     return err;
@@ -305,10 +296,8 @@ static int contains(struct machine *m, const struct value *item, const struct va
         *out = found != NULL;
         goto out;
     }
-    if (in->kind != V_SEQ && in->kind != V_UNDEFINED) {
-        err = jinja_raise(m, ERR_ARG, "argument of type '%s' is not iterable", value_type(in));
-        goto out;
-    }
+    if (in->kind != V_SEQ && in->kind != V_UNDEFINED)
+        TRY(jinja_raise(m, ERR_ARG, "argument of type '%s' is not iterable", value_type(in)));
     TRY(value_items(m, in, &items, &n));
     for (int64_t i = 0; !*out && i < n; i++)
         TRY(value_equal(m, &items[i], item, out));
@@ -349,31 +338,27 @@ out:
 static int loop_attribute(struct machine *m, const struct loop *l, struct str name, struct value *out, int *found)
 {
     int err = OK;
+    const int64_t at = l->at, left = l->n - at;
+    const struct {
+        const char *name;
+        struct value value;
+    } plain[] = {{"index", int_value(at + 1)},    {"index0", int_value(at)},
+                 {"revindex", int_value(left)},   {"length", int_value(l->n)},
+                 {"first", bool_value(at == 0)},  {"revindex0", int_value(left - 1)},
+                 {"last", bool_value(left == 1)}, {"depth0", int_value(0)},
+                 {"depth", int_value(1)}}; /* of recursive loops */
     *found = 1;
-    if (str_is(name, STR("index")))
-        *out = int_value(l->at + 1);
-    else if (str_is(name, STR("index0")))
-        *out = int_value(l->at);
-    else if (str_is(name, STR("revindex")))
-        *out = int_value(l->n - l->at);
-    else if (str_is(name, STR("revindex0")))
-        *out = int_value(l->n - l->at - 1);
-    else if (str_is(name, STR("first")))
-        *out = bool_value(l->at == 0);
-    else if (str_is(name, STR("last")))
-        *out = bool_value(l->at == l->n - 1);
-    else if (str_is(name, STR("length")))
-        *out = int_value(l->n);
-    else if (str_is(name, STR("depth")))
-        *out = int_value(1); /* counts recursive loops only */
-    else if (str_is(name, STR("depth0")))
-        *out = int_value(0);
-    else if (str_is(name, STR("previtem")) && l->at > 0)
-        *out = l->items[l->at - 1];
+    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
+        if (str_is_text(name, plain[i].name)) {
+            *out = plain[i].value;
+            goto out;
+        }
+    if (str_is(name, STR("previtem")) && at > 0)
+        *out = l->items[at - 1];
     else if (str_is(name, STR("previtem")))
         TRY(value_undefined_hint(m, "there is no previous item", out));
-    else if (str_is(name, STR("nextitem")) && l->at + 1 < l->n)
-        *out = l->items[l->at + 1];
+    else if (str_is(name, STR("nextitem")) && left > 1)
+        *out = l->items[at + 1];
     else if (str_is(name, STR("nextitem")))
         TRY(value_undefined_hint(m, "there is no next item", out));
     else
@@ -386,7 +371,7 @@ out:
 static int find_attribute(struct machine *m, const struct value *v, struct str name, struct value *out, int *found)
 {
     int err = OK;
-    const struct method_entry *entry;
+    const struct callable *entry;
     struct value key = str_value(name), *item;
     struct method *method;
     *found = 0;
@@ -402,11 +387,10 @@ static int find_attribute(struct machine *m, const struct value *v, struct str n
     if (v->kind == V_LOOP)
         TRY(loop_attribute(m, v->u.loop, name, out, found));
     int which = *found ? 0 : method_find(v, name, &entry);
-    int shown = (int)(name.n < 40 ? name.n : 40);
     if (which == -1) {
-        err = jinja_raise(m, ERR_ARG, "'%.*s' of a %s is not supported", shown, name.p, value_type(v));
+        err = jinja_raise(m, ERR_ARG, "'%.*s' of a %s is not supported", SHOWN(name, 40), value_type(v));
     } else if (which == -2) {
-        err = jinja_raise(m, ERR_ARG, "access to attribute '%.*s' of '%s' object is unsafe.", shown, name.p,
+        err = jinja_raise(m, ERR_ARG, "access to attribute '%.*s' of '%s' object is unsafe.", SHOWN(name, 40),
                           value_type(v));
     } else if (which == 1) {
         TRY(jinja_alloc(m, sizeof *method, &method));
@@ -495,16 +479,12 @@ int value_slice(struct machine *m, const struct value *v, const struct value *st
     struct str text;
     if (v->kind == V_UNDEFINED)
         TRY(raise_undefined(m, v));
-    if (v->kind != V_STRING && !(v->kind == V_SEQ && v->u.seq->class <= SEQ_RANGE)) {
-        err = jinja_raise(m, ERR_ARG, "'%s' object is not subscriptable", value_type(v));
-        goto out;
-    }
+    if (v->kind != V_STRING && !(v->kind == V_SEQ && v->u.seq->class <= SEQ_RANGE))
+        TRY(jinja_raise(m, ERR_ARG, "'%s' object is not subscriptable", value_type(v)));
     TRY(value_length(m, v, &n));
     TRY(slice_bound(m, step, 0, 1, -INT64_MAX, INT64_MAX, &by));
-    if (by == 0) {
-        err = jinja_raise(m, ERR_ARG, "slice step cannot be zero");
-        goto out;
-    }
+    if (by == 0)
+        TRY(jinja_raise(m, ERR_ARG, "slice step cannot be zero"));
     TRY(slice_bound(m, start, n, by > 0 ? 0 : n - 1, by > 0 ? 0 : -1, by > 0 ? n : n - 1, &from));
     TRY(slice_bound(m, stop, n, by > 0 ? n : -1, by > 0 ? 0 : -1, by > 0 ? n : n - 1, &to));
     if (v->kind == V_STRING) {

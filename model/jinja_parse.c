@@ -102,6 +102,16 @@ out:
     return err;
 }
 
+/* The same up to a tag `end`, which is read too. */
+static int parse_block(struct parser *p, const char *end, struct node **list)
+{
+    int err = OK;
+    TRY(parse_statements(p, (const char *const[]){end, NULL}, list));
+    p->at++;
+out:
+    return err;
+}
+
 static int can_assign(const struct node *n)
 {
     if (n->type == N_TUPLE) {
@@ -133,8 +143,7 @@ static int parse_set(struct parser *p, struct node *n)
     }
     n->type = N_SET_BLOCK;
     TRY(jinja_parse_filters(p, 0, &n->b));
-    TRY(parse_statements(p, (const char *const[]){"endset", NULL}, &n->list));
-    p->at++;
+    TRY(parse_block(p, "endset", &n->list));
 out:
     return err;
 }
@@ -148,18 +157,17 @@ static int parse_for(struct parser *p, struct node *n)
     TRY(jinja_parse_tuple(p, TUPLE_NO_COND, &n->b));
     if (jinja_skip_name(p, "if"))
         TRY(jinja_parse_expression(p, &n->c));
-    if (jinja_is_name(p, "recursive")) {
-        err = jinja_fail(p->e, ERR_UNSUPPORTED, n->line, "recursive loops are not supported");
-        goto out;
-    }
+    if (jinja_is_name(p, "recursive"))
+        TRY(jinja_fail(p->e, ERR_UNSUPPORTED, n->line, "recursive loops are not supported"));
     p->loops++;
     err = parse_statements(p, (const char *const[]){"endfor", "else", NULL}, &n->list);
     p->loops--;
-    if (err == OK && jinja_is_name(p, "else")) {
+    if (err != OK)
+        goto out;
+    if (jinja_skip_name(p, "else"))
+        TRY(parse_block(p, "endfor", &n->other));
+    else
         p->at++;
-        TRY(parse_statements(p, (const char *const[]){"endfor", NULL}, &n->other));
-    }
-    p->at++;
 out:
     return err;
 }
@@ -186,8 +194,9 @@ static int parse_if(struct parser *p, struct node *first)
             continue;
         }
         if (jinja_skip_name(p, "else"))
-            TRY(parse_statements(p, (const char *const[]){"endif", NULL}, &first->other));
-        p->at++;
+            TRY(parse_block(p, "endif", &first->other));
+        else
+            p->at++;
         break;
     }
 out:
@@ -219,18 +228,16 @@ out:
     return err;
 }
 
-/* The body of a macro or call block: breaks don't leave it, and it names its own varargs. */
-static int parse_macro_body(struct parser *p, struct node *n, const char *end)
+/* A body that runs in a call of its own: breaks don't leave it. macro: whose varargs and caller it names. */
+static int parse_apart(struct parser *p, struct node *n, struct node *macro, const char *end)
 {
     int err, loops = p->loops;
     struct node *outer = p->macro;
     p->loops = 0;
-    p->macro = n;
-    err = parse_statements(p, (const char *const[]){end, NULL}, &n->list);
+    p->macro = macro;
+    err = parse_block(p, end, &n->list);
     p->macro = outer;
     p->loops = loops;
-    if (err == OK)
-        p->at++;
     return err;
 }
 
@@ -239,7 +246,7 @@ static int parse_macro(struct parser *p, struct node *n)
     int err = OK;
     TRY(jinja_expect_name(p, &n->text));
     TRY(parse_params(p, &n->keywords));
-    TRY(parse_macro_body(p, n, "endmacro"));
+    TRY(parse_apart(p, n, n, "endmacro"));
 out:
     return err;
 }
@@ -250,11 +257,9 @@ static int parse_call_block(struct parser *p, struct node *n)
     if (jinja_is_op(p, '('))
         TRY(parse_params(p, &n->keywords));
     TRY(jinja_parse_expression(p, &n->a));
-    if (n->a->type != N_CALL) {
-        err = jinja_fail(p->e, ERR_FORMAT, n->line, "a call block needs a call");
-        goto out;
-    }
-    TRY(parse_macro_body(p, n, "endcall"));
+    if (n->a->type != N_CALL)
+        TRY(jinja_fail(p->e, ERR_FORMAT, n->line, "a call block needs a call"));
+    TRY(parse_apart(p, n, n, "endcall"));
 out:
     return err;
 }
@@ -263,8 +268,7 @@ static int parse_filter_block(struct parser *p, struct node *n)
 {
     int err = OK;
     TRY(jinja_parse_filters(p, 1, &n->a));
-    TRY(parse_statements(p, (const char *const[]){"endfilter", NULL}, &n->list));
-    p->at++;
+    TRY(parse_block(p, "endfilter", &n->list));
 out:
     return err;
 }
@@ -283,8 +287,7 @@ static int parse_with(struct parser *p, struct node *n)
         TRY(jinja_node_close(p, *tail));
         tail = &(*tail)->next;
     }
-    TRY(parse_statements(p, (const char *const[]){"endwith", NULL}, &n->list));
-    p->at++;
+    TRY(parse_block(p, "endwith", &n->list));
 out:
     return err;
 }
@@ -292,13 +295,7 @@ out:
 /* transformers' tag around what the assistant wrote. Its body runs like a macro's: a scope of its own, no break out. */
 static int parse_generation(struct parser *p, struct node *n)
 {
-    int err, loops = p->loops;
-    p->loops = 0;
-    err = parse_statements(p, (const char *const[]){"endgeneration", NULL}, &n->list);
-    p->loops = loops;
-    if (err == OK)
-        p->at++;
-    return err;
+    return parse_apart(p, n, p->macro, "endgeneration");
 }
 
 static int parse_print(struct parser *p, struct node *n)
@@ -349,17 +346,12 @@ static int parse_statement(struct parser *p, struct node **out)
     int line = jinja_peek(p, 0)->line;
     size_t i, n = sizeof statements / sizeof *statements;
     TRY(jinja_expect_name(p, &name));
-    for (i = 0; i < n && !str_is(name, (struct str){statements[i].name, strlen(statements[i].name)}); i++)
+    for (i = 0; i < n && !str_is_text(name, statements[i].name); i++)
         ;
-    int shown = (int)(name.n < 40 ? name.n : 40);
-    if (i == n) {
-        err = jinja_fail(p->e, ERR_FORMAT, line, "unknown tag '%.*s'", shown, name.p);
-        goto out;
-    }
-    if (!statements[i].parse) {
-        err = jinja_fail(p->e, ERR_UNSUPPORTED, line, "tag '%.*s' is not supported", shown, name.p);
-        goto out;
-    }
+    if (i == n)
+        TRY(jinja_fail(p->e, ERR_FORMAT, line, "unknown tag '%.*s'", SHOWN(name, 40)));
+    if (!statements[i].parse)
+        TRY(jinja_fail(p->e, ERR_UNSUPPORTED, line, "tag '%.*s' is not supported", SHOWN(name, 40)));
     TRY(jinja_node(p, statements[i].type, line, out));
     TRY(statements[i].parse(p, *out));
     TRY(jinja_node_close(p, *out));
@@ -372,10 +364,7 @@ static int parse_body(struct parser *p, const char *const *ends, struct node **l
 {
     int err = OK;
     struct node **tail = list;
-    if (++p->nesting > JINJA_MAX_NODE_DEPTH) {
-        err = jinja_fail(p->e, ERR_UNSUPPORTED, jinja_peek(p, 0)->line, "nested deeper than %d", JINJA_MAX_NODE_DEPTH);
-        goto out;
-    }
+    TRY(jinja_nest(p));
     for (const struct token *t; (t = jinja_peek(p, 0))->type != T_EOF; tail = &(*tail)->next) {
         p->at++;
         if (t->type == T_DATA) {
@@ -428,19 +417,13 @@ int jinja_parse(const char *source, size_t n, struct jinja_template **out, struc
     struct parser p = {.e = e};
     *e = (struct jinja_error){0};
     *out = calloc(1, sizeof **out);
-    if (!*out) {
-        err = jinja_fail(e, ERR_NOMEM, 0, "template");
-        goto out;
-    }
+    if (!*out)
+        TRY(jinja_fail(e, ERR_NOMEM, 0, "template"));
     p.arena = &(*out)->arena;
-    if (n > JINJA_MAX_SOURCE) {
-        err = jinja_fail(e, ERR_UNSUPPORTED, 0, "%zu bytes are more than the limit of %d", n, JINJA_MAX_SOURCE);
-        goto out;
-    }
-    if (utf8_check(source, n) != n) {
-        err = jinja_fail(e, ERR_FORMAT, 0, "not UTF-8 at byte %zu", utf8_check(source, n));
-        goto out;
-    }
+    if (n > JINJA_MAX_SOURCE)
+        TRY(jinja_fail(e, ERR_UNSUPPORTED, 0, "%zu bytes are more than the limit of %d", n, JINJA_MAX_SOURCE));
+    if (utf8_check(source, n) != n)
+        TRY(jinja_fail(e, ERR_FORMAT, 0, "not UTF-8 at byte %zu", utf8_check(source, n)));
     TRY(copy_source(p.arena, source, n, &text, e));
     TRY(jinja_lex(&p, text.p, text.n));
     TRY(parse_body(&p, NULL, &(*out)->body));

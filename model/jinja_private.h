@@ -36,9 +36,20 @@ struct str {
 };
 #define STR(literal) ((struct str){"" literal, sizeof(literal) - 1})
 
+/* The two arguments of a "%.*s" that shows s, or as much of it as fits a message. */
+#define SHOWN(s, most) (int)((s).n < (most) ? (s).n : (most)), (s).p
+
+static inline struct str str_between(const char *begin, const char *end)
+{
+    return (struct str){begin, (size_t)(end - begin)};
+}
 static inline int str_is(struct str a, struct str b)
 {
     return a.n == b.n && (a.n == 0 || __builtin_memcmp(a.p, b.p, a.n) == 0);
+}
+static inline int str_is_text(struct str a, const char *text)
+{
+    return str_is(a, (struct str){text, __builtin_strlen(text)});
 }
 
 /* ---- memory ---- */
@@ -132,7 +143,7 @@ struct binding {
 struct scope {
     struct scope *parent;
     struct binding *vars;
-    int n, capacity;
+    int64_t n, capacity;
     int captured; /* a macro keeps it: a loop must not reuse it */
 };
 
@@ -143,7 +154,7 @@ struct macro {
 
 struct method {
     struct value self;
-    const struct method_entry *entry;
+    const struct callable *entry;
 };
 
 struct keyword_value {
@@ -207,7 +218,7 @@ struct node {
     int op, line, depth;
     struct str text, attr;
     struct value constant;
-    const void *entry; /* the filter or test of that name */
+    const struct callable *entry; /* the filter or test of that name */
     struct node *a, *b, *c, *d, *list, *other, *keywords, *next;
 };
 
@@ -271,6 +282,8 @@ int jinja_parse_filters(struct parser *p, int inlined, struct node **node);
 int jinja_node(struct parser *p, enum node_type type, int line, struct node **out);
 /* Sets n's height from its children; ERR_UNSUPPORTED above the limit. */
 int jinja_node_close(struct parser *p, struct node *n);
+/* Guards recursion: p->nesting is one more, and the caller's to take back, whatever is returned. */
+int jinja_nest(struct parser *p);
 const struct token *jinja_peek(const struct parser *p, size_t ahead);
 int jinja_is_op(const struct parser *p, int op);
 int jinja_is_name(const struct parser *p, const char *name);
@@ -326,12 +339,18 @@ static inline int is_integer(const struct value *v)
 
 /* jinja_value.c */
 int value_from_json(struct machine *m, const json_t *json, struct value *out);
+/* Room for one more behind the n items of `size` bytes that *items points to, at an array of *capacity. */
+int array_grow(struct machine *m, void *items, int64_t n, int64_t *capacity, size_t size);
 int seq_create(struct machine *m, enum seq_class class, int64_t capacity, struct seq **out);
 int seq_add(struct machine *m, struct seq *s, struct value v);
 struct value seq_value(struct seq *s);
 int dict_create(struct machine *m, int64_t capacity, struct dict **out);
 int dict_find(struct machine *m, const struct dict *d, const struct value *key, struct value **out); /* NULL: absent */
 int dict_set(struct machine *m, struct dict *d, struct value key, struct value v);
+/* keys, values, or items as tuples: SEQ_KEYS, SEQ_VALUES, others. */
+int dict_view(struct machine *m, const struct dict *d, enum seq_class class, struct value *out);
+/* In the order of their keys, stable: O(n log n) comparisons. */
+int entries_sort(struct machine *m, struct entry *e, int64_t n, int reverse);
 int value_truth(const struct value *v);
 int value_equal(struct machine *m, const struct value *a, const struct value *b, int *out);
 int value_compare(struct machine *m, const char *op, const struct value *a, const struct value *b, int *out);
@@ -353,6 +372,7 @@ struct json_style {
 int value_json(struct machine *m, const struct value *v, const struct json_style *style, int level, struct text *out);
 size_t float_repr(double f, char out[32]);
 int text_take(struct machine *m, struct text *t, struct str *out); /* moves t's bytes into the arena */
+int text_value(struct machine *m, struct text *t, struct value *out);
 int add_text(struct machine *m, struct text *t, const char *p, size_t n);
 
 /* jinja_string.c: strings as sequences of code points. */
@@ -394,26 +414,24 @@ int scope_open(struct machine *m, struct scope *parent, struct scope **out);
 int scope_set(struct machine *m, struct scope *s, struct str name, struct value v);
 int macro_call(struct machine *m, struct macro *macro, const struct args *args, struct value *out);
 
-/* Filters, tests and methods: positions and names of the parameters, space separated; a[i] is NULL where none was given.
- * Names marked with a leading '!' must be given. "*": the arguments as they came, in `args`. */
+/* Filters, tests, methods and functions. params: names of the parameters in their order, space separated; a[i] is NULL where
+ * none was given. Names marked with a leading '!' must be given. "*": the arguments as they came, in `args`. */
 struct bound {
     const struct value *a[6];
     const struct args *args;
+    int how;
 };
-struct filter_entry {
+struct callable {
     const char *name, *params;
+    /* v: what is filtered or tested, or whose method it is; NULL: a function. A test answers with a boolean. */
     int (*run)(struct machine *m, const struct value *v, const struct bound *b, struct value *out);
+    int how; /* what tells apart the names that one `run` serves */
 };
-struct test_entry {
-    const char *name, *params;
-    int (*run)(struct machine *m, const struct value *v, const struct bound *b, int *out);
-};
-struct method_entry {
-    const char *name, *params;
-    int (*run)(struct machine *m, const struct value *self, const struct bound *b, struct value *out);
-};
-int jinja_bind(struct machine *m, const char *what, const char *name, const char *params, const struct args *args,
-               struct bound *b);
+/* NULL: none of that name. Tables end with an entry without a name. */
+const struct callable *callable_find(const struct callable *table, struct str name);
+/* what: "filter", "method", .. in messages. */
+int callable_run(struct machine *m, const char *what, const struct callable *c, const struct value *v,
+                 const struct args *args, struct value *out);
 int jinja_want_string(struct machine *m, const struct value *v, struct str *out);
 int jinja_want_int(struct machine *m, const struct value *v, int64_t fallback, int64_t *out); /* v may be NULL */
 static inline int is_set(const struct value *v)                                               /* an optional argument */
@@ -423,19 +441,17 @@ static inline int is_set(const struct value *v)                                 
 /* str(), but what is a string stays as it is; of an optional argument. */
 int value_soft_string(struct machine *m, const struct value *v, struct value *out);
 int value_string_or(struct machine *m, const struct value *v, struct str fallback, struct str *out);
-extern const struct filter_entry text_filters[]; /* the last has no name */
-const struct filter_entry *filter_find(struct str name);
-const struct test_entry *test_find(struct str name);
-int filter_apply(struct machine *m, const struct filter_entry *f, const struct value *v, const struct args *args,
+const struct callable *filter_find(struct str name);
+const struct callable *test_find(struct str name);
+extern const struct callable text_filters[];
+extern const struct callable template_functions[]; /* what every template can call */
+int filter_apply(struct machine *m, const struct callable *f, const struct value *v, const struct args *args,
                  struct value *out);
-int test_apply(struct machine *m, const struct test_entry *t, const struct value *v, const struct args *args, int *out);
+int test_apply(struct machine *m, const struct callable *t, const struct value *v, const struct args *args, int *out);
 /* The method `name` of v: 1 found, 0 no such attribute, -1 the reference has it and this engine doesn't, -2 it would
  * modify v, which the reference's sandbox forbids. */
-int method_find(const struct value *v, struct str name, const struct method_entry **out);
+int method_find(const struct value *v, struct str name, const struct callable **out);
 /* Whether the reference's strings, lists or dicts have such a method and this engine hasn't. */
 int method_unsupported(struct str name);
-/* Functions that every template can call. */
-const char *const *function_names(void);
-int function_call(struct machine *m, int64_t which, const struct args *args, struct value *out);
 
 #endif

@@ -33,6 +33,14 @@ out:
     return err;
 }
 
+int text_value(struct machine *m, struct text *t, struct value *out)
+{
+    struct str s = {0};
+    int err = text_take(m, t, &s);
+    *out = str_value(s);
+    return err;
+}
+
 /* Python's repr of a float: the fewest digits that read back as f, with an exponent from 1e16 on and below 1e-4. */
 size_t float_repr(double f, char out[32])
 {
@@ -115,10 +123,8 @@ static int repr_seq(struct machine *m, const struct seq *s, struct text *out)
     int err = OK;
     static const char *const opens[] = {"[", "(", "range(", "dict_keys([", "dict_values([", "dict_items(["};
     static const char *const closes[] = {"]", ")", ")", "])", "])", "])"};
-    if (s->class == SEQ_GENERATOR || s->class == SEQ_RANGE) {
-        err = jinja_raise(m, ERR_ARG, "printing a %s is not supported", s->class == SEQ_RANGE ? "range" : "generator");
-        goto out;
-    }
+    if (s->class == SEQ_GENERATOR || s->class == SEQ_RANGE)
+        TRY(jinja_raise(m, ERR_ARG, "printing a %s is not supported", s->class == SEQ_RANGE ? "range" : "generator"));
     TRY(add_text(m, out, opens[s->class], strlen(opens[s->class])));
     for (int64_t i = 0; i < s->n; i++) {
         if (i > 0)
@@ -280,25 +286,6 @@ out:
     return err;
 }
 
-/* Entries in the order of their keys: merge sort, stable, O(n log n) comparisons. */
-static int sort_entries(struct machine *m, struct entry *e, struct entry *spare, int64_t n)
-{
-    int err = OK, order;
-    int64_t half = n / 2, i = 0, k = half, w = 0;
-    if (n < 2)
-        goto out;
-    TRY(sort_entries(m, e, spare, half));
-    TRY(sort_entries(m, e + half, spare, n - half));
-    while (i < half && k < n) {
-        TRY(value_compare(m, "<", &e[i].key, &e[k].key, &order));
-        spare[w++] = order <= 0 ? e[i++] : e[k++];
-    }
-    memcpy(spare + w, e + i, (size_t)(half - i) * sizeof *e);
-    memcpy(e, spare, (size_t)(w + half - i) * sizeof *e);
-out:
-    return err;
-}
-
 static int json_key(struct machine *m, const struct value *key, const struct json_style *style, struct text *out)
 {
     int err = OK;
@@ -319,12 +306,11 @@ static int json_dict(struct machine *m, const struct dict *d, const struct json_
                      struct text *out)
 {
     int err = OK;
-    struct entry *e = d->entries, *spare;
+    struct entry *e = d->entries;
     if (style->sort_keys && d->n > 1) {
         TRY(jinja_alloc(m, (size_t)d->n * sizeof *e, &e));
-        TRY(jinja_alloc(m, (size_t)d->n * sizeof *e, &spare));
         memcpy(e, d->entries, (size_t)d->n * sizeof *e);
-        TRY(sort_entries(m, e, spare, d->n));
+        TRY(entries_sort(m, e, d->n, 0));
     }
     TRY(add_text(m, out, "{", 1));
     for (int64_t i = 0; i < d->n; i++) {

@@ -59,7 +59,7 @@ struct str str_strip(struct str s, const struct str *chars, int left, int right)
             break;
         end = p;
     }
-    return (struct str){begin, (size_t)(end - begin)};
+    return str_between(begin, end);
 }
 
 static int is_ascii(struct str s)
@@ -228,7 +228,7 @@ static int split_words(struct machine *m, struct str s, int64_t max, int from_ri
                 if (is_python_space(cp))
                     break;
             }
-            TRY(seq_add(m, out, str_value((struct str){p, (size_t)(end - p)})));
+            TRY(seq_add(m, out, str_value(str_between(p, end))));
             s.n = (size_t)(p - begin);
         } else {
             while (p < end) {
@@ -237,8 +237,8 @@ static int split_words(struct machine *m, struct str s, int64_t max, int from_ri
                     break;
                 p += k;
             }
-            TRY(seq_add(m, out, str_value((struct str){begin, (size_t)(p - begin)})));
-            s = (struct str){p, (size_t)(end - p)};
+            TRY(seq_add(m, out, str_value(str_between(begin, p))));
+            s = str_between(p, end);
         }
     }
 out:
@@ -254,8 +254,8 @@ int str_split(struct machine *m, struct str s, const struct str *sep, int64_t ma
     } else if (!from_right) {
         const char *p = s.p, *end = s.p + s.n, *at;
         for (; (max < 0 || out->n < max) && (at = find(p, end, *sep)); p = at + sep->n)
-            TRY(seq_add(m, out, str_value((struct str){p, (size_t)(at - p)})));
-        TRY(seq_add(m, out, str_value((struct str){p, (size_t)(end - p)})));
+            TRY(seq_add(m, out, str_value(str_between(p, at))));
+        TRY(seq_add(m, out, str_value(str_between(p, end))));
     } else {
         size_t end = s.n, at = s.n >= sep->n ? s.n - sep->n + 1 : 0;
         while ((max < 0 || out->n < max) && at-- > 0) {
@@ -300,7 +300,7 @@ int str_splitlines(struct machine *m, struct str s, int keep, struct seq *out)
         begin = p += k;
     }
     if (begin < end)
-        TRY(seq_add(m, out, str_value((struct str){begin, (size_t)(end - begin)})));
+        TRY(seq_add(m, out, str_value(str_between(begin, end))));
 out:
     return err;
 }

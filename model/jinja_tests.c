@@ -4,221 +4,131 @@
 
 #include <string.h>
 
-static int test_kind(struct machine *m, int holds, int *out)
+#define KIND(k) (1 << (k))
+#define NUMBERS (KIND(V_BOOL) | KIND(V_INT) | KIND(V_FLOAT))
+
+/* how: the kinds for which it holds. */
+static int test_kind(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
-    *out = holds;
+    *out = bool_value(b->how >> v->kind & 1);
     return jinja_spend(m, 0);
 }
 
-static int test_defined(struct machine *m, const struct value *v, const struct bound *b, int *out)
+static int test_truth(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
-    (void)b;
-    return test_kind(m, v->kind != V_UNDEFINED, out);
-}
-
-static int test_undefined(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    (void)b;
-    return test_kind(m, v->kind == V_UNDEFINED, out);
-}
-
-static int test_none(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    (void)b;
-    return test_kind(m, v->kind == V_NONE, out);
-}
-
-static int test_boolean(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    (void)b;
-    return test_kind(m, v->kind == V_BOOL, out);
-}
-
-static int test_true(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    (void)b;
-    return test_kind(m, v->kind == V_BOOL && v->u.i, out);
-}
-
-static int test_false(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    (void)b;
-    return test_kind(m, v->kind == V_BOOL && !v->u.i, out);
-}
-
-static int test_integer(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    (void)b;
-    return test_kind(m, v->kind == V_INT, out);
-}
-
-static int test_float(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    (void)b;
-    return test_kind(m, v->kind == V_FLOAT, out);
-}
-
-static int test_number(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    (void)b;
-    return test_kind(m, is_integer(v) || v->kind == V_FLOAT, out);
-}
-
-static int test_string(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    (void)b;
-    return test_kind(m, v->kind == V_STRING, out);
-}
-
-static int test_mapping(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    (void)b;
-    return test_kind(m, v->kind == V_DICT, out);
+    *out = bool_value(v->kind == V_BOOL && v->u.i == b->how);
+    return jinja_spend(m, 0);
 }
 
 /* Undefined can be iterated, and has a length of 0; indexing it is an error that the test doesn't meet. */
-static int test_iterable(struct machine *m, const struct value *v, const struct bound *b, int *out)
+static int test_sequence(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
-    (void)b;
-    return test_kind(
-        m, v->kind == V_UNDEFINED || v->kind == V_STRING || v->kind == V_SEQ || v->kind == V_DICT || v->kind == V_LOOP,
-        out);
+    if (v->kind != V_SEQ)
+        return test_kind(m, v, b, out);
+    *out = bool_value(v->u.seq->class <= SEQ_RANGE);
+    return jinja_spend(m, 0);
 }
 
-static int test_sequence(struct machine *m, const struct value *v, const struct bound *b, int *out)
+static int test_escaped(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
     (void)b;
-    return test_kind(m,
-                     v->kind == V_UNDEFINED || v->kind == V_STRING || v->kind == V_DICT ||
-                         (v->kind == V_SEQ && v->u.seq->class <= SEQ_RANGE),
-                     out);
+    *out = bool_value(v->kind == V_STRING && v->markup);
+    return jinja_spend(m, 0);
 }
 
-static int test_callable(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    (void)b;
-    return test_kind(m, v->kind >= V_LOOP || v->kind == V_UNDEFINED, out);
-}
-
-static int test_escaped(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    (void)b;
-    return test_kind(m, v->kind == V_STRING && v->markup, out);
-}
-
-static int test_upper(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    struct str s;
-    int err = value_string(m, v, &s);
-    (void)b;
-    *out = err == OK && str_is_class(s, CLASS_UPPER);
-    return err;
-}
-
-static int test_lower(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    struct str s;
-    int err = value_string(m, v, &s);
-    (void)b;
-    *out = err == OK && str_is_class(s, CLASS_LOWER);
-    return err;
-}
-
-static int test_modulo(struct machine *m, const struct value *v, int64_t by, int64_t rest, int *out)
+static int test_class(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
     int err = OK;
-    struct value divisor = int_value(by), wanted = int_value(rest), r;
-    TRY(value_binary(m, '%', v, &divisor, &r));
-    TRY(value_equal(m, &r, &wanted, out));
+    struct str s;
+    TRY(value_string(m, v, &s));
+    *out = bool_value(str_is_class(s, (enum str_class)b->how));
 out:
     return err;
 }
 
-static int test_even(struct machine *m, const struct value *v, const struct bound *b, int *out)
+/* how: the rest wanted. */
+static int test_modulo(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
-    (void)b;
-    return test_modulo(m, v, 2, 0, out);
-}
-
-static int test_odd(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    (void)b;
-    return test_modulo(m, v, 2, 1, out);
-}
-
-static int test_divisibleby(struct machine *m, const struct value *v, const struct bound *b, int *out)
-{
-    int err = OK;
-    struct value zero = int_value(0), r;
-    TRY(value_binary(m, '%', v, b->a[0], &r));
-    TRY(value_equal(m, &r, &zero, out));
+    int err = OK, holds;
+    const struct value two = int_value(2), wanted = int_value(b->how);
+    struct value rest;
+    TRY(value_binary(m, '%', v, b->a[0] ? b->a[0] : &two, &rest));
+    TRY(value_equal(m, &rest, &wanted, &holds));
+    *out = bool_value(holds);
 out:
     return err;
 }
 
-#define OPERATOR_TEST(name, op)                                                                                        \
-    static int test_##name(struct machine *m, const struct value *v, const struct bound *b, int *out)                  \
-    {                                                                                                                  \
-        return value_operand(m, op, v, b->a[0], out);                                                                  \
-    }
-OPERATOR_TEST(eq, OP_EQ)
-OPERATOR_TEST(ne, OP_NE)
-OPERATOR_TEST(lt, '<')
-OPERATOR_TEST(le, OP_LE)
-OPERATOR_TEST(gt, '>')
-OPERATOR_TEST(ge, OP_GE)
-OPERATOR_TEST(in, OP_IN)
+static int test_operator(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
+{
+    int holds = 0, err = value_operand(m, b->how, v, b->a[0], &holds);
+    *out = bool_value(holds);
+    return err;
+}
 
 /* Identity: only for what has one here. Equal strings and numbers may or may not be the same object in the reference. */
-static int test_sameas(struct machine *m, const struct value *v, const struct bound *b, int *out)
+static int test_sameas(struct machine *m, const struct value *v, const struct bound *b, struct value *out)
 {
     const struct value *w = b->a[0];
     if (v->kind == V_STRING || v->kind == V_INT || v->kind == V_FLOAT)
         return jinja_raise(m, ERR_ARG, "sameas of a %s is not supported", value_type(v));
-    *out = v->kind == w->kind;
-    if (v->kind == V_BOOL)
-        *out = *out && v->u.i == w->u.i;
-    else if (v->kind > V_NONE)
-        *out = *out && v->u.seq == w->u.seq;
+    *out = bool_value(v->kind == w->kind &&
+                      (v->kind == V_BOOL ? v->u.i == w->u.i : v->kind <= V_NONE || v->u.seq == w->u.seq));
     return OK;
 }
 
-static const struct test_entry tests[] = {
-    {"!=", "!other", test_ne},       {"<", "!other", test_lt},
-    {"<=", "!other", test_le},       {"==", "!other", test_eq},
-    {">", "!other", test_gt},        {">=", "!other", test_ge},
-    {"boolean", "", test_boolean},   {"callable", "", test_callable},
-    {"defined", "", test_defined},   {"divisibleby", "!num", test_divisibleby},
-    {"eq", "!other", test_eq},       {"equalto", "!other", test_eq},
-    {"escaped", "", test_escaped},   {"even", "", test_even},
-    {"false", "", test_false},       {"float", "", test_float},
-    {"ge", "!other", test_ge},       {"greaterthan", "!other", test_gt},
-    {"gt", "!other", test_gt},       {"in", "!seq", test_in},
-    {"integer", "", test_integer},   {"iterable", "", test_iterable},
-    {"le", "!other", test_le},       {"lessthan", "!other", test_lt},
-    {"lower", "", test_lower},       {"lt", "!other", test_lt},
-    {"mapping", "", test_mapping},   {"ne", "!other", test_ne},
-    {"none", "", test_none},         {"number", "", test_number},
-    {"odd", "", test_odd},           {"sameas", "!other", test_sameas},
-    {"sequence", "", test_sequence}, {"string", "", test_string},
-    {"true", "", test_true},         {"undefined", "", test_undefined},
-    {"upper", "", test_upper},
+static const struct callable tests[] = {
+    {"!=", "!other", test_operator, OP_NE},
+    {"<", "!other", test_operator, '<'},
+    {"<=", "!other", test_operator, OP_LE},
+    {"==", "!other", test_operator, OP_EQ},
+    {">", "!other", test_operator, '>'},
+    {">=", "!other", test_operator, OP_GE},
+    {"boolean", "", test_kind, KIND(V_BOOL)},
+    {"callable", "", test_kind, KIND(V_UNDEFINED) | KIND(V_LOOP) | KIND(V_MACRO) | KIND(V_METHOD) | KIND(V_FUNCTION)},
+    {"defined", "", test_kind, ~KIND(V_UNDEFINED)},
+    {"divisibleby", "!num", test_modulo, 0},
+    {"eq", "!other", test_operator, OP_EQ},
+    {"equalto", "!other", test_operator, OP_EQ},
+    {"escaped", "", test_escaped, 0},
+    {"even", "", test_modulo, 0},
+    {"false", "", test_truth, 0},
+    {"float", "", test_kind, KIND(V_FLOAT)},
+    {"ge", "!other", test_operator, OP_GE},
+    {"greaterthan", "!other", test_operator, '>'},
+    {"gt", "!other", test_operator, '>'},
+    {"in", "!seq", test_operator, OP_IN},
+    {"integer", "", test_kind, KIND(V_INT)},
+    {"iterable", "", test_kind, KIND(V_UNDEFINED) | KIND(V_STRING) | KIND(V_SEQ) | KIND(V_DICT) | KIND(V_LOOP)},
+    {"le", "!other", test_operator, OP_LE},
+    {"lessthan", "!other", test_operator, '<'},
+    {"lower", "", test_class, CLASS_LOWER},
+    {"lt", "!other", test_operator, '<'},
+    {"mapping", "", test_kind, KIND(V_DICT)},
+    {"ne", "!other", test_operator, OP_NE},
+    {"none", "", test_kind, KIND(V_NONE)},
+    {"number", "", test_kind, NUMBERS},
+    {"odd", "", test_modulo, 1},
+    {"sameas", "!other", test_sameas, 0},
+    {"sequence", "", test_sequence, KIND(V_UNDEFINED) | KIND(V_STRING) | KIND(V_DICT)},
+    {"string", "", test_kind, KIND(V_STRING)},
+    {"true", "", test_truth, 1},
+    {"undefined", "", test_kind, KIND(V_UNDEFINED)},
+    {"upper", "", test_class, CLASS_UPPER},
+    {NULL, NULL, NULL, 0},
 };
 
-const struct test_entry *test_find(struct str name)
+const struct callable *test_find(struct str name)
 {
-    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++)
-        if (str_is(name, (struct str){tests[i].name, strlen(tests[i].name)}))
-            return &tests[i];
-    return NULL;
+    return callable_find(tests, name);
 }
 
-int test_apply(struct machine *m, const struct test_entry *t, const struct value *v, const struct args *args, int *out)
+int test_apply(struct machine *m, const struct callable *t, const struct value *v, const struct args *args, int *out)
 {
     int err = OK;
-    struct bound b;
-    TRY(jinja_bind(m, "test", t->name, t->params, args, &b));
-    TRY(t->run(m, v, &b, out));
+    struct value answer;
+    TRY(callable_run(m, "test", t, v, args, &answer));
+    *out = (int)answer.u.i;
 out:
     return err;
 }

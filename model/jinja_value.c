@@ -38,6 +38,23 @@ void jinja_leave(struct machine *m)
 
 /* ---- sequences and dictionaries ---- */
 
+int array_grow(struct machine *m, void *items, int64_t n, int64_t *capacity, size_t size)
+{
+    int err = OK;
+    const int64_t more = *capacity ? 2 * *capacity : 8;
+    void *old, *p;
+    if (n < *capacity)
+        goto out;
+    TRY(jinja_alloc(m, (size_t)more * size, &p));
+    memcpy(&old, items, sizeof old);
+    if (n > 0)
+        memcpy(p, old, (size_t)n * size);
+    memcpy(items, &p, sizeof p);
+    *capacity = more;
+out:
+    return err;
+}
+
 int seq_create(struct machine *m, enum seq_class class, int64_t capacity, struct seq **out)
 {
     int err = OK;
@@ -54,15 +71,7 @@ out:
 int seq_add(struct machine *m, struct seq *s, struct value v)
 {
     int err = OK;
-    if (s->n == s->capacity) {
-        int64_t capacity = s->capacity ? 2 * s->capacity : 8;
-        struct value *more;
-        TRY(jinja_alloc(m, (size_t)capacity * sizeof *more, &more));
-        if (s->n > 0)
-            memcpy(more, s->items, (size_t)s->n * sizeof *more);
-        s->items = more;
-        s->capacity = capacity;
-    }
+    TRY(array_grow(m, &s->items, s->n, &s->capacity, sizeof *s->items));
     s->items[s->n++] = v;
 out:
     return err;
@@ -96,10 +105,8 @@ int dict_find(struct machine *m, const struct dict *d, const struct value *key, 
     int err = OK, same;
     *out = NULL;
     TRY(jinja_spend(m, (size_t)d->n * 4));
-    if (!is_hashable(key)) {
-        err = jinja_raise(m, ERR_ARG, "unhashable type: '%s'", value_type(key));
-        goto out;
-    }
+    if (!is_hashable(key))
+        TRY(jinja_raise(m, ERR_ARG, "unhashable type: '%s'", value_type(key)));
     for (int64_t i = 0; i < d->n; i++) {
         const struct value *k = &d->entries[i].key;
         if (key->kind == V_STRING)
@@ -118,15 +125,7 @@ out:
 static int dict_append(struct machine *m, struct dict *d, struct value key, struct value v)
 {
     int err = OK;
-    if (d->n == d->capacity) {
-        int64_t capacity = d->capacity ? 2 * d->capacity : 8;
-        struct entry *more;
-        TRY(jinja_alloc(m, (size_t)capacity * sizeof *more, &more));
-        if (d->n > 0)
-            memcpy(more, d->entries, (size_t)d->n * sizeof *more);
-        d->entries = more;
-        d->capacity = capacity;
-    }
+    TRY(array_grow(m, &d->entries, d->n, &d->capacity, sizeof *d->entries));
     d->entries[d->n++] = (struct entry){key, v};
 out:
     return err;
@@ -141,6 +140,54 @@ int dict_set(struct machine *m, struct dict *d, struct value key, struct value v
         *old = v;
     else
         TRY(dict_append(m, d, key, v));
+out:
+    return err;
+}
+
+int dict_view(struct machine *m, const struct dict *d, enum seq_class class, struct value *out)
+{
+    int err = OK;
+    struct seq *s, *pair;
+    TRY(seq_create(m, class, d->n, &s));
+    for (int64_t i = 0; i < d->n; i++) {
+        if (class == SEQ_KEYS || class == SEQ_VALUES) {
+            TRY(seq_add(m, s, class == SEQ_KEYS ? d->entries[i].key : d->entries[i].value));
+            continue;
+        }
+        TRY(seq_create(m, SEQ_TUPLE, 2, &pair));
+        TRY(seq_add(m, pair, d->entries[i].key));
+        TRY(seq_add(m, pair, d->entries[i].value));
+        TRY(seq_add(m, s, seq_value(pair)));
+    }
+    *out = seq_value(s);
+out:
+    return err;
+}
+
+static int merge_sort(struct machine *m, struct entry *e, struct entry *spare, int64_t n, int reverse)
+{
+    int err = OK, order;
+    int64_t half = n / 2, i = 0, k = half, w = 0;
+    if (n < 2)
+        goto out;
+    TRY(merge_sort(m, e, spare, half, reverse));
+    TRY(merge_sort(m, e + half, spare, n - half, reverse));
+    while (i < half && k < n) {
+        TRY(value_compare(m, "<", &e[i].key, &e[k].key, &order));
+        spare[w++] = (reverse ? order >= 0 : order <= 0) ? e[i++] : e[k++];
+    }
+    memcpy(spare + w, e + i, (size_t)(half - i) * sizeof *e);
+    memcpy(e, spare, (size_t)(w + half - i) * sizeof *e);
+out:
+    return err;
+}
+
+int entries_sort(struct machine *m, struct entry *e, int64_t n, int reverse)
+{
+    int err = OK;
+    struct entry *spare;
+    TRY(jinja_alloc(m, (size_t)n * sizeof *spare, &spare));
+    TRY(merge_sort(m, e, spare, n, reverse));
 out:
     return err;
 }
@@ -393,26 +440,25 @@ out:
 
 /* ---- what isn't there ---- */
 
-int value_undefined(struct machine *m, const char *type, struct value name, struct value *out)
+static int undefined(struct machine *m, struct absent absent, struct value *out)
 {
     int err = OK;
     struct absent *a;
     TRY(jinja_alloc(m, sizeof *a, &a));
-    *a = (struct absent){.type = type, .name = name};
+    *a = absent;
     *out = (struct value){.kind = V_UNDEFINED, .u.absent = a};
 out:
     return err;
 }
 
+int value_undefined(struct machine *m, const char *type, struct value name, struct value *out)
+{
+    return undefined(m, (struct absent){.type = type, .name = name}, out);
+}
+
 int value_undefined_hint(struct machine *m, const char *hint, struct value *out)
 {
-    int err = OK;
-    struct absent *a;
-    TRY(jinja_alloc(m, sizeof *a, &a));
-    *a = (struct absent){.hint = hint};
-    *out = (struct value){.kind = V_UNDEFINED, .u.absent = a};
-out:
-    return err;
+    return undefined(m, (struct absent){.hint = hint}, out);
 }
 
 int raise_undefined(struct machine *m, const struct value *v)
@@ -426,12 +472,11 @@ int raise_undefined(struct machine *m, const struct value *v)
         return jinja_raise(m, ERR_ARG, "%s object has no element %lld", a->type ? a->type : "the",
                            is_integer(&a->name) ? (long long)a->name.u.i : -1LL);
     struct str name = a->name.u.s;
-    int shown = (int)(name.n < 100 ? name.n : 100);
     if (!a->type)
-        return jinja_raise(m, ERR_ARG, "'%.*s' is undefined", shown, name.p);
+        return jinja_raise(m, ERR_ARG, "'%.*s' is undefined", SHOWN(name, 100));
     int none = strcmp(a->type, "NoneType") == 0;
     return jinja_raise(m, ERR_ARG, "'%s%s' has no attribute '%.*s'", none ? "None" : a->type, none ? "" : " object",
-                       shown, name.p);
+                       SHOWN(name, 100));
 }
 
 /* ---- iteration ---- */
