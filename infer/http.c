@@ -50,6 +50,15 @@ static void enter(struct http_server *server, struct connection *c, enum phase p
     pthread_mutex_unlock(&server->lock);
 }
 
+static void *on_target(void *cls, const char *target, struct MHD_Connection *connection)
+{
+    struct connection *c = connection_of(connection);
+    (void)cls;
+    if (c)
+        c->target_bytes = guard_target(target);
+    return NULL; /* on_request's first con_cls */
+}
+
 static void on_connection(void *cls, struct MHD_Connection *connection, void **socket_context,
                           enum MHD_ConnectionNotificationCode code)
 {
@@ -119,6 +128,12 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
     if (tell)
         exchange_tell(x);
     exchange_release(x);
+    /* A connection that libmicrohttpd 0.9.75 gives up is cleaned up when it is looked at the next time; after a suspension and the
+     * client's end nothing makes that happen, and its descriptor stays for ever. Resuming does. */
+    if (code != MHD_REQUEST_TERMINATED_COMPLETED_OK && code != MHD_REQUEST_TERMINATED_DAEMON_SHUTDOWN) {
+        MHD_suspend_connection(connection);
+        MHD_resume_connection(connection);
+    }
 }
 
 /* An answer of ours before or instead of the handler's. */
@@ -214,6 +229,8 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
         if (!(x = exchange_create(server, connection, method, url)))
             return MHD_NO;
         *con_cls = x;
+        if (c->target_bytes > 0) /* METHOD TARGET VERSION CR LF */
+            x->line_bytes = strlen(method) + 1 + c->target_bytes + 1 + strlen(version) + 2;
         enter(server, c, PHASE_BODY, x);
         return on_headers(server, c, x, version);
     }
@@ -351,7 +368,7 @@ int http_start(const struct http_options *options, struct http_server **out)
         MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_NOTIFY_COMPLETED, on_completed, server,
         MHD_OPTION_CONNECTION_LIMIT, (unsigned)options->limits.connections, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
         3 * options->limits.header_bytes, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1,
-        MHD_OPTION_END);
+        MHD_OPTION_URI_LOG_CALLBACK, on_target, server, MHD_OPTION_END);
     if (!server->daemon)
         FAIL(ERR_IO, "libmicrohttpd doesn't start");
     *out = server;

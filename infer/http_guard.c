@@ -4,7 +4,9 @@
  * Smuggling needs two readers that disagree on where a request ends. libmicrohttpd 0.9.75 takes the first of two Content-Lengths,
  * prefers Transfer-Encoding to a Content-Length beside it, and reads chunks leniently. So: one Content-Length of digits alone, or
  * one "chunked", never both; and after a chunked request the connection is closed, so that nothing behind it is ever read as a
- * request. Its timeout restarts with every byte: ours are for whole phases.
+ * request. It takes a line without a name (": x") for the end of the headers, and adds what a folded line holds to its field's name
+ * ("Content-Lengt: 5", " h"). It shows neither; but a head that isn't as long as what it shows of it was misread. Lines that end
+ * without a CR are refused by that too. Its timeout restarts with every byte: ours are for whole phases.
  */
 #include "infer/http_private.h"
 
@@ -26,7 +28,8 @@ enum { MOST_HEADERS = 100 };
 struct headers {
     int n, n_length, n_encoding, n_host;
     const char *length, *encoding;
-    int is_bad; /* a name or value that no header may have */
+    int is_bad;   /* a name or value that no header may have */
+    size_t bytes; /* of the lines, as they must have been written */
 };
 
 /* RFC 9110 5.6.2 */
@@ -44,6 +47,8 @@ static enum MHD_Result look(void *cls, enum MHD_ValueKind kind, const char *name
     struct headers *h = cls;
     (void)kind;
     h->n++;
+    /* name and value stand where they were read, the colon and blanks between them, CR and LF behind them */
+    h->bytes += (size_t)((uintptr_t)value - (uintptr_t)name) + n_value + 2;
     h->is_bad |= !is_token(name, n_name);
     for (size_t i = 0; i < n_value; i++)
         h->is_bad |= ((unsigned char)value[i] < ' ' && value[i] != '\t') || value[i] == 0x7f;
@@ -64,6 +69,23 @@ static int all_digits(const char *p)
     return n > 0 && n < 19 && p[n] == 0; /* 18 digits fit 64 bits */
 }
 
+/* A CR alone ends a line for some readers; in a target it is one more character for this library. */
+size_t guard_target(const char *target)
+{
+    size_t n = 0;
+    for (; target[n]; n++)
+        if ((unsigned char)target[n] <= ' ' || target[n] == 0x7f)
+            return 0;
+    return n;
+}
+
+/* Whether the head is what the library shows of it, and nothing more. From 1.0 on it reads heads in another way and refuses such
+ * ones itself. */
+static int is_whole(const struct exchange *x, const struct headers *h, size_t head_bytes)
+{
+    return strncmp(MHD_get_version(), "0.", 2) != 0 || head_bytes == x->line_bytes + h->bytes + 2;
+}
+
 int guard_headers(struct exchange *x, const char *version, size_t *body_bytes, const char **why)
 {
     struct headers h = {0};
@@ -79,7 +101,9 @@ int guard_headers(struct exchange *x, const char *version, size_t *body_bytes, c
     }
     if (strcmp(version, "HTTP/1.1") != 0 && strcmp(version, "HTTP/1.0") != 0)
         *why = "HTTP/1.1 and HTTP/1.0 are spoken here";
-    else if (!is_token(x->method, strlen(x->method)) || h.is_bad)
+    else if (!is_token(x->method, strlen(x->method)) || x->line_bytes == 0)
+        *why = "the request line is malformed";
+    else if (h.is_bad || (size && !is_whole(x, &h, size->header_size)))
         *why = "a header is malformed";
     else if (h.n_host > 1)
         *why = "more than one Host header";

@@ -48,6 +48,7 @@ struct exchange {
     int must_close;      /* no further request on this connection */
     int is_handed;       /* to the handler */
     int discard;         /* the body is read and thrown away; the answer is ready */
+    size_t line_bytes;   /* of the request line as it was written; 0: nobody may write it so */
     double last_write_s; /* into the stream */
 };
 
@@ -58,6 +59,7 @@ struct connection {
     double since_s;    /* when the phase began */
     int is_first;      /* no request has been answered on it */
     int is_cut;        /* shut down by the watchdog */
+    size_t target_bytes; /* of the request whose headers are read; 0: a malformed one */
     size_t last_sent;  /* bytes taken when the watchdog looked, */
     double progress_s; /* and when that number last grew */
     struct exchange *exchange;
@@ -97,6 +99,8 @@ enum MHD_Result exchange_queue_answer(struct exchange *x);
 void exchange_log(struct exchange *x);
 
 /* http_guard.c */
+/* How long a target is; 0 when it has bytes that none may have. */
+size_t guard_target(const char *target);
 /* What is wrong with a request's headers: an HTTP status and why; 0: nothing. must_close is set when whatever follows on the
  * connection can't be trusted to be a request; body_bytes: announced, 0 for none, SIZE_MAX for a chunked one. */
 int guard_headers(struct exchange *x, const char *version, size_t *body_bytes, const char **why);

@@ -81,6 +81,15 @@ static void *write_much(void *arg)
     return NULL;
 }
 
+static void *cut_off(void *arg)
+{
+    struct http_request *request = arg;
+    http_begin(request, 200, "text/event-stream");
+    http_write(request, "data: x\n\n", 9);
+    http_finish(request, 1);
+    return NULL;
+}
+
 static void detach(void *(*f)(void *), struct http_request *request)
 {
     pthread_t thread;
@@ -98,6 +107,8 @@ static void handle(void *ctx, struct http_request *request)
         detach(write_pieces, request);
     else if (strcmp(request->path, "/much") == 0)
         detach(write_much, request);
+    else if (strcmp(request->path, "/cut") == 0)
+        cut_off(request);
     else if (strcmp(request->path, "/silent") == 0 || strcmp(request->path, "/wait") == 0) {
         request->free_user = free_user;
         if (strcmp(request->path, "/silent") == 0)
@@ -244,6 +255,12 @@ static void test_answers(void **state)
     assert_int_equal(ask(server, "HEAD /no HTTP/1.1\r\n" CLOSE "\r\n", &reply), 404);
     assert_null(strstr(reply, "error"));
     free(reply);
+    /* a head as few clients write it, and none wrongly */
+    assert_int_equal(ask(server,
+                         "\r\nPOST /echo?a=%20&b HTTP/1.1\r\nHost:h\r\nA:\r\nA:  b  \r\nCookie: a=b; c=\"d\"\r\n"
+                         "Connection: close\r\nContent-Length:5\r\n\r\nhello",
+                         NULL),
+                     200);
     /* three requests at once on one connection: three answers in order */
     assert_int_equal(ask(server,
                          "POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\none"
@@ -309,6 +326,15 @@ static void test_smuggling(void **state)
         "POST /echo HTTP/1.1\r\nHost: h\r\nHost: i\r\nContent-Length: 5\r\n\r\nhello" INNER,
         "POST /echo HTTP/1.1\r\nHost: h\r\nX: a\x01z\r\nContent-Length: 5\r\n\r\nhello" INNER,
         "P@ST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello" INNER,
+        /* what libmicrohttpd 0.9.75 reads wrongly without a word: no name, folded lines, lines without CR, CR in a target */
+        "POST /echo HTTP/1.1\r\nHost: h\r\n: x\r\nContent-Length: 5\r\n\r\nhello" INNER,
+        "POST /echo HTTP/1.1\r\nHost: h\r\n:\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello" INNER,
+        "POST /echo HTTP/1.1\r\nHost: h\r\nContent-Lengt: 5\r\n h\r\n\r\nhello" INNER,
+        "POST /echo HTTP/1.1\r\nHost: h\r\nX: a\r\n\tb\r\nContent-Length: 5\r\n\r\nhello" INNER,
+        "POST /echo HTTP/1.1\nHost: h\nContent-Length: 5\n\nhello" INNER,
+        "POST /echo HTTP/1.1\r\nHost: h\r\nX: a\nContent-Length: 5\r\n\r\nhello" INNER,
+        "POST /echo\r?a HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello" INNER,
+        "POST /echo?\r HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello" INNER,
         /* chunks */
         "POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nZ\r\nhello\r\n0\r\n\r\n" INNER,
         "POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n" INNER,
@@ -540,12 +566,37 @@ static void test_gone(void **state)
     close(fd);
 }
 
+/* A client that has said all it will say is the end of an answer that is cut off: the library then forgot the connection. */
+static void test_cut_and_forgotten(void **state)
+{
+    static const char request[] = "POST /cut HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx";
+    struct http_options o = options_for(NULL);
+    struct http_server *server = start(&o);
+    struct http_statistics s;
+    (void)state;
+    for (int i = 0; i < 400; i++) {
+        const int fd = dial(server);
+        say(fd, request, sizeof request - 1);
+        usleep((useconds_t)(i % 40) * 10);
+        shutdown(fd, SHUT_WR);
+        free(listen_all(fd, NULL));
+        close(fd);
+    }
+    const double start_s = now_s();
+    do {
+        usleep(10000);
+        http_statistics(server, &s);
+        assert_true(now_s() - start_s < patience_s);
+    } while (s.connections > 0);
+    http_stop(server);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers),     cmocka_unit_test(test_pieces), cmocka_unit_test(test_smuggling),
         cmocka_unit_test(test_limits),      cmocka_unit_test(test_key),    cmocka_unit_test(test_slow),
-        cmocka_unit_test(test_slow_reader), cmocka_unit_test(test_gone),
+        cmocka_unit_test(test_slow_reader), cmocka_unit_test(test_gone),   cmocka_unit_test(test_cut_and_forgotten),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,6 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
 
@@ -203,6 +206,15 @@ static int host_end_cpu(struct backend *be, void *p, size_t bytes, void *host)
 
 /* ---- opening ----------------------------------------------------------------------------------------------------- */
 
+#ifdef __x86_64__
+/* clang's __builtin_cpu_supports doesn't know it by name before 17. */
+static int has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 /* The fastest loops that this processor can run. */
 static const struct inner *choose_inner(void)
 {
@@ -211,7 +223,7 @@ static const struct inner *choose_inner(void)
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
         return &inner_avx512;
     if (kernels_are_enabled("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c"))
+        has_f16c())
         return &inner_avx2;
 #endif
     return &inner_c;

@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Runs a fuzz target without libFuzzer, and deterministically: every seed as it is, then mutations of them (bytes changed,
  * pieces removed, repeated and taken from other seeds) drawn from a counter-based generator.
- *   PROGRAM SEED_DIR COUNT [FIRST]      mutations FIRST .. FIRST + COUNT - 1 */
+ *   PROGRAM SEED_DIR COUNT [FIRST]      mutations FIRST .. FIRST + COUNT - 1
+ * An abort names the input, a sanitizer's too with ASAN_OPTIONS=abort_on_error=1, and leaves it in the file fuzz_input. */
 #include "base/err.h"
 #include "base/file.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -59,7 +63,7 @@ static uint64_t draw(uint64_t *state)
 }
 
 /* data[at .. at + removed) replaced by n bytes at p; nothing if it would not fit. */
-static void splice(char *data, size_t *size, size_t at, size_t removed, const char *p, size_t n)
+static void replace(char *data, size_t *size, size_t at, size_t removed, const char *p, size_t n)
 {
     if (*size - removed + n > INPUT_BYTES)
         return;
@@ -79,20 +83,44 @@ static void mutate(char *data, size_t *size, uint64_t *state)
             data[at] = (char)draw(state);
         break;
     case 1:
-        splice(data, size, at, n, "", 0);
+        replace(data, size, at, n, "", 0);
         break;
     case 2: /* a piece again, here or elsewhere */
         memcpy(piece, data + at, n);
-        splice(data, size, draw(state) % (*size + 1), 0, piece, n);
+        replace(data, size, draw(state) % (*size + 1), 0, piece, n);
         break;
     default: /* a piece of another seed */
         if (seeds[s].n > 0) {
             size_t from = draw(state) % seeds[s].n;
             n = length < seeds[s].n - from ? length : seeds[s].n - from;
             size_t to = draw(state) % (*size + 1), over = draw(state) % 2 ? n : 0;
-            splice(data, size, to, over < *size - to ? over : *size - to, seeds[s].p + from, n);
+            replace(data, size, to, over < *size - to ? over : *size - to, seeds[s].p + from, n);
         }
     }
+}
+
+static struct {
+    const uint8_t *p;
+    size_t n;
+    long long mutation; /* -1: a seed */
+} input;
+
+static void on_abort(int number)
+{
+    char line[64];
+    const int n = snprintf(line, sizeof line, "mutation %lld (-1: a seed), %zu bytes\n", input.mutation, input.n);
+    const int fd = open("fuzz_input", O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    if (write(STDERR_FILENO, line, (size_t)n) < 0 || write(fd, input.p, input.n) < 0)
+        _exit(1);
+    signal(number, SIG_DFL);
+}
+
+static void run(const void *data, size_t n, long long mutation)
+{
+    input.p = data;
+    input.n = n;
+    input.mutation = mutation;
+    LLVMFuzzerTestOneInput(data, n);
 }
 
 int main(int argc, char **argv)
@@ -101,10 +129,11 @@ int main(int argc, char **argv)
     static char data[INPUT_BYTES];
     if (argc < 3)
         FAIL(ERR_ARG, "usage: %s SEED_DIR COUNT [FIRST]", argv[0]);
+    signal(SIGABRT, on_abort);
     TRY(load_seeds(argv[1]));
     long long count = atoll(argv[2]), first = argc > 3 ? atoll(argv[3]) : 0;
     for (size_t i = 0; i < n_seeds; i++)
-        LLVMFuzzerTestOneInput((const uint8_t *)seeds[i].p, seeds[i].n);
+        run(seeds[i].p, seeds[i].n, -1);
     for (long long i = first; i < first + count; i++) {
         uint64_t state = (uint64_t)i * 0xD1342543DE82EF95;
         size_t seed = draw(&state) % n_seeds, size = seeds[seed].n;
@@ -112,12 +141,12 @@ int main(int argc, char **argv)
         for (uint64_t k = 1 + draw(&state) % 8; k > 0; k--)
             mutate(data, &size, &state);
         /* An exact copy, so that the sanitizer sees reads past the end. */
-        uint8_t *input = malloc(size ? size : 1);
-        if (!input)
+        uint8_t *copy = malloc(size ? size : 1);
+        if (!copy)
             FAIL(ERR_NOMEM, "%zu bytes", size);
-        memcpy(input, data, size);
-        LLVMFuzzerTestOneInput(input, size);
-        free(input);
+        memcpy(copy, data, size);
+        run(copy, size, i);
+        free(copy);
     }
     printf("%zu seeds, %lld mutations\n", n_seeds, count);
 out:
