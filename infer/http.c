@@ -229,6 +229,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
         if (!(x = exchange_create(server, connection, method, url)))
             return MHD_NO;
         *con_cls = x;
+        x->line = method;
         if (c->target_bytes > 0) /* METHOD TARGET VERSION CR LF */
             x->line_bytes = strlen(method) + 1 + c->target_bytes + 1 + strlen(version) + 2;
         enter(server, c, PHASE_BODY, x);

@@ -5,8 +5,9 @@
  * prefers Transfer-Encoding to a Content-Length beside it, and reads chunks leniently. So: one Content-Length of digits alone, or
  * one "chunked", never both; and after a chunked request the connection is closed, so that nothing behind it is ever read as a
  * request. It takes a line without a name (": x") for the end of the headers, and adds what a folded line holds to its field's name
- * ("Content-Lengt: 5", " h"). It shows neither; but a head that isn't as long as what it shows of it was misread. Lines that end
- * without a CR are refused by that too. Its timeout restarts with every byte: ours are for whole phases.
+ * ("Content-Lengt: 5", " h"). It shows neither; but it shows every other field where it was read, and a head whose fields don't
+ * stand one behind the other, two bytes apart, was misread. Lines that end without a CR are refused by that too (but for an end of
+ * the headers written ":" LF, as long as CR LF). Its timeout restarts with every byte: ours are for whole phases.
  */
 #include "infer/http_private.h"
 
@@ -28,8 +29,9 @@ enum { MOST_HEADERS = 100 };
 struct headers {
     int n, n_length, n_encoding, n_host;
     const char *length, *encoding;
-    int is_bad;   /* a name or value that no header may have */
-    size_t bytes; /* of the lines, as they must have been written */
+    int is_bad;         /* a name or value that no header may have */
+    int has_gaps;       /* something between two of them that isn't shown */
+    const char *expect; /* where the next one must stand */
 };
 
 /* RFC 9110 5.6.2 */
@@ -47,8 +49,8 @@ static enum MHD_Result look(void *cls, enum MHD_ValueKind kind, const char *name
     struct headers *h = cls;
     (void)kind;
     h->n++;
-    /* name and value stand where they were read, the colon and blanks between them, CR and LF behind them */
-    h->bytes += (size_t)((uintptr_t)value - (uintptr_t)name) + n_value + 2;
+    h->has_gaps |= name != h->expect;
+    h->expect = value + n_value + 2; /* CR, LF */
     h->is_bad |= !is_token(name, n_name);
     for (size_t i = 0; i < n_value; i++)
         h->is_bad |= ((unsigned char)value[i] < ' ' && value[i] != '\t') || value[i] == 0x7f;
@@ -79,16 +81,15 @@ size_t guard_target(const char *target)
     return n;
 }
 
-/* Whether the head is what the library shows of it, and nothing more. From 1.0 on it reads heads in another way and refuses such
- * ones itself. */
-static int is_whole(const struct exchange *x, const struct headers *h, size_t head_bytes)
+/* Whether the library shows all that it read; after look. From 1.0 on it reads heads in another way, and refuses such ones itself. */
+static int is_all_shown(const struct exchange *x, const struct headers *h, size_t head_bytes)
 {
-    return strncmp(MHD_get_version(), "0.", 2) != 0 || head_bytes == x->line_bytes + h->bytes + 2;
+    return strncmp(MHD_get_version(), "0.", 2) != 0 || (!h->has_gaps && h->expect + 2 == x->line + head_bytes);
 }
 
 int guard_headers(struct exchange *x, const char *version, size_t *body_bytes, const char **why)
 {
-    struct headers h = {0};
+    struct headers h = {.expect = x->line + x->line_bytes};
     const union MHD_ConnectionInfo *size =
         MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
     *body_bytes = 0;
@@ -103,7 +104,7 @@ int guard_headers(struct exchange *x, const char *version, size_t *body_bytes, c
         *why = "HTTP/1.1 and HTTP/1.0 are spoken here";
     else if (!is_token(x->method, strlen(x->method)) || x->line_bytes == 0)
         *why = "the request line is malformed";
-    else if (h.is_bad || (size && !is_whole(x, &h, size->header_size)))
+    else if (h.is_bad || (size && !is_all_shown(x, &h, size->header_size)))
         *why = "a header is malformed";
     else if (h.n_host > 1)
         *why = "more than one Host header";

@@ -48,7 +48,8 @@ struct exchange {
     int must_close;      /* no further request on this connection */
     int is_handed;       /* to the handler */
     int discard;         /* the body is read and thrown away; the answer is ready */
-    size_t line_bytes;   /* of the request line as it was written; 0: nobody may write it so */
+    const char *line;    /* the request line in the library's memory, while the headers are read, */
+    size_t line_bytes;   /* and its length as it was written; 0: nobody may write it so */
     double last_write_s; /* into the stream */
 };
 
@@ -56,12 +57,12 @@ struct connection {
     struct connection *next, *previous;
     int fd;
     enum phase phase;
-    double since_s;    /* when the phase began */
-    int is_first;      /* no request has been answered on it */
-    int is_cut;        /* shut down by the watchdog */
+    double since_s;      /* when the phase began */
+    int is_first;        /* no request has been answered on it */
+    int is_cut;          /* shut down by the watchdog */
     size_t target_bytes; /* of the request whose headers are read; 0: a malformed one */
-    size_t last_sent;  /* bytes taken when the watchdog looked, */
-    double progress_s; /* and when that number last grew */
+    size_t last_sent;    /* bytes taken when the watchdog looked, */
+    double progress_s;   /* and when that number last grew */
     struct exchange *exchange;
 };
 

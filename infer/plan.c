@@ -14,6 +14,11 @@ enum { RUN_WORDS = sizeof(struct plan_run) / sizeof(int32_t) };
 
 /* ---- the message -------------------------------------------------------------------------------------------------- */
 
+static size_t bytes_of(int64_t n_seq, int64_t n_tokens, int64_t n_blocks, int64_t n_out)
+{
+    return (size_t)(HEADER_WORDS + n_seq * RUN_WORDS + n_tokens + n_blocks + 2 * n_out) * sizeof(int32_t);
+}
+
 /* On rank 0 every section has room for the most it may hold; what is sent has none between them. */
 static void sections(struct plan *plan, int64_t n_seq, int64_t n_tokens, int64_t n_blocks, int64_t n_out)
 {
@@ -23,15 +28,14 @@ static void sections(struct plan *plan, int64_t n_seq, int64_t n_tokens, int64_t
     plan->blocks = plan->ids + n_tokens;
     plan->want = plan->blocks + n_blocks;
     plan->target = plan->want + n_out;
-    plan->bytes = (size_t)(plan->target + n_out - plan->message) * sizeof(int32_t);
+    plan->bytes = bytes_of(n_seq, n_tokens, n_blocks, n_out);
 }
 
 int plan_create(int64_t max_tokens, int64_t max_seq, int64_t max_blocks, struct plan *plan)
 {
     int err = OK;
     *plan = (struct plan){.max_tokens = max_tokens, .max_seq = max_seq, .max_blocks = max_blocks};
-    sections(plan, max_seq, max_tokens, max_seq * max_blocks, max_tokens);
-    plan->capacity_bytes = plan->bytes;
+    plan->capacity_bytes = bytes_of(max_seq, max_tokens, max_seq * max_blocks, max_tokens);
     if (!(plan->message = calloc(1, plan->capacity_bytes)))
         FAIL(ERR_NOMEM, "%zu bytes for the plan of a step", plan->capacity_bytes);
 out:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """glowq serve as its clients meet it. Called by cli/serve.sh in an empty folder:
-    serve.py WHAT RANKS     WHAT: api | limits | lost; soak: SOAK_S seconds (600) of everything at once, by hand
+    serve.py WHAT RANKS     WHAT: api | limits | lost | bytes: PROMPTS (1600) random prompts; soak: by hand, see there
 Truth comes from the other commands (generate, eval, tokenize), from the same request made alone, and from the interface's
 definition. The standard library alone is used."""
 import concurrent.futures as futures, http.client, json, os, random, re, shutil, signal, socket, subprocess, sys, time
@@ -473,13 +473,68 @@ def lost(ranks):
 # ---- a long time ----------------------------------------------------------------------------------------------------
 
 
-def held(s):
+def held(s, deadlines_s=35):
     """(bytes resident, descriptors) of rank 0, with nothing in flight and every deadline of a silent client over"""
     s.idle()
-    time.sleep(35)
+    time.sleep(deadlines_s)
     pid = processes()[0]
     resident = int(re.search(r"VmRSS:\s*(\d+)", open("/proc/%d/status" % pid).read()).group(1)) * 1024
     return resident, len(os.listdir("/proc/%d/fd" % pid))
+
+
+def random_prompt(r):
+    """Bytes as characters, what of bytes is UTF-8, or characters from all of Unicode."""
+    n = r.randrange(1, 17)
+    if r.random() < 0.6:
+        return r.randbytes(n).decode(*r.choice((("latin-1",), ("utf-8", "replace"))))
+    return "".join(chr(r.choice((r.randrange(128), r.randrange(0xd800), r.randrange(0xe000, 0x110000)))) for _ in range(n))
+
+
+def bytes_(ranks):
+    """Random prompts through the model, 32 a request: every one gets its text, that of the prompt alone (one in 500 is asked again),
+    and the server holds no more than before."""
+    total, each = int(os.environ.get("PROMPTS", 1600)), 32
+    s = Server(DENSE, ranks, "--max-sequences", "64")
+    n_ids = s.ask("GET", "/tokenizer_info")[1]["vocab_size"]
+    tally = {"prompts": 0, "prompt tokens": 0, "text tokens": 0, "empty texts": 0, "asked again": 0}
+
+    def one(seed):
+        r = random.Random(seed)
+        if r.random() < 0.5:
+            prompts = [random_prompt(r) for _ in range(each)]
+        else:
+            prompts = [[r.randrange(n_ids) for _ in range(r.randrange(1, 25))] for _ in range(each)]
+        ask = {"max_tokens": 1, "temperature": r.choice((0, 1)), "seed": seed}
+        a = s.complete(prompt=prompts, **ask)
+        texts = a["choices"]
+        check(len(texts) == each and all(c["finish_reason"] in ("stop", "length") for c in texts), "texts of request %d" % seed)
+        again = r.randrange(500)
+        if again < each:
+            same(s.text(prompts[again], **ask), texts[again]["text"], "prompt %r alone" % prompts[again])
+            tally["asked again"] += 1
+        for name, n in (("prompts", len(texts)), ("prompt tokens", a["usage"]["prompt_tokens"]),
+                        ("text tokens", a["usage"]["completion_tokens"]), ("empty texts", sum(c["text"] == "" for c in texts))):
+            tally[name] += n
+
+    def run(first, last):
+        with futures.ThreadPoolExecutor(4) as pool:
+            for x in [pool.submit(one, seed) for seed in range(first, last)]:
+                x.result()
+        return held(s, 2)
+
+    n = -(-total // each)
+    warm = run(0, n // 5)
+    begin = time.monotonic()
+    end = run(n // 5, n)
+    stats = s.stats()
+    print("%s; the last four fifths in %.0f s; resident %.1f MB after a fifth, %.1f MB at the end; descriptors %d, %d; KV blocks in use %d" %
+          (tally, time.monotonic() - begin, warm[0] / 1e6, end[0] / 1e6, warm[1], end[1], stats["kv_blocks_used"]))
+    check(tally["prompts"] >= total, "prompts that got a text")
+    check(end[0] < 1.05 * warm[0] + 4e6, "resident bytes grew from %d to %d" % (warm[0], end[0]))
+    same(end[1], warm[1], "descriptors at the end")
+    answers = dict(re.findall(r'http_answers_total\{.*status="(.xx)"\} (\d+)', s.ask("GET", "/metrics")[1].decode()))
+    same({k: v for k, v in answers.items() if v != "0"}.keys(), {"2xx"}, "answers by status")
+    same(s.stop(), 0, "exit code")
 
 
 def soak(ranks):
@@ -544,6 +599,6 @@ def soak(ranks):
     same(s.stop(), 0, "exit code")
 
 
-{"api": api, "limits": limits, "lost": lost, "soak": soak}[sys.argv[1]](int(sys.argv[2]))
+{"api": api, "limits": limits, "lost": lost, "bytes": bytes_, "soak": soak}[sys.argv[1]](int(sys.argv[2]))
 print("%d failures" % failures)
 sys.exit(failures > 0)

@@ -147,6 +147,7 @@ static const uint8_t *next_line(const uint8_t *p, const uint8_t *end, size_t *n,
     *n = (size_t)(lf - p);
     *n -=
         *n > 0 && (p[*n - 1] == '\r' || p[*n - 1] == 0); /* a NUL in CR's place passes for it, and ends the same line */
+    *n -= *n == 1 && *p == ':'; /* as long as CR LF, and taken for it (http_guard.c) */
     *is_bad |= memchr(p, '\r', *n) != NULL || memchr(p, 0, *n) != NULL;
     return lf + 1;
 }
