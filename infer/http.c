@@ -230,8 +230,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
             return MHD_NO;
         *con_cls = x;
         x->line = method;
-        if (c->target_bytes > 0) /* METHOD TARGET VERSION CR LF */
-            x->line_bytes = strlen(method) + 1 + c->target_bytes + 1 + strlen(version) + 2;
+        x->target_bytes = c->target_bytes;
         enter(server, c, PHASE_BODY, x);
         return on_headers(server, c, x, version);
     }

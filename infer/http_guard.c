@@ -7,7 +7,8 @@
  * request. It takes a line without a name (": x") for the end of the headers, and adds what a folded line holds to its field's name
  * ("Content-Lengt: 5", " h"). It shows neither; but it shows every other field where it was read, and a head whose fields don't
  * stand one behind the other, two bytes apart, was misread. Lines that end without a CR are refused by that too (but for an end of
- * the headers written ":" LF, as long as CR LF). Its timeout restarts with every byte: ours are for whole phases.
+ * the headers as long as CR LF that is written ":" LF or with NULs). Its timeout restarts with every byte: ours are for whole
+ * phases.
  */
 #include "infer/http_private.h"
 
@@ -81,7 +82,8 @@ size_t guard_target(const char *target)
     return n;
 }
 
-/* Whether the library shows all that it read; after look. From 1.0 on it reads heads in another way, and refuses such ones itself. */
+/* Whether the library shows all that it read: method, target, version and headers, each behind the other; after look. From 1.0 on it
+ * reads heads in another way, and refuses such ones itself. */
 static int is_all_shown(const struct exchange *x, const struct headers *h, size_t head_bytes)
 {
     return strncmp(MHD_get_version(), "0.", 2) != 0 || (!h->has_gaps && h->expect + 2 == x->line + head_bytes);
@@ -89,7 +91,8 @@ static int is_all_shown(const struct exchange *x, const struct headers *h, size_
 
 int guard_headers(struct exchange *x, const char *version, size_t *body_bytes, const char **why)
 {
-    struct headers h = {.expect = x->line + x->line_bytes};
+    const char *behind_target = x->line + strlen(x->line) + 1 + x->target_bytes + 1;
+    struct headers h = {.has_gaps = version != behind_target, .expect = version + strlen(version) + 2};
     const union MHD_ConnectionInfo *size =
         MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
     *body_bytes = 0;
@@ -102,7 +105,7 @@ int guard_headers(struct exchange *x, const char *version, size_t *body_bytes, c
     }
     if (strcmp(version, "HTTP/1.1") != 0 && strcmp(version, "HTTP/1.0") != 0)
         *why = "HTTP/1.1 and HTTP/1.0 are spoken here";
-    else if (!is_token(x->method, strlen(x->method)) || x->line_bytes == 0)
+    else if (!is_token(x->method, strlen(x->method)) || x->target_bytes == 0)
         *why = "the request line is malformed";
     else if (h.is_bad || (size && !is_all_shown(x, &h, size->header_size)))
         *why = "a header is malformed";

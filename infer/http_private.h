@@ -48,8 +48,8 @@ struct exchange {
     int must_close;      /* no further request on this connection */
     int is_handed;       /* to the handler */
     int discard;         /* the body is read and thrown away; the answer is ready */
-    const char *line;    /* the request line in the library's memory, while the headers are read, */
-    size_t line_bytes;   /* and its length as it was written; 0: nobody may write it so */
+    const char *line;    /* method and target in the library's memory, while the headers are read; */
+    size_t target_bytes; /* guard_target */
     double last_write_s; /* into the stream */
 };
 
