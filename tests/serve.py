@@ -3,7 +3,7 @@
     serve.py WHAT RANKS     WHAT: api | limits | lost | bytes: PROMPTS (1600) random prompts; soak: by hand, see there
 Truth comes from the other commands (generate, eval, tokenize), from the same request made alone, and from the interface's
 definition. The standard library alone is used."""
-import concurrent.futures as futures, http.client, json, os, random, re, shutil, signal, socket, subprocess, sys, time
+import concurrent.futures as futures, http.client, json, multiprocessing, os, random, re, shutil, signal, socket, subprocess, sys, time
 
 GLOWQ, SOURCE, MPIEXEC = os.environ["GLOWQ_BINARY"], os.environ["GLOWQ_SOURCE_DIR"], os.environ.get("GLOWQ_MPIEXEC", "mpirun")
 DENSE, TINY = SOURCE + "/examples/dense", SOURCE + "/tests/golden/families/tp_cut"
@@ -473,13 +473,17 @@ def lost(ranks):
 # ---- a long time ----------------------------------------------------------------------------------------------------
 
 
+def holds():
+    pid = processes()[0]
+    resident = int(re.search(r"VmRSS:\s*(\d+)", open("/proc/%d/status" % pid).read()).group(1)) * 1024
+    return resident, len(os.listdir("/proc/%d/fd" % pid))
+
+
 def held(s, deadlines_s=35):
     """(bytes resident, descriptors) of rank 0, with nothing in flight and every deadline of a silent client over"""
     s.idle()
     time.sleep(deadlines_s)
-    pid = processes()[0]
-    resident = int(re.search(r"VmRSS:\s*(\d+)", open("/proc/%d/status" % pid).read()).group(1)) * 1024
-    return resident, len(os.listdir("/proc/%d/fd" % pid))
+    return holds()
 
 
 def random_prompt(r):
@@ -537,65 +541,116 @@ def bytes_(ranks):
     same(s.stop(), 0, "exit code")
 
 
+def guest(s, r):
+    """What clients do who mean well."""
+    ask = {"prompt": " ".join(r.choices(PROMPTS, k=r.randrange(1, 4))), "max_tokens": r.randrange(1, 60), "seed": 1,
+           "temperature": r.choice((0, 0.9)), "n": r.choice((1, 1, 2))}
+    kind = r.choice(("text", "stream"))
+    if kind == "text":
+        s.complete(**ask)
+    else:
+        check(s.stream(**ask)[-1] is None, "a stream without an end")
+    return kind
+
+
+def abuser(s, r):
+    """And those who don't, or who change their mind."""
+    kind = r.choice(("leave", "vanish", "half", "bad", "unicode", "drip"))
+    ask = {"prompt": r.choice(PROMPTS), "max_tokens": 300, "ignore_eos": True, "n": r.choice((1, 2))}
+    body = json.dumps({**ask, "stream": r.random() < 0.5}).encode()
+    request = b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    if kind == "leave":  # in mid-stream
+        c, response = s.open("POST", "/v1/completions", {**ask, "stream": True})
+        response.read(r.randrange(1, 400))
+        c.close()
+    elif kind in ("vanish", "half"):  # somewhere in his own request; or says that nothing follows, and waits a little
+        k = socket.create_connection(("127.0.0.1", s.port))
+        k.sendall((request + body)[:r.randrange(1, 400)])
+        if kind == "half":
+            k.shutdown(socket.SHUT_WR)
+            time.sleep(r.random() / 2)
+        k.close()
+    elif kind == "bad":
+        status = s.ask("POST", "/v1/completions", r.randbytes(r.randrange(1, 300)))[0]
+        check(400 <= status < 500, "random body: %d" % status)
+    elif kind == "unicode":
+        text = "".join(chr(r.randrange(0xd7ff)) for _ in range(r.randrange(1, 60)))
+        status, answer, _ = s.ask("POST", "/v1/completions", {"prompt": text, "max_tokens": 1})
+        check(status == 200 or answer["error"]["code"] == "context_length_exceeded", "random text: %d %s" % (status, answer))
+    else:
+        k = socket.create_connection(("127.0.0.1", s.port))
+        for byte in request[:r.randrange(2, 6)]:
+            k.sendall(bytes([byte]))
+            time.sleep(1)
+        k.close()
+    return kind
+
+
+def crowd(s, what, threads, seed, present, done, result):
+    """A process of so many clients, who act while `present` is set."""
+    counts = {}
+
+    def act(i):
+        r = random.Random("%d %d" % (seed, i))
+        while not done.is_set():
+            if present.wait(0.1):
+                kind = what(s, r)
+                counts[kind] = counts.get(kind, 0) + 1
+
+    with futures.ThreadPoolExecutor(threads) as pool:
+        for x in [pool.submit(act, i) for i in range(threads)]:
+            x.result()
+    result.put((counts, failures))
+
+
 def soak(ranks):
-    """Texts, streams, bad requests, cancels and disconnects without a pause: nothing grows, nothing is kept, nobody waits longer
-    at the end than at the beginning."""
-    seconds = float(os.environ.get("SOAK_S", 600))
+    """SOAK_S (600) seconds of four clients who mean well beside twelve who break off, disconnect, drip and send nonsense, after every
+    40 s of which the twelve pause for 20 s. Nothing grows, nothing is kept; and small requests, whose texts are compared, wait less
+    than twice as long (99th percentile) as in the pauses between, in which the machine's other load is the same."""
+    global failures
+    seconds, on_s, off_s = float(os.environ.get("SOAK_S", 600)), 40, 20
     s = Server(DENSE, ranks, "--max-sequences", "16")
-    counts, waits = {}, []  # by kind; (when, seconds) of small honest requests
+    wanted = s.text("Once upon a time", max_tokens=8, temperature=0)
+    fresh = held(s, 1)
+    fork = multiprocessing.get_context("fork")
+    always, abused, done, result = fork.Event(), fork.Event(), fork.Event(), fork.Queue()
+    always.set()
+    crowds = [fork.Process(target=crowd, args=(s, guest, 4, 1, always, done, result)),
+              fork.Process(target=crowd, args=(s, abuser, 12, 2, abused, done, result))]
+    for c in crowds:
+        c.start()
+    waits = {True: [], False: []}  # of small requests, by whether the abusers were there
 
-    def one(r):
-        kind = r.choice(("text", "stream", "leave", "vanish", "bad", "bytes", "honest"))
-        ask = {"prompt": " ".join(r.choices(PROMPTS, k=r.randrange(1, 4))), "max_tokens": r.randrange(1, 60),
-               "temperature": r.choice((0, 0.9)), "n": r.choice((1, 1, 2))}
-        if kind == "text":
-            s.complete(**ask)
-        elif kind == "stream":
-            check(s.stream(**ask)[-1] is None, "a stream without an end")
-        elif kind == "leave":
-            c, response = s.open("POST", "/v1/completions", {**ask, "max_tokens": 300, "ignore_eos": True, "stream": True})
-            response.read(r.randrange(1, 400))
-            c.close()
-        elif kind == "vanish":
-            k = socket.create_connection(("127.0.0.1", s.port))
-            body = json.dumps({**ask, "max_tokens": 300, "ignore_eos": True}).encode()
-            k.sendall((b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" %
-                       len(body) + body)[:r.randrange(1, 400)])
-            k.close()
-        elif kind == "bad":
-            status = s.ask("POST", "/v1/completions", bytes(r.randrange(256) for _ in range(r.randrange(1, 300))))[0]
-            check(400 <= status < 500, "random body: %d" % status)
-        elif kind == "bytes":
-            text = "".join(chr(r.randrange(0xd7ff)) for _ in range(r.randrange(1, 60)))
-            status, body, _ = s.ask("POST", "/v1/completions", {"prompt": text, "max_tokens": 1})
-            check(status == 200 or body["error"]["code"] == "context_length_exceeded", "random text: %d %s" % (status, body))
-        else:
-            begin = time.monotonic()
-            s.complete(prompt="Once upon a time", max_tokens=8, temperature=0)
-            waits.append((begin, time.monotonic() - begin))
-        counts[kind] = counts.get(kind, 0) + 1
-
-    def work(seed, until):
-        r = random.Random(seed)
+    def probe(until, to):
         while time.monotonic() < until:
-            one(r)
+            begin = time.monotonic()
+            same(s.text("Once upon a time", max_tokens=8, temperature=0), wanted, "a small text")
+            to.append(time.monotonic() - begin)
+            time.sleep(0.02)
 
-    def run(until):
-        with futures.ThreadPoolExecutor(12) as pool:
-            for x in [pool.submit(work, time.monotonic_ns() + i, until) for i in range(12)]:
-                x.result()
-        return held(s)
-
-    warm = run(time.monotonic() + seconds / 10)
-    waits.clear()
-    end = run(time.monotonic() + seconds)
-    waits.sort()
-    third = len(waits) // 3
-    p99 = [sorted(w for _, w in part)[int(len(part) * 0.99)] for part in (waits[:third], waits[-third:])]
-    print("requests %s; resident %.1f MB after a tenth, %.1f MB at the end; descriptors %d, %d; p99 of small requests %.3f s, %.3f s" %
-          (counts, warm[0] / 1e6, end[0] / 1e6, warm[1], end[1], *p99))
-    check(end[0] < 1.05 * warm[0] + 4e6, "resident bytes grew from %d to %d" % (warm[0], end[0]))
-    same(end[1], warm[1], "descriptors at the end")
+    peak, early, left = 0, None, seconds
+    while left > 0:
+        for there, length in ((True, min(left, on_s)), (False, off_s)):
+            abused.set() if there else abused.clear()
+            time.sleep(0 if there else 2)  # those who are still at it
+            probe(time.monotonic() + length, waits[there])
+            peak = max(peak, holds()[0])
+        early = early or holds()
+        left -= on_s
+    done.set()
+    reports = [result.get(timeout=PATIENCE_S) for _ in crowds]
+    for c in crowds:
+        c.join()
+    failures += sum(n for _, n in reports)
+    end = held(s)
+    p99 = {there: sorted(w)[int(len(w) * 0.99)] for there, w in waits.items()}
+    print("requests %s; small ones %d and %d, p99 %.3f s beside abusers, %.3f s without; resident %.1f MB after a minute, %.1f MB at "
+          "the end, %.1f MB at most; descriptors at the end %d; KV blocks in use %d" %
+          ([counts for counts, _ in reports], len(waits[True]), len(waits[False]), p99[True], p99[False], early[0] / 1e6, end[0] / 1e6,
+           peak / 1e6, end[1], s.stats()["kv_blocks_used"]))
+    check(end[0] < 1.05 * early[0] + 4e6, "resident bytes grew from %d to %d" % (early[0], end[0]))
+    same(end[1], fresh[1], "descriptors at the end")
+    check(p99[True] < 2 * p99[False], "p99 of small requests: %.3f s, %.3f s without abusers" % (p99[True], p99[False]))
     same(s.stop(), 0, "exit code")
 
 

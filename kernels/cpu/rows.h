@@ -26,14 +26,14 @@ static inline float exp_f32(float x)
     q = fmaf(q, r, 0.166665196f);
     q = fmaf(q, r, 0.49999994f);
     q = fmaf(r * r, q, r) + 1.0f;
-    int32_t bits;
+    uint32_t bits; /* unsigned: far below 0, where the mask takes them all, they wrap */
     float scale;
     memcpy(&bits, &shifted, sizeof bits);
-    bits = (int32_t)((uint32_t)(bits - 0x4b400000 + 127) << 23);
+    bits = (bits - 0x4b400000u + 127u) << 23;
     memcpy(&scale, &bits, sizeof scale);
     scale *= q;
     memcpy(&bits, &scale, sizeof bits);
-    bits &= (x < -87.33f) - 1; /* a mask, not a branch: the loops around must stay vectors */
+    bits &= (uint32_t)(x < -87.33f) - 1u; /* a mask, not a branch: the loops around must stay vectors */
     memcpy(&scale, &bits, sizeof scale);
     return scale;
 }

@@ -11,6 +11,8 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -34,6 +36,10 @@ static const double patience_s = 20; /* beyond the server's own deadlines, which
 static inline char *converse(int port, const void *data, size_t n, int half_close, size_t *n_reply)
 {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    sigset_t alarm; /* libFuzzer's, which would interrupt what follows */
+    sigemptyset(&alarm);
+    sigaddset(&alarm, SIGALRM);
+    pthread_sigmask(SIG_BLOCK, &alarm, NULL);
     const int fd = socket(AF_INET, SOCK_STREAM, 0);
     size_t capacity = 1 << 16;
     char *reply = malloc(capacity + 1);
@@ -73,6 +79,7 @@ static inline char *converse(int port, const void *data, size_t n, int half_clos
     }
     reply[*n_reply] = 0;
     close(fd);
+    pthread_sigmask(SIG_UNBLOCK, &alarm, NULL);
     return reply;
 }
 
