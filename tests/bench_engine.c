@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Speed of the engine: the same requests one after another and all at once, on a synthetic model of a real shape, and how much of a
- * step is scheduling. The texts of both runs must be equal (CPU). Ranks: as many as started.
+ * Speed of the engine: the same requests one after another and all at once, on a synthetic model of a real shape, how much of a
+ * step is scheduling, and what a hit of the prefix cache saves of the time to the first token. The texts of both runs must be equal
+ * (CPU). Ranks: as many as started.
  * usage: bench_engine CONFIG [layers [clients [prompt [text [backend]]]]]      CSV on stdout; 4-bit weights, factors of rank 64 */
 #include "infer/engine.h"
 
@@ -84,6 +85,53 @@ static void report(const char *what, double seconds, double sequential, const st
            (long long)s->steps, 1e3 * s->step_s / (double)s->steps, 100 * s->schedule_s / s->step_s);
 }
 
+/* ---- the prefix cache --------------------------------------------------------------------------------------------- */
+
+enum { PROBES = 3 };
+
+struct probe {
+    double seconds; /* from its first step to its first token */
+    int64_t cached;
+};
+
+static void on_probe_end(void *ctx, const struct engine_ending *ending)
+{
+    struct probe *p = ctx;
+    p->seconds = ending->first_token_s - ending->queued_s;
+    p->cached = ending->cached_tokens;
+}
+
+/* The same prompts one after another, each twice: the second finds the first one's blocks. */
+static void measure_hits(const int32_t *prompts)
+{
+    struct probe probes[2 * PROBES] = {{0}};
+    struct engine *engine;
+    const int n = (int)min_i64(PROBES, n_clients);
+    const struct engine_options options = {.max_sequences = 1, .kv_tokens = n_clients * (n_prompt + n_text + KV_BLOCK)};
+    need(engine_create(&model, &options, &engine));
+    for (int i = 0; i < 2 * n && world.rank == 0; i++) {
+        uint64_t id;
+        const struct engine_request request = {.prompt = prompts + i / 2 * n_prompt,
+                                               .n_prompt = n_prompt,
+                                               .max_tokens = 1,
+                                               .sampling = sampling_greedy(),
+                                               .ignore_eos = 1,
+                                               .on_end = on_probe_end,
+                                               .ctx = &probes[i]};
+        need(engine_submit(engine, &request, &id, NULL, 0) == SUBMIT_OK ? OK : ERR_ARG);
+    }
+    if (world.rank == 0)
+        engine_drain(engine);
+    need(engine_run(engine));
+    engine_free(engine);
+    if (world.rank != 0)
+        return;
+    printf("prompt,cached,first_token_ms,again_cached,again_first_token_ms\n");
+    for (int i = 0; i < n; i++)
+        printf("%lld,%lld,%.1f,%lld,%.1f\n", (long long)n_prompt, (long long)probes[2 * i].cached,
+               1e3 * probes[2 * i].seconds, (long long)probes[2 * i + 1].cached, 1e3 * probes[2 * i + 1].seconds);
+}
+
 int main(int argc, char **argv)
 {
     struct client alone[MOST_CLIENTS] = {{0}}, together[MOST_CLIENTS] = {{0}};
@@ -127,6 +175,7 @@ int main(int argc, char **argv)
         report("one by one", seconds[1], seconds[1], &s[1]);
         report("all at once", seconds[2], seconds[1], &s[2]);
     }
+    measure_hits(prompts);
     for (int64_t i = 0; i < n_clients; i++) {
         free(alone[i].text);
         free(together[i].text);

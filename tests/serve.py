@@ -405,7 +405,7 @@ def api(ranks):
 
 
 def limits(ranks):
-    s = Server(DENSE, ranks, "--max-sequences", "2", "--max-queue", "2", "--api-key", "k", "--request-timeout", "5")
+    s = Server(DENSE, ranks, "--max-sequences", "2", "--max-queue", "2", "--api-key", "k")
     key = {"Authorization": "Bearer k"}
     same(s.ask("GET", "/health")[0], 200, "health without a key")
     for path in ("/v1/models", "/metrics", "/readyz", "/stats", "/nothing"):
