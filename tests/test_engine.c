@@ -69,7 +69,8 @@ static void keep(struct heard *to, const struct engine_token *token)
                          .position = token->position,
                          .logprob = token->logprob,
                          .n_top = token->n_top};
-    memcpy(to->top, token->top, (size_t)(token->n_top < TOP ? token->n_top : TOP) * sizeof *to->top);
+    for (int i = 0; i < token->n_top && i < TOP; i++)
+        to->top[i] = token->top[i];
 }
 
 static int on_token(void *ctx, const struct engine_token *token)
