@@ -42,16 +42,25 @@ static size_t slice_bytes(const struct slices *slices, int64_t first, enum dtype
     return n;
 }
 
-/* Moments of the groups from `first` on; owned: of routed downs, this rank's alone. */
-static size_t moments_bytes(const struct slices *slices, int64_t first, int owned)
+/* Rows of a group's triangle: all, or what is left of it on this rank when it is summed. */
+static size_t moment_bytes(const struct slices *slices, int64_t group, int is_summed)
 {
-    const struct range own = slices_experts(slices, slices->comm->rank);
+    const struct slice_group *g = &slices->group[group];
+    const int rank = slices->comm->rank;
+    struct range rows = {0, g->d_in};
+    if (is_summed && g->id.expert < 0)
+        rows = moment_share(g->d_in, rank, slices->comm->size);
+    else if (is_summed && slices_owner(slices, g->id.expert) != rank)
+        rows.end = 0;
+    return (size_t)(packed_elements(rows.end) - packed_elements(rows.begin)) * sizeof(int64_t);
+}
+
+/* Of the groups from `first` on. */
+static size_t moments_bytes(const struct slices *slices, int64_t first, int is_summed)
+{
     size_t n = 0;
-    for (int64_t i = first; i < slices->n_groups; i++) {
-        const int64_t expert = slices->group[i].id.expert;
-        if (!owned || expert < 0 || (expert >= own.begin && expert < own.end))
-            n += (size_t)(slices->group[i].d_in * (slices->group[i].d_in + 1) / 2) * sizeof(int64_t);
-    }
+    for (int64_t i = first; i < slices->n_groups; i++)
+        n += moment_bytes(slices, i, is_summed);
     return n;
 }
 
@@ -88,6 +97,22 @@ static void keep_larger(const struct memory_needs *needs, struct memory_needs *m
 {
     if (memory_total(needs) > memory_total(most))
         *most = *needs;
+}
+
+/* Sums over the ranks, group after group: one's share beside all of it, those before it as shares, those after it whole. The weights
+ * that ran are gone. */
+static void sum_needs(const struct slices *slices, enum dtype stored, const struct memory_needs *always,
+                      struct memory_needs *most)
+{
+    size_t left = moments_bytes(slices, 0, 0);
+    for (int64_t i = 0; i < slices->n_groups; i++) {
+        struct memory_needs needs = *always;
+        memory_add(&needs, "layer weights", slice_bytes(slices, 0, stored));
+        memory_add(&needs, "second moments", left + moment_bytes(slices, i, 1));
+        if (slices->comm->size > 1)
+            keep_larger(&needs, most);
+        left -= moment_bytes(slices, i, 0) - moment_bytes(slices, i, 1);
+    }
 }
 
 /* Group `group` is solved: it and those after it still hold their moments and slices, its own slice until E is made. */
@@ -174,6 +199,8 @@ static int kind_needs(const struct memory_job *job, int64_t l, int64_t rows, con
         if (is_moe && strcmp(kind->waiting.item[i].name, "hidden states") == 0)
             memory_add(&always, "hidden states", kind->waiting.item[i].bytes);
     kind->working = job->comm->be->host_memory ? 0 : working_bytes(job, &slices);
+    if (!job->options->stats)
+        sum_needs(&slices, job->stored, &always, &kind->solved);
     for (int64_t i = 0; i < slices.n_groups; i++) {
         const int which = of ? of[i] : cases->any;
         if (which & S_IN_F32)

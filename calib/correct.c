@@ -208,7 +208,7 @@ static int guess_prior(struct correct *c, double *prior)
     if (!variance)
         local = err_set(ERR_NOMEM, __FILE__, __LINE__, "%lld variances", (long long)(n * d));
     for (int64_t e = own.begin; e < own.end && !local; e++)
-        local = moment_squares(c->comm->be, &downs[e], variance + e * d);
+        local = moment_squares(c->self, &downs[e], variance + e * d);
     TRY(comm_agree(c->comm, local));
     TRY(comm_max_f64(c->comm, variance, n * d)); /* an expert's are on its owner alone, 0 elsewhere */
     for (int64_t e = 0; e < n; e++)

@@ -21,7 +21,7 @@ static int bounded_moment(struct backend *be, int64_t d, int64_t n_tokens, const
         double root = bound[j] * sqrt((double)n_tokens);
         exp[j] = root > 0x1p-60 ? ilogb(root) + 2 : -60;
     }
-    TRY(moment_create(be, d, exp, MOMENT_SHIFT, n_tokens, m));
+    TRY(moment_create(be, d, (struct range){0, d}, exp, MOMENT_SHIFT, n_tokens, m));
 out:
     free(exp);
     return err;
@@ -69,7 +69,7 @@ static int add_leaf(struct covariance *cov, int64_t group, const struct mat *x)
 {
     struct backend *be = cov->comm->be;
     struct moment *m = &cov->moment[group];
-    return be->ops->moment_add(be, x, &m->exp, m->shift, &m->acc, (int32_t *)cov->outside.p + group);
+    return be->ops->moment_add(be, x, &m->exp, m->shift, 0, m->d, &m->acc, (int32_t *)cov->outside.p + group);
 }
 
 int covariance_observe(void *ctx, int64_t layer, enum group group, const struct mat *x)
@@ -204,15 +204,33 @@ out:
 
 /* ---- over the ranks ----------------------------------------------------------------------------------------------- */
 
-int covariance_reduce(struct covariance *cov)
+/* Each rank gets the sum of its rows. first: room for the ranks' first elements. *local: what went wrong on this rank. */
+static int share_moment(struct comm *comm, struct moment *m, int64_t *first, int *local)
 {
     int err = OK;
+    for (int p = 0; p < comm->size; p++)
+        first[p] = packed_elements(moment_share(m->d, p, comm->size).begin);
+    first[comm->size] = m->acc.cols;
+    TRY(comm_reduce_scatter_exact(comm, &m->acc, first));
+    if (!*local)
+        *local = moment_keep(m, moment_share(m->d, comm->rank, comm->size));
+out:
+    return err;
+}
+
+int covariance_reduce(struct covariance *cov)
+{
+    int err = OK, local = OK;
     const struct slices *s = cov->slices;
+    int64_t *first = malloc(((size_t)cov->comm->size + 1) * sizeof *first);
+    if (!first)
+        local = err_set(ERR_NOMEM, __FILE__, __LINE__, "the shares of %d ranks", cov->comm->size);
+    TRY(comm_agree(cov->comm, local));
     for (int64_t i = 0; i < s->n_groups; i++) {
         const int64_t expert = s->group[i].id.expert;
         struct moment *m = &cov->moment[i];
         if (expert < 0) {
-            TRY(comm_sum_exact(cov->comm, &m->acc));
+            TRY(share_moment(cov->comm, m, first, &local));
             continue;
         }
         const int owner = slices_owner(s, expert);
@@ -220,6 +238,7 @@ int covariance_reduce(struct covariance *cov)
         if (owner != cov->comm->rank)
             moment_free(m);
     }
+    TRY(comm_agree(cov->comm, local));
     if (cov->tokens) {
         const int64_t n = s->config->n_experts;
         TRY(comm_sum_i64(cov->comm, cov->tokens, n));
@@ -228,6 +247,7 @@ int covariance_reduce(struct covariance *cov)
             cov->moment[s->n_groups - n + e].n_tokens = cov->tokens[e];
     }
 out:
+    free(first);
     return err;
 }
 

@@ -43,8 +43,8 @@ int covariance_observe_experts(void *ctx, int64_t layer, const struct routes *ro
 /* After each super-block, with what came out of the layer: ERR_NUMERIC names layer, group or router, calibration sequence and
  * token where something wasn't finite. Waits. Not collective. */
 int covariance_check(struct covariance *cov, int64_t layer, int64_t first_sequence, const struct mat *hidden);
-/* Sums over the ranks: every rank ends with the whole Sigma_x of each group, but of a routed expert's down, which goes to its owner
- * and is empty elsewhere, and with all counts. Collective. */
+/* Sums over the ranks: every rank ends with its share of each group's Sigma_x, but of a routed expert's down, which goes whole to its
+ * owner and is empty elsewhere, and with all counts. Collective. */
 int covariance_reduce(struct covariance *cov);
 void covariance_free(struct covariance *cov); /* accepts a zeroed one */
 

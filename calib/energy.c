@@ -88,18 +88,18 @@ out:
     return err;
 }
 
-/* Local rows of E times 256 rows of S, against the same 256 columns of E: adds to each panel's share of the trace. e_cols f32,
+/* Local rows of E times 256 columns of S, against the same 256 columns of E: adds to each panel's share of the trace. e_cols f32,
  * dense: those columns, all that the host gets of E. */
-static int add_products(struct exact *x, const struct mat *e, const struct mat *s_rows, int64_t col0,
+static int add_products(struct exact *x, const struct mat *e, const struct mat *s_cols, int64_t col0,
                         struct mat *product, struct mat *e_cols, double *leaf)
 {
     int err = OK;
     struct backend *be = x->be;
-    struct mat columns = mat_cols(e, col0, s_rows->cols);
+    struct mat columns = mat_cols(e, col0, s_cols->cols);
     void *host_p = NULL, *host_e = NULL;
     if (e->rows == 0)
         goto out;
-    TRY(exact_rows(x, 1, e, s_rows, 0, product));
+    TRY(exact_rows(x, 1, e, s_cols, 0, product));
     TRY(be->ops->copy(be, &columns, e_cols));
     TRY(be->ops->host_begin(be, product->data, mat_bytes(product), &host_p));
     TRY(be->ops->host_begin(be, e_cols->data, mat_bytes(e_cols), &host_e));
@@ -118,25 +118,23 @@ int trace_exact(struct problem *p, struct solution *out)
 {
     int err = OK;
     struct exact x = {0};
-    struct buf s_buf = {0}, st_buf = {0}, product_buf = {0}, e_buf = {0};
-    struct mat s, st, product, e;
+    struct buf s_buf = {0}, product_buf = {0}, e_buf = {0};
+    struct mat s, product, e;
     int64_t n = local_panels(p->panels);
     double *leaf = calloc((size_t)n + 1, sizeof *leaf), sum = 0;
     int64_t *slot = calloc((size_t)n + 1, sizeof *slot);
     if (!leaf || !slot)
         FAIL(ERR_NOMEM, "%lld panels", (long long)n);
     TRY(exact_open(&x, p->comm, p->panels, DT_F64, 1, p->d));
-    TRY(mat_alloc(p->be, DT_F64, PANEL_ROWS, p->d, &s_buf, &s));
-    TRY(mat_alloc(p->be, DT_F64, p->d, PANEL_ROWS, &st_buf, &st));
+    TRY(mat_alloc(p->be, DT_F64, p->d, PANEL_ROWS, &s_buf, &s));
     TRY(mat_alloc(p->be, DT_F64, p->e->rows, PANEL_ROWS, &product_buf, &product));
     TRY(mat_alloc(p->be, DT_F32, p->e->rows, PANEL_ROWS, &e_buf, &e));
     for (int64_t row = 0; row < p->d; row += PANEL_ROWS) {
         int64_t rows = p->d - row < PANEL_ROWS ? p->d - row : PANEL_ROWS;
-        struct mat part = mat_rows(&s, 0, rows), columns = mat_view(st.data, DT_F64, p->d, rows);
+        struct mat columns = mat_view(s.data, DT_F64, p->d, rows);
         struct mat made = mat_view(product.data, DT_F64, p->e->rows, rows);
         struct mat e_cols = mat_view(e.data, DT_F32, p->e->rows, rows);
-        TRY(metric_rows(p->metric, row, 1, &part));
-        TRY(p->be->ops->transpose(p->be, &part, &columns));
+        TRY(metric_columns(p->metric, row, 1, &columns));
         TRY(add_products(&x, p->e, &columns, row, &made, &e_cols, leaf));
     }
     err = exact_scalars(p->comm, p->panels, leaf, slot, 1, &sum);
@@ -148,7 +146,6 @@ int trace_exact(struct problem *p, struct solution *out)
 out:
     exact_close(&x);
     buf_free(&s_buf);
-    buf_free(&st_buf);
     buf_free(&product_buf);
     buf_free(&e_buf);
     free(leaf);

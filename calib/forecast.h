@@ -13,10 +13,11 @@
  * payload per layer:
  *   read      every matrix as stored, once from its owners to all others
  *   forward   bounds of values: 8 bytes (kv width + 2 widths of the downs), summed
- *   moments   8 bytes d (d + 1) / 2 of every group, summed; an expert's down reduced to its owner
- *   solve     krylov, a block: E^T U 8 d b and S E^T U 4 d b, Gram matrices of the blocks so far; the factors 8 d r a few times
- *             qr-rsvd: E^T E 8 d^2 / 2, R_e and L 8 d^2 each, a power step 16 d b
- *   refit     an expert's Y 8 d (r + 16), reduced to its owner, and V 4 d 16 from it
+ *   moments   8 bytes d (d + 1) / 2 of every group, reduced, every rank its rows; an expert's down to its owner
+ *   solve     S: half of 4 d^2, from the ranks that have it below the diagonal to those who need it above
+ *             krylov, a block: E^T U 8 d b and S E^T U 4 d b, Gram matrices of the blocks so far; the factors 8 d r a few times
+ *             qr-rsvd: E^T E and S 8 d^2 / 2 each, R_e and L 8 d^2 each, a power step 16 d b; --exact-energy 8 d^2
+ *   refit     S 4 d^2; an expert's Y 8 d (r + 16), reduced to its owner, and V 4 d 16 from it
  *   write     codes, scales, zeros and A from their owners to the layer's writer, rank l mod R
  * and per wave, from a rank to its place in the next stage and, unless the wave is the last, from the last stage to the first:
  *   forward   hidden states, 4 d_model a token of this rank's, and 64 bytes a super-block

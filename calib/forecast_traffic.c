@@ -51,11 +51,44 @@ static void product(const struct at *a, int64_t rows, int64_t cols)
     sum(a, F64 + rows * cols * F64);
 }
 
+static void message(const struct at *a, int64_t out, int64_t in)
+{
+    traffic_count(a->t, TRAFFIC_MESSAGE, a->size, out, in);
+}
+
 /* Rows of S, and of R_e, on this rank. */
 static int64_t metric_rows_of(const struct at *a, int64_t d)
 {
-    const struct range own = shard_even((d + PANEL_ROWS - 1) / PANEL_ROWS, a->rank, a->size);
-    return min_i64(own.end * PANEL_ROWS, d) - min_i64(own.begin * PANEL_ROWS, d);
+    const struct range own = moment_share(d, a->rank, a->size);
+    return own.end - own.begin;
+}
+
+/* Its diagonal to all; what is left of a rank's diagonal block to those who have it right of theirs. */
+static void open_metric(const struct at *a, int64_t d)
+{
+    const struct range own = moment_share(d, a->rank, a->size);
+    const int64_t rows = own.end - own.begin;
+    spread(a, rows * F64, d * F64);
+    message(a, rows * own.begin * F32, rows * (d - own.end) * F32);
+}
+
+/* Rows from `top` on of a panel of columns, which its owner has down to its own last row, those after it from there. */
+static int64_t column_rows_of(const struct at *a, int64_t d, int64_t col0, int64_t top)
+{
+    const struct range own = moment_share(d, a->rank, a->size);
+    return own.end <= col0 ? 0 : own.begin <= col0 ? own.end - top : own.end - own.begin;
+}
+
+/* All panels: from the diagonal on to rank 0, or whole to all. */
+static void columns_of_metric(const struct at *a, int64_t d, int to_root)
+{
+    for (int64_t j = 0; j < d; j += PANEL_ROWS) {
+        const int64_t n = min_i64(PANEL_ROWS, d - j) * F64, rows = column_rows_of(a, d, j, to_root ? j : 0);
+        if (to_root)
+            message(a, a->rank == 0 ? 0 : rows * n, a->rank == 0 ? (d - j - rows) * n : 0);
+        else
+            spread(a, rows * n, d * n);
+    }
 }
 
 static void apply_metric(const struct at *a, int64_t d, int64_t cols, int64_t bytes)
@@ -75,7 +108,7 @@ static void orthonormalize(const struct at *a, enum qr_kind kind, int64_t n, int
     if (kind == QR_HOUSEHOLDER) { /* an R of each panel to rank 0, and a part of its Q back */
         const int64_t bytes = heights(own, n) * n * F64, whole = heights(all, n) * n * F64;
         const int64_t out = a->rank == 0 ? whole - bytes : bytes;
-        traffic_count(a->t, TRAFFIC_MESSAGE, a->size, out, out);
+        message(a, out, out);
         return;
     }
     for (int pass = 0; pass < 2; pass++) {
@@ -125,8 +158,8 @@ static void householder(const struct at *a, const struct shape_of_problem *p)
     const int64_t moved = p->m_p * p->d * F32, others = (p->m - p->m_p) * p->d * F32;
     const int64_t keeps = a->rank < used ? moved / used : 0, gets = a->rank < used ? others / used : 0;
     const int64_t own = n / a->size + (a->rank < n % a->size), square = p->d * p->d * F64;
-    traffic_count(a->t, TRAFFIC_MESSAGE, a->size, moved - keeps, gets);
-    traffic_count(a->t, TRAFFIC_MESSAGE, a->size, a->rank > 0 ? own * square : 0, a->rank > 0 ? 0 : (n - own) * square);
+    message(a, moved - keeps, gets);
+    message(a, a->rank > 0 ? own * square : 0, a->rank > 0 ? 0 : (n - own) * square);
 }
 
 static void qr_rsvd(const struct at *a, const struct forecast_job *job, const struct shape_of_problem *p)
@@ -142,9 +175,10 @@ static void qr_rsvd(const struct at *a, const struct forecast_job *job, const st
                 product(a, d - j, min_i64(GRAM_COLS, d - j));
         if (job->options->solve.qr == QR_GRAM)
             from_root(a, sizeof(int));
-        traffic_count(a->t, TRAFFIC_MESSAGE, a->size, out, in);
+        message(a, out, in);
     }
-    from_root(a, d * d * F64);
+    columns_of_metric(a, d, 1);
+    from_root(a, sizeof(int) + d * d * F64);
     sum(a, (1 + is_reduced) * d * F64);
     scalars(a, 1);
     for (int step = 0; step < job->steps; step++) {
@@ -177,6 +211,7 @@ static void solve(const struct at *a, const struct forecast_job *job, const stru
         scalars(a, p->n_modules);
     }
     if (job->options->solve.exact_energy) {
+        columns_of_metric(a, d, 0);
         scalars(a, 1);
         return;
     }
@@ -194,6 +229,7 @@ static void solve_group_of(const struct at *a, const struct forecast_job *job, c
 {
     const struct solve_params *params = &job->options->solve;
     const int is_apart = params->sharing == SHARE_MODULE;
+    open_metric(a, g->d_in);
     for (int64_t i = 0; i < (is_apart ? g->n : 1); i++) {
         const struct range own =
             is_apart ? panels_module_rows(&g->panels, i, a->rank) : panels_rows(&g->panels, a->rank);
@@ -225,6 +261,8 @@ static void refit_group(const struct at *a, const struct forecast_job *job, cons
         sum(a, F64);
     sum(a, d * F64); /* measure_error */
     scalars(a, 1);
+    open_metric(a, d);
+    spread(a, metric_rows_of(a, d) * d * F32, d * d * F32); /* layer_seen */
     if (r > 0) {
         apply_metric(a, d, all, F64);
         sum(a, all * F64);
@@ -256,11 +294,13 @@ static void moments_traffic(const struct at *a, const struct slices *s, int64_t 
 {
     for (int64_t i = 0; i < s->n_groups; i++) {
         const struct slice_group *g = &s->group[i];
-        const int64_t bytes = g->d_in * (g->d_in + 1) / 2 * F64;
+        const int64_t bytes = packed_elements(g->d_in) * F64;
+        const struct range own = moment_share(g->d_in, a->rank, a->size);
+        const int64_t part = (packed_elements(own.end) - packed_elements(own.begin)) * F64;
         if (g->id.expert >= 0)
             reduce_to(a, slices_owner(s, g->id.expert), bytes);
         else
-            sum(a, bytes);
+            traffic_count(a->t, TRAFFIC_REDUCE, a->size, bytes - part, part);
     }
     sum(a, 2 * n_experts * F64);
 }

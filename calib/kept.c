@@ -52,9 +52,11 @@ out:
     return err;
 }
 
-static int get_piece(struct backend *be, const struct moment *m, int64_t at, int64_t n, struct passage *p)
+/* Elements [at, at + n) of the triangle, all of which are here. */
+static int get_piece(struct backend *be, const struct moment *m, int64_t at, int64_t n, int64_t *piece)
 {
-    return be->ops->get(be, p->piece, (int64_t *)m->acc.data + at, (size_t)n * sizeof *p->piece);
+    const int64_t *own = (const int64_t *)m->acc.data + (at - packed_elements(m->row0));
+    return be->ops->get(be, piece, own, (size_t)n * sizeof *piece);
 }
 
 /* From the rank that has it to root, if that is another: one that failed goes on sending, so that nobody waits. */
@@ -69,25 +71,52 @@ out:
     return err;
 }
 
-/* One group's, which rank `from` has. */
-static int write_group(const struct covariance *cov, int64_t group, int from, int root, struct store_writer *writer,
+/* Elements of a group's triangle that rank p has: its share, or what belongs to one owner (>= 0) whole. */
+static struct range elements_of(const struct covariance *cov, int64_t group, int owner, int p)
+{
+    const int64_t d = cov->slices->group[group].d_in;
+    const struct range rows = owner < 0    ? moment_share(d, p, cov->comm->size)
+                              : p == owner ? (struct range){0, d}
+                                           : (struct range){0, 0};
+    return (struct range){packed_elements(rows.begin), packed_elements(rows.end)};
+}
+
+/* Elements [at, at + n) on root, each part from the rank that has it. *local: what went wrong on this rank. */
+static int pass_piece(const struct covariance *cov, int64_t group, int owner, int root, int64_t at, int64_t n,
+                      struct passage *p, int *local)
+{
+    int err = OK;
+    struct comm *comm = cov->comm;
+    for (int from = 0; from < comm->size; from++) {
+        const struct range has = elements_of(cov, group, owner, from);
+        const int64_t begin = max_i64(at, has.begin), end = min_i64(at + n, has.end);
+        if (begin >= end)
+            continue;
+        if (comm->rank == from && !*local)
+            *local = get_piece(comm->be, &cov->moment[group], begin, end - begin, p->piece + (begin - at));
+        TRY(pass(comm, from, root, p->piece + (begin - at), (size_t)(end - begin) * sizeof *p->piece));
+    }
+out:
+    return err;
+}
+
+/* One group's: every rank has a share, or `owner` (>= 0) all. */
+static int write_group(const struct covariance *cov, int64_t group, int owner, int root, struct store_writer *writer,
                        struct passage *p, int *local)
 {
     int err = OK;
     struct comm *comm = cov->comm;
     const struct group_id id = cov->slices->group[group].id;
-    const struct moment *m = &cov->moment[group];
-    const int64_t d = cov->slices->group[group].d_in, n = d * (d + 1) / 2;
+    const int64_t d = cov->slices->group[group].d_in, n = packed_elements(d);
+    const int from = owner < 0 ? root : owner; /* of exponents, which all who have sums have */
     if (comm->rank == from && !*local)
-        *local = get_exponents(comm->be, m, p);
+        *local = get_exponents(comm->be, &cov->moment[group], p);
     TRY(pass(comm, from, root, p->wide, (size_t)d * sizeof *p->wide));
     if (comm->rank == root && !*local)
         *local = stats_put_exponents(writer, id, d, p->wide);
     for (int64_t at = 0; at < n; at += PIECE_ELEMENTS) {
         const int64_t k = min_i64(n - at, PIECE_ELEMENTS);
-        if (comm->rank == from && !*local)
-            *local = get_piece(comm->be, m, at, k, p);
-        TRY(pass(comm, from, root, p->piece, (size_t)k * sizeof *p->piece));
+        TRY(pass_piece(cov, group, owner, root, at, k, p, local));
         if (comm->rank == root && !*local)
             *local = stats_put_moment(writer, id, at, k, p->piece);
     }
@@ -122,7 +151,7 @@ int kept_write(const struct covariance *cov, const char *dir, int root, const st
     TRY(comm_agree(comm, local));
     for (int64_t i = 0; i < s->n_groups; i++) {
         const int64_t expert = s->group[i].id.expert;
-        TRY(write_group(cov, i, expert < 0 ? root : slices_owner(s, expert), root, writer, &p, &local));
+        TRY(write_group(cov, i, expert < 0 ? -1 : slices_owner(s, expert), root, writer, &p, &local));
     }
     if (comm->rank == root && cov->tokens && !local)
         local = stats_put_experts(writer, s->config->n_experts, cov->tokens, cov->gates);
@@ -140,8 +169,9 @@ out:
 
 /* ---- and back ------------------------------------------------------------------------------------------------------ */
 
-/* Exponents and an empty sum. Rank-local. */
-static int read_shape(struct stats_file *file, struct covariance *cov, int64_t group, struct passage *p)
+/* Exponents and an empty sum. */
+static int read_shape(struct stats_file *file, struct covariance *cov, int64_t group, struct range rows,
+                      struct passage *p)
 {
     int err = OK;
     const struct slice_group *g = &cov->slices->group[group];
@@ -150,34 +180,26 @@ static int read_shape(struct stats_file *file, struct covariance *cov, int64_t g
     TRY(stats_read_exponents(file, g->id, p->wide));
     for (int64_t j = 0; j < g->d_in; j++)
         p->exp[j] = (int32_t)p->wide[j];
-    TRY(moment_create(cov->comm->be, g->d_in, p->exp, (int)stats_facts(file)->shift, tokens, &cov->moment[group]));
+    TRY(moment_create(cov->comm->be, g->d_in, rows, p->exp, (int)stats_facts(file)->shift, tokens,
+                      &cov->moment[group]));
 out:
     return err;
 }
 
-static int put_piece(struct backend *be, struct moment *m, int64_t at, int64_t n, const struct passage *p)
-{
-    return be->ops->put(be, (int64_t *)m->acc.data + at, p->piece, (size_t)n * sizeof *p->piece);
-}
-
-/* A group's sum: of all ranks (root reads and tells), or of this one alone (root < 0). *local: what went wrong on this rank. */
-static int read_group(struct stats_file *file, struct covariance *cov, int64_t group, int root, struct passage *p,
-                      int *local)
+/* These rows of a group's sum. Rank-local. */
+static int read_group(struct stats_file *file, struct covariance *cov, int64_t group, struct range rows,
+                      struct passage *p)
 {
     int err = OK;
-    struct comm *comm = cov->comm;
+    struct backend *be = cov->comm->be;
     const struct slice_group *g = &cov->slices->group[group];
-    const int64_t n = g->d_in * (g->d_in + 1) / 2;
-    if (!*local)
-        *local = read_shape(file, cov, group, p);
-    for (int64_t at = 0; at < n; at += PIECE_ELEMENTS) {
-        const int64_t k = min_i64(n - at, PIECE_ELEMENTS);
-        if ((root < 0 || comm->rank == root) && !*local)
-            *local = stats_read_moment(file, g->id, at, k, p->piece);
-        if (root >= 0)
-            TRY(comm_bcast(comm, p->piece, (size_t)k * sizeof *p->piece, root));
-        if (!*local)
-            *local = put_piece(comm->be, &cov->moment[group], at, k, p);
+    const int64_t first = packed_elements(rows.begin), last = packed_elements(rows.end);
+    struct moment *m = &cov->moment[group];
+    TRY(read_shape(file, cov, group, rows, p));
+    for (int64_t at = first; at < last; at += PIECE_ELEMENTS) {
+        const int64_t k = min_i64(last - at, PIECE_ELEMENTS);
+        TRY(stats_read_moment(file, g->id, at, k, p->piece));
+        TRY(be->ops->put(be, (int64_t *)m->acc.data + (at - first), p->piece, (size_t)k * sizeof *p->piece));
     }
 out:
     return err;
@@ -204,19 +226,17 @@ int kept_read(const struct slices *slices, const struct corpus *corpus, const ch
     struct comm *comm = slices->comm;
     struct stats_file *file = NULL;
     struct passage p = {0};
-    const int root = (int)(slices->layer % comm->size);
     int local = covariance_create(slices, corpus, cov);
     local = local ? local : passage_create(slices, &p);
     local = local ? local : open_layer(slices, dir, fingerprint, &file);
     if (!local && cov->tokens)
         local = stats_read_experts(file, cov->tokens, cov->gates);
-    TRY(comm_agree(comm, local));
-    for (int64_t i = 0; i < slices->n_groups; i++) {
-        const int64_t expert = slices->group[i].id.expert;
+    for (int64_t i = 0; i < slices->n_groups && !local; i++) {
+        const int64_t expert = slices->group[i].id.expert, d = slices->group[i].d_in;
         if (expert < 0)
-            TRY(read_group(file, cov, i, root, &p, &local));
+            local = read_group(file, cov, i, moment_share(d, comm->rank, comm->size), &p);
         else if (slices_owner(slices, expert) == comm->rank)
-            TRY(read_group(file, cov, i, -1, &p, &local));
+            local = read_group(file, cov, i, (struct range){0, d}, &p);
         else
             cov->moment[i].n_tokens = cov->tokens[expert];
     }

@@ -2,8 +2,7 @@
  * Kept: what covariance.h summed of a layer, to disk (`calibrate --stats keep`) and back (`solve --stats`), where it takes the place
  * of reading the layer's weights whole, running it and summing. The files: model/store_stats.h.
  *
- * Of the statistics that every rank holds, the layer's writer puts its own; a routed down's come from the expert's owner, who alone
- * has them, in pieces of at most 4 MB. Back the same ways: one rank reads and tells the others, owners read for themselves.
+ * The layer's writer puts all of it: sums come from the ranks that have them, in pieces of at most 4 MB. Back every rank reads its own.
  * What the experts' own refit needs (cross.h) isn't kept: it depends on B.
  */
 #ifndef GLOWQ_CALIB_KEPT_H

@@ -3,18 +3,22 @@
  *
  * acc is the packed lower triangle of sum over leaves of rint(X_leaf^T X_leaf * 2^(shift - e_i - e_j)); leaves are fixed
  * super-blocks of whole sequences, so acc has the same bits for any number of ranks and any order.
+ *
+ * A rank holds some of its rows: all while leaves are added; its share (moment_share) when they are summed over the ranks.
  */
 #ifndef GLOWQ_CALIB_MOMENT_H
 #define GLOWQ_CALIB_MOMENT_H
 
-#include "kernels/kernels.h"
+#include "comm/comm.h"
+#include "comm/shard.h"
 
 #include <stdint.h>
 
 struct moment {
     int64_t d;
+    int64_t row0, row1; /* rows of the triangle that are here */
     struct buf acc_buf, exp_buf;
-    struct mat acc; /* i64 [1, d (d + 1) / 2] */
+    struct mat acc; /* i64, these rows packed: [1, packed_elements(row1) - packed_elements(row0)] */
     struct mat exp; /* i32 [1, d] */
     int shift;
     int64_t n_tokens; /* over all ranks: S_n = acc * 2^(e_i + e_j - shift) / n_tokens */
@@ -24,11 +28,15 @@ struct moment {
     double prior, prior_tokens;
 };
 
-/* A zero sum over n_tokens. exp: host [d]. Queued. Not collective. */
-int moment_create(struct backend *be, int64_t d, const int32_t *exp, int shift, int64_t n_tokens,
+/* Rows of a [d, d] triangle, or of S, that a rank gets: panels of PANEL_ROWS, shared out evenly. */
+struct range moment_share(int64_t d, int rank, int n_ranks);
+/* A zero sum over n_tokens of these rows. exp: host [d]. Queued. Not collective. */
+int moment_create(struct backend *be, int64_t d, struct range rows, const int32_t *exp, int shift, int64_t n_tokens,
                   struct moment *moment);
+/* Of the rows that are here only these stay; the memory of the others is given back. Queued. Not collective. */
+int moment_keep(struct moment *moment, struct range rows);
 void moment_free(struct moment *moment);
-/* Sum over tokens of x_j^2: acc's diagonal, host [d]. Waits. Not collective. */
-int moment_squares(struct backend *be, const struct moment *moment, double *squares);
+/* Sum over tokens of x_j^2: acc's diagonal, host [d]; each of comm's ranks holds its share. Collective. */
+int moment_squares(struct comm *comm, const struct moment *moment, double *squares);
 
 #endif

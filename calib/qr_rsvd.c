@@ -63,18 +63,39 @@ static void core_close(struct core *c)
 
 /* ---- L with L L^T = damped S ---------------------------------------------------------------------------------------- */
 
-/* Rank 0: the damped S, f64 [d, d]. Its diagonal is a column whose rows lie d + 1 elements apart. */
-static int damped_metric(struct problem *p, struct mat *s)
+/* The lower triangle of S, times what damping keeps of it, to rank 0: a panel of columns at a time. */
+static int collect_metric(struct problem *p, struct mat *s)
+{
+    int err = OK, failed = OK;
+    struct buf buf = {0};
+    struct mat columns;
+    TRY(comm_agree(p->comm, mat_alloc(p->be, DT_F64, p->d, min_i64(PANEL_ROWS, p->d), &buf, &columns)));
+    for (int64_t j = 0; j < p->d; j += PANEL_ROWS) {
+        struct mat below = mat_view(columns.data, DT_F64, p->d - j, min_i64(PANEL_ROWS, p->d - j));
+        TRY(metric_columns_to_root(p->metric, j, p->metric->keep, &below));
+        if (p->comm->rank == 0) {
+            const struct mat rows = mat_rows(s, j, below.rows);
+            struct mat place = mat_cols(&rows, j, below.cols);
+            failed = failed ? failed : p->be->ops->copy(p->be, &below, &place);
+        }
+    }
+    TRY(comm_agree(p->comm, failed));
+out:
+    buf_free(&buf);
+    return err;
+}
+
+/* Rank 0: its diagonal, damped: a column whose rows lie d + 1 elements apart. */
+static int damp_diagonal(struct problem *p, struct mat *s)
 {
     int err = OK;
-    struct metric *metric = p->metric;
+    const struct metric *metric = p->metric;
     struct buf buf = {0};
     struct mat diagonal = {s->data, DT_F64, p->d, 1, s->ld + 1}, column;
     double *host = malloc((size_t)p->d * sizeof *host);
     if (!host)
         FAIL(ERR_NOMEM, "a row of %lld values", (long long)p->d);
     TRY(mat_alloc(p->be, DT_F64, p->d, 1, &buf, &column));
-    TRY(metric_rows(metric, 0, metric->keep, s));
     for (int64_t i = 0; i < p->d; i++)
         host[i] = metric->diag[i] * metric->keep + metric->add[i];
     TRY(p->be->ops->put(p->be, column.data, host, mat_bytes(&column)));
@@ -85,23 +106,29 @@ out:
     return err;
 }
 
-/* Rank 0: L in place of S. Cholesky; eigenvectors times root eigenvalues where S is not positive definite (fewer tokens than
- * channels and no damping). */
-static int factor_metric(struct problem *p, struct mat *l)
+/* Rank 0: L by Cholesky; *sound = 0 where S is not positive definite (fewer tokens than channels and no damping). */
+static int factor_by_cholesky(struct problem *p, struct mat *l, int *sound)
+{
+    int err = OK;
+    TRY(damp_diagonal(p, l));
+    err = p->be->ops->cholesky(p->be, l);
+    *sound = err == OK;
+    err = err == ERR_NUMERIC ? OK : err;
+out:
+    return err;
+}
+
+/* Rank 0: eigenvectors times root eigenvalues. */
+static int factor_by_eigenvalues(struct problem *p, struct mat *l)
 {
     int err = OK;
     struct buf w_buf = {0};
     struct mat w;
     double *host = NULL;
-    TRY(damped_metric(p, l));
-    err = p->be->ops->cholesky(p->be, l);
-    if (err != ERR_NUMERIC)
-        goto out;
-    err = OK;
     if (!(host = malloc((size_t)p->d * sizeof *host)))
         FAIL(ERR_NOMEM, "%lld eigenvalues", (long long)p->d);
     TRY(mat_alloc(p->be, DT_F64, 1, p->d, &w_buf, &w));
-    TRY(damped_metric(p, l));
+    TRY(damp_diagonal(p, l));
     TRY(p->be->ops->eigh(p->be, l, &w));
     TRY(p->be->ops->get(p->be, host, w.data, mat_bytes(&w)));
     for (int64_t i = 0; i < p->d; i++)
@@ -111,6 +138,22 @@ static int factor_metric(struct problem *p, struct mat *l)
 out:
     buf_free(&w_buf);
     free(host);
+    return err;
+}
+
+/* L in place of S, on rank 0; the others have no l. */
+static int factor_metric(struct problem *p, struct mat *l)
+{
+    int err = OK, sound = 1;
+    const int root = p->comm->rank == 0;
+    TRY(collect_metric(p, l));
+    TRY(comm_agree(p->comm, root ? factor_by_cholesky(p, l, &sound) : OK));
+    TRY(comm_bcast(p->comm, &sound, sizeof sound, 0));
+    if (sound)
+        goto out;
+    TRY(collect_metric(p, l)); /* Cholesky left it half made */
+    TRY(comm_agree(p->comm, root ? factor_by_eigenvalues(p, l) : OK));
+out:
     return err;
 }
 
@@ -208,7 +251,7 @@ out:
 
 static int core_open(struct core *c, struct problem *p)
 {
-    int err = OK, failed = OK;
+    int err = OK;
     struct exact x = {0};
     struct buf l_buf = {0}, max_buf = {0};
     struct mat l, max;
@@ -221,9 +264,7 @@ static int core_open(struct core *c, struct problem *p)
     TRY(mat_alloc(p->be, DT_F64, 1, p->d, &max_buf, &max));
     if (!(host = malloc((size_t)p->d * sizeof *host)))
         FAIL(ERR_NOMEM, "%lld column maxima", (long long)p->d);
-    if (p->comm->rank == 0)
-        failed = factor_metric(p, &l);
-    TRY(comm_agree(p->comm, failed));
+    TRY(factor_metric(p, &l));
     TRY(comm_bcast_mat(p->comm, &l, 0));
     TRY(exact_open(&x, p->comm, &c->panels, DT_F64, 1, c->x.dtype == DT_F64 ? 0 : p->d));
     TRY(exact_rows(&x, 1, &c->x, &l, 0, &c->m));

@@ -201,35 +201,64 @@ out:
 
 /* ---- under the layer's S ---------------------------------------------------------------------------------------------- */
 
-/* sv = S V of all own units, a panel of S's rows at a time: they are made here from the moment, which every rank holds. */
-static int layer_seen(struct refit *f)
+/* Working memory: a panel of S's rows, what it makes of one unit's V, and all V in S's type. */
+struct seeing {
+    struct buf rows_buf, part_buf, v_buf;
+    struct mat rows, part, v;
+};
+
+static void seeing_free(struct seeing *x)
+{
+    buf_free(&x->rows_buf);
+    buf_free(&x->part_buf);
+    buf_free(&x->v_buf);
+}
+
+static int seeing_create(struct refit *f, struct seeing *x)
 {
     int err = OK;
-    const struct backend_ops *ops = f->be->ops;
-    const int64_t d = f->p.d, all = f->n_units * d;
-    struct buf bufs[3] = {0};
-    struct mat rows, v = f->v, part;
     const enum dtype dtype = f->metric.dtype;
-    if (f->n_units == 0)
-        goto out;
-    TRY(mat_alloc(f->be, dtype, min_i64(PANEL_ROWS, d), d, &bufs[0], &rows));
-    TRY(mat_alloc(f->be, dtype, min_i64(PANEL_ROWS, d), P, &bufs[1], &part));
-    if (dtype != DT_F32) {
-        TRY(mat_alloc(f->be, dtype, all, P, &bufs[2], &v));
-        TRY(ops->convert(f->be, &f->v, &v));
-    }
-    for (int64_t row = 0; row < d; row += PANEL_ROWS) {
-        struct mat s = mat_rows(&rows, 0, min_i64(PANEL_ROWS, d - row)), made = mat_rows(&part, 0, s.rows);
-        TRY(metric_rows(&f->metric, row, 1, &s));
-        for (int64_t u = 0; u < f->n_units; u++) {
-            struct mat vu = mat_rows(&v, u * d, d), svu = mat_rows(&f->sv, u * d + row, s.rows);
-            TRY(ops->gemm(f->be, 0, 0, 1, &s, &vu, 0, &made));
-            TRY(ops->convert(f->be, &made, &svu));
-        }
+    const int64_t d = f->p.d, n = min_i64(PANEL_ROWS, d);
+    x->v = f->v;
+    TRY(mat_alloc(f->be, dtype, n, d, &x->rows_buf, &x->rows));
+    TRY(mat_alloc(f->be, dtype, n, P, &x->part_buf, &x->part));
+    if (dtype != DT_F32 && f->n_units > 0) {
+        TRY(mat_alloc(f->be, dtype, f->n_units * d, P, &x->v_buf, &x->v));
+        TRY(f->be->ops->convert(f->be, &f->v, &x->v));
     }
 out:
-    for (int i = 0; i < 3; i++)
-        buf_free(&bufs[i]);
+    return err;
+}
+
+/* Rows s, from `row` on, of S times V of every own unit. */
+static int see_panel(struct refit *f, struct seeing *x, const struct mat *s, int64_t row)
+{
+    int err = OK;
+    const int64_t d = f->p.d;
+    struct mat made = mat_rows(&x->part, 0, s->rows);
+    for (int64_t u = 0; u < f->n_units; u++) {
+        struct mat vu = mat_rows(&x->v, u * d, d), svu = mat_rows(&f->sv, u * d + row, s->rows);
+        TRY(f->be->ops->gemm(f->be, 0, 0, 1, s, &vu, 0, &made));
+        TRY(f->be->ops->convert(f->be, &made, &svu));
+    }
+out:
+    return err;
+}
+
+/* sv = S V of all own units, a panel of S's rows at a time, which the rank that has them hands round. Collective. */
+static int layer_seen(struct refit *f)
+{
+    int err = OK, local = OK;
+    struct seeing x = {0};
+    TRY(comm_agree(f->p.comm, seeing_create(f, &x)));
+    for (int64_t row = 0; row < f->p.d; row += PANEL_ROWS) {
+        struct mat s = mat_rows(&x.rows, 0, min_i64(PANEL_ROWS, f->p.d - row));
+        TRY(metric_panel(&f->metric, row, &s));
+        local = local ? local : see_panel(f, &x, &s, row);
+    }
+    TRY(comm_agree(f->p.comm, local));
+out:
+    seeing_free(&x);
     return err;
 }
 
@@ -246,8 +275,8 @@ static int layer_products(struct refit *f)
     local = ops->rand_sign(f->be, p->params->seed, STREAM_PROBES, p->params->sub,
                            panels_rows(p->panels, p->panels->rank).begin, &f->z);
     local = local ? local : refit_probe(p->comm, p->params, p->panels, f->whole, p->e, &f->v);
-    local = local ? local : layer_seen(f);
     TRY(comm_agree(p->comm, local));
+    TRY(layer_seen(f));
 out:
     return err;
 }

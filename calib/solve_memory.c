@@ -24,8 +24,7 @@ struct solve_share solve_share_of(const struct slices *slices, int64_t group)
     const struct slice_group *g = &slices->group[group];
     const int is_alone = g->id.expert >= 0, rank = is_alone ? 0 : g->panels.rank;
     const struct range own = panels_rows(&g->panels, g->panels.rank);
-    const int64_t d = g->d_in, n = (d + PANEL_ROWS - 1) / PANEL_ROWS;
-    const struct range s = shard_even(n, rank, is_alone ? 1 : g->panels.n_ranks);
+    const struct range s = moment_share(g->d_in, rank, is_alone ? 1 : g->panels.n_ranks);
     int64_t widest = 0;
     for (int64_t i = 0; i < g->n; i++)
         widest = max_i64(widest, g->panels.module_rows[i]);
@@ -33,8 +32,8 @@ struct solve_share solve_share_of(const struct slices *slices, int64_t group)
                                 .widest = widest,
                                 .m = g->panels.n_rows,
                                 .m_p = own.end - own.begin,
-                                .d = d,
-                                .d_p = min_i64(s.end * PANEL_ROWS, d) - min_i64(s.begin * PANEL_ROWS, d),
+                                .d = g->d_in,
+                                .d_p = s.end - s.begin,
                                 .root = rank == 0};
 }
 
@@ -93,7 +92,7 @@ static size_t qr_rsvd_memory(const struct solve_params *params, const struct sol
     else if (s->root)
         reduce = max_size(reduce, f64s(square));
     reduce = is_reduced ? reduce + f64s(s->root ? square : 0) : 0;
-    const size_t core = f64s(rows * s->d + square) + made;
+    const size_t core = f64s(rows * s->d + square) + max_size(made, f64s(s->d * min_i64(PANEL_ROWS, s->d)));
     const size_t sketch = f64s(rows * s->d + s->d * b + 2 * s->d * b + (s->root ? 2 * s->d * b : 0) + rows * (b + r)) +
                           orth_memory(is_reduced ? s->d : s->m, rows, s->root, b) + made;
     return x + max_size(reduce, max_size(core, sketch));
@@ -110,7 +109,7 @@ static size_t factors_memory(const struct solve_share *s, int64_t r, enum dtype 
 static size_t trace_memory(const struct solve_params *params, const struct solve_share *s, int64_t r)
 {
     if (params->exact_energy)
-        return converted(s->d) + f64s(2 * PANEL_ROWS * s->d) + (size_t)(s->m_p * PANEL_ROWS) * 12;
+        return converted(s->d) + f64s(PANEL_ROWS * s->d) + (size_t)(s->m_p * PANEL_ROWS) * 12;
     return f64s(2 * s->d * N_PROBES) + (r > 0 ? converted(N_PROBES) + f64s((s->m_p + s->d) * r) : 0);
 }
 

@@ -86,8 +86,15 @@ enum {
     KV_BLOCK = 16,        /* tokens a KV block */
     ATTENTION_SPAN = 256, /* softmax merges at absolute multiples of this many keys */
     TREE_LEAVES = 8,      /* K-blocks of a row-parallel product, lanes of the vocabulary */
-    PANEL_ROWS = 256      /* weight-row panel: the leaf of everything that is summed over rows of E */
+    PANEL_ROWS = 256,     /* weight-row panel: the leaf of everything that is summed over rows of E */
+    MOMENT_STEP = 1024    /* rows of Sigma_x that can be added apart from the others: whole tiles of every backend */
 };
+
+/* Elements before row `row` of a packed lower triangle; rows [a, b) take packed_elements(b) - packed_elements(a). */
+static inline int64_t packed_elements(int64_t row)
+{
+    return row * (row + 1) / 2;
+}
 
 /* A weight in the backend's own layout, made row panel by row panel while loading. Owned by the linear that holds it. */
 struct packed {
@@ -293,13 +300,15 @@ struct backend_ops {
     /* out f64 = acc * 2^(row_exp + col_exp - shift). */
     int (*fixed_get)(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp,
                      int shift, struct mat *out);
-    /* One leaf of Sigma_x: the lower triangle of X^T X (X act [t, d], f32 products in fixed tiles) is added to acc, a packed
-     * lower triangle i64 [1, d (d + 1) / 2] (row i at i (i + 1) / 2), with exponents exp i32 [1, d] for rows and columns. */
-    int (*moment_add)(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
-                      int32_t *overflow);
-    /* Rows [row0, row0 + s->rows) of S, all d columns (both triangles), f32 or f64: acc * 2^(exp_i + exp_j - shift) * factor. */
-    int (*moment_get)(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
-                      int64_t row0, struct mat *s);
+    /* One leaf of Sigma_x: rows [first, last) of the lower triangle of X^T X (X act [t, d], f32 products in fixed tiles) are added
+     * to acc i64, which holds these rows packed (packed_elements), with exponents exp i32 [1, d] for rows and columns. Both are
+     * multiples of MOMENT_STEP, last may be d: a triangle has the same bits whether it is added whole or a step at a time. */
+    int (*moment_add)(struct backend *be, const struct mat *x, const struct mat *exp, int shift, int64_t first,
+                      int64_t last, struct mat *acc, int32_t *overflow);
+    /* s f32 or f64 = block [s->rows, s->cols] of S from element (row0, col0) on: acc * 2^(exp_i + exp_j - shift) * factor. acc holds
+     * the packed rows from `first` on, among them all that the block stands in, below the diagonal or mirrored. */
+    int (*moment_get)(struct backend *be, const struct mat *acc, int64_t first, const struct mat *exp, int shift,
+                      double factor, int64_t row0, int64_t col0, struct mat *s);
 
     /* ---- quantization (calibration) ----------------------------------------------------------------------------- */
     /* Round to nearest, asymmetric, per row and group of group_size columns (the last group may be shorter); MATH section 3:

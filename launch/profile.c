@@ -136,7 +136,7 @@ static int run_linear(struct bench *b, double *amount)
 static int run_moment(struct bench *b, double *amount)
 {
     *amount = (double)b->tokens * (double)b->d * (double)(b->d + 1);
-    return b->be->ops->moment_add(b->be, &b->x, &b->exp, 20, &b->moment, b->flag);
+    return b->be->ops->moment_add(b->be, &b->x, &b->exp, 20, 0, b->d, &b->moment, b->flag);
 }
 
 static int run_gemm_f32(struct bench *b, double *amount)

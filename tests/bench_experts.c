@@ -35,9 +35,9 @@ struct bench {
     struct panels panels;
     int64_t experts, rows, d, r;
     struct buf e_buf;
-    struct mat e; /* f32, local */
-    struct moment moment;
-    double *weight; /* [experts] 1 */
+    struct mat e;                /* f32, local */
+    struct moment moment, whole; /* this rank's share of it; all of it */
+    double *weight;              /* [experts] 1 */
 };
 
 static struct solve_params params_of(const struct bench *b, const char *method)
@@ -139,7 +139,7 @@ static int solve_gram(struct bench *b, const struct solve_params *params, struct
     seconds[0] = now_s() - start;
     TRY(comm_open_self(&self, &b->be));
     TRY(panels_create(&b->d, 1, 0, 0, 1, &one));
-    TRY(solve_group(&self, params, &one, &r, &b->moment,
+    TRY(solve_group(&self, params, &one, &r, &b->whole,
                     &small)); /* every rank the same: nobody would have anything else to do */
     seconds[1] = now_s() - start - seconds[0];
     TRY(lift(b, params, &small, out));
@@ -234,7 +234,9 @@ static int bench_open(struct bench *b, int threads, const char *device)
     TRY(comm_open_mpi(&b->comm, &b->be));
     TRY(panels_create(rows, 2 * b->experts, 2, b->comm.rank, b->comm.size, &b->panels));
     TRY(make_error(b));
-    TRY(bench_moment(&b->be, 2, b->d, &b->moment)); /* every rank all of it */
+    TRY(bench_moment(&b->be, 2, b->d, &b->whole));
+    TRY(bench_moment(&b->be, 2, b->d, &b->moment));
+    TRY(moment_keep(&b->moment, moment_share(b->d, b->comm.rank, b->comm.size)));
 out:
     free(rows);
     return err;
@@ -280,6 +282,7 @@ out:
     panels_free(&b.panels);
     buf_free(&b.e_buf);
     moment_free(&b.moment);
+    moment_free(&b.whole);
     if (b.comm.ops)
         comm_close(&b.comm);
     if (b.be.ops)

@@ -79,8 +79,8 @@ static inline int bench_moment(struct backend *be, uint64_t seed, int64_t d, str
         for (int64_t j = 0; part == 0 && j < d; j++)
             exp[j] = (int32_t)ceil(log2(host[j]) / 2) + 1; /* one bit for the second leaf */
         if (part == 0)
-            TRY(moment_create(be, d, exp, 60, 2 * d, moment));
-        TRY(be->ops->moment_add(be, &x, &moment->exp, moment->shift, &moment->acc, bufs[5].p));
+            TRY(moment_create(be, d, (struct range){0, d}, exp, 60, 2 * d, moment));
+        TRY(be->ops->moment_add(be, &x, &moment->exp, moment->shift, 0, d, &moment->acc, bufs[5].p));
     }
     TRY(be->ops->get(be, &overflow, bufs[5].p, sizeof overflow));
     if (overflow)

@@ -62,8 +62,8 @@ static int captured_share(struct bench *b, const double *pa, const double *pb, d
     TRY(mat_alloc(&b->be, DT_F64, b->r, b->d, &bufs[7], &right));
     TRY(b->be.ops->put(&b->be, a.data, pa, mat_bytes(&a)));
     TRY(b->be.ops->put(&b->be, right.data, pb, mat_bytes(&right)));
-    TRY(b->be.ops->moment_get(&b->be, &b->moment.acc, &b->moment.exp, b->moment.shift, 1.0 / (double)b->moment.n_tokens,
-                              0, &s));
+    TRY(b->be.ops->moment_get(&b->be, &b->moment.acc, 0, &b->moment.exp, b->moment.shift,
+                              1.0 / (double)b->moment.n_tokens, 0, 0, &s));
     TRY(b->be.ops->convert(&b->be, &b->e, &e));
     TRY(b->be.ops->gemm(&b->be, 0, 1, 1, &s, &right, 0, &sb));
     TRY(b->be.ops->gemm(&b->be, 0, 0, 1, &e, &sb, 0, &g));
@@ -206,8 +206,8 @@ static int run_published(struct bench *b, double *seconds, double *forming_q_s, 
     double *right64 = take((size_t)(b->r * d) * sizeof *right64), start;
     struct mat sm = mat_view(s, DT_F64, d, d), om = mat_view(omega, DT_F32, d, width);
     struct mat transposed = mat_view(columns, DT_F32, d, m);
-    TRY(b->be.ops->moment_get(&b->be, &b->moment.acc, &b->moment.exp, b->moment.shift, 1.0 / (double)b->moment.n_tokens,
-                              0, &sm));
+    TRY(b->be.ops->moment_get(&b->be, &b->moment.acc, 0, &b->moment.exp, b->moment.shift,
+                              1.0 / (double)b->moment.n_tokens, 0, 0, &sm));
     TRY(b->be.ops->transpose(&b->be, &b->e, &transposed));
     TRY(b->be.ops->randn(&b->be, 1, STREAM_SKETCH, 0, 0, &om));
     openblas_set_num_threads(b->be.n_threads);

@@ -72,25 +72,26 @@ static inline void help_moment(const struct mat *x, struct moment *moment, doubl
     assert_int_equal(backend.ops->col_sumsq(&backend, x, &norms), OK);
     for (int64_t j = 0; j < d; j++)
         exp[j] = (int32_t)ceil(log2(sqrt(((double *)norms.data)[j]) * 1.001 + 1e-30));
-    assert_int_equal(moment_create(&backend, d, exp, 62, x->rows, moment), OK);
-    assert_int_equal(backend.ops->moment_add(&backend, x, &moment->exp, 62, &moment->acc, &overflow), OK);
+    assert_int_equal(moment_create(&backend, d, (struct range){0, d}, exp, 62, x->rows, moment), OK);
+    assert_int_equal(backend.ops->moment_add(&backend, x, &moment->exp, 62, 0, d, &moment->acc, &overflow), OK);
     assert_int_equal(overflow, 0);
-    assert_int_equal(backend.ops->moment_get(&backend, &moment->acc, &moment->exp, 62, 1.0 / (double)x->rows, 0, &sm),
-                     OK);
+    assert_int_equal(
+        backend.ops->moment_get(&backend, &moment->acc, 0, &moment->exp, 62, 1.0 / (double)x->rows, 0, 0, &sm), OK);
     buf_free(&buf);
     free(exp);
 }
 
-/* What a rank holds of a problem, in the memory of its backend. */
+/* What a rank of comm holds of a problem, in the memory of its backend: of the moment, which is given whole, its share. */
 struct placed {
     struct buf e_buf;
     struct mat e; /* f32, its rows of the error */
     struct moment moment;
 };
 
-static inline void place(struct backend *be, const float *e, struct range rows, const struct moment *moment,
+static inline void place(struct comm *comm, const float *e, struct range rows, const struct moment *moment,
                          struct placed *p)
 {
+    struct backend *be = comm->be;
     const int64_t d = moment->d;
     p->moment = *moment;
     assert_int_equal(mat_alloc(be, DT_F32, rows.end - rows.begin, d, &p->e_buf, &p->e), OK);
@@ -100,6 +101,7 @@ static inline void place(struct backend *be, const float *e, struct range rows, 
         assert_int_equal(be->ops->put(be, p->e.data, e + rows.begin * d, mat_bytes(&p->e)), OK);
     assert_int_equal(be->ops->put(be, p->moment.acc.data, moment->acc.data, mat_bytes(&moment->acc)), OK);
     assert_int_equal(be->ops->put(be, p->moment.exp.data, moment->exp.data, mat_bytes(&moment->exp)), OK);
+    assert_int_equal(moment_keep(&p->moment, moment_share(d, comm->rank, comm->size)), OK);
 }
 
 static inline void unplace(struct placed *p)

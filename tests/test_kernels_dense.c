@@ -502,6 +502,66 @@ static void test_fixed_point(void **unused)
     with_backend(fixed);
 }
 
+/* Rows [a, b) of a packed triangle. */
+static struct mat rows_of_triangle(const struct mat *acc, int64_t a, int64_t b)
+{
+    return mat_cols(acc, packed_elements(a), packed_elements(b) - packed_elements(a));
+}
+
+/* A block of S made from no more rows of the triangle than it stands in has the bits of S made whole. */
+static void one_block(struct backend *be, const struct mat *acc, const struct mat *exp, const double *whole,
+                      const int64_t at[4], enum dtype dtype)
+{
+    const int64_t row0 = at[0], row1 = at[1], col0 = at[2], col1 = at[3], d = exp->cols;
+    const int64_t first = max_i64(row0, col0), last = max_i64(row1, col1);
+    const struct mat rows = rows_of_triangle(acc, first, last);
+    struct device_mat block = device_alloc(be, dtype, row1 - row0, col1 - col0, 3);
+    assert_ok(be->ops->moment_get(be, &rows, first, exp, 52, 0.25, row0, col0, &block.m));
+    double *s = device_doubles(be, &block);
+    for (int64_t i = row0; i < row1; i++)
+        for (int64_t j = col0; j < col1; j++) {
+            const double want = whole[i * d + j];
+            assert_true(s[(i - row0) * (col1 - col0) + j - col0] == (dtype == DT_F32 ? (double)(float)want : want));
+        }
+    free(s);
+    buf_free(&block.buf);
+}
+
+static void moment_blocks(struct backend *be, const struct mat *acc, const struct mat *exp)
+{
+    const int64_t d = exp->cols, a = d / 3, b = 2 * d / 3;
+    struct device_mat all = device_alloc(be, DT_F64, d, d, 0);
+    assert_ok(be->ops->moment_get(be, acc, 0, exp, 52, 0.25, 0, 0, &all.m));
+    double *whole = device_doubles(be, &all);
+    const int64_t at[][4] = {{a, b, 0, b}, {b, d, 0, a}, {0, a, b, d}, {0, b, a, b}, {a, d, a / 2, b}, {a, b, b, d}};
+    for (size_t i = 0; i < sizeof at / sizeof at[0]; i++)
+        for (int f = 0; f < 2; f++)
+            one_block(be, acc, exp, whole, at[i], f ? DT_F64 : DT_F32);
+    free(whole);
+    buf_free(&all.buf);
+}
+
+/* The same sums, added a step of rows at a time, each into memory of its own. */
+static void same_in_steps(struct backend *be, const struct mat *x, const struct mat *exp, struct mat *acc,
+                          int32_t *overflow)
+{
+    for (int64_t first = 0, last; first < exp->cols; first = last) {
+        last = min_i64(first + MOMENT_STEP, exp->cols);
+        struct mat rows = rows_of_triangle(acc, first, last);
+        assert_ok(be->ops->moment_add(be, x, exp, 52, first, last, &rows, overflow));
+    }
+}
+
+static void assert_same_sums(struct backend *be, const struct mat *a, const struct mat *b)
+{
+    int64_t *x = must(malloc(mat_bytes(a) + 1)), *y = must(malloc(mat_bytes(a) + 1));
+    assert_ok(be->ops->get(be, x, a->data, mat_bytes(a)));
+    assert_ok(be->ops->get(be, y, b->data, mat_bytes(b)));
+    assert_memory_equal(x, y, mat_bytes(a));
+    free(x);
+    free(y);
+}
+
 /* Two leaves of t tokens; columns of very different size. Beside the f32 products' u sqrt(t), fixed point adds nothing
  * that f32 could see. */
 static void one_moment(struct backend *be, enum dtype dtype, int64_t t, int64_t d)
@@ -516,6 +576,7 @@ static void one_moment(struct backend *be, enum dtype dtype, int64_t t, int64_t 
     for (int64_t j = 0; j < d; j++)
         exps[j] = (int32_t)(j % 21) - 10 + 8; /* |x| < 2^(e - 8), t <= 2^15: far inside */
     struct device_mat de = device_of(be, DT_I32, 1, d, exps), acc = device_of(be, DT_I64, 1, n, zero);
+    struct device_mat steps = device_of(be, DT_I64, 1, n, zero);
     for (int leaf = 0; leaf < 2; leaf++) {
         float *x = draw_floats(t * d);
         for (int64_t i = 0; i < t * d; i++)
@@ -528,16 +589,20 @@ static void one_moment(struct backend *be, enum dtype dtype, int64_t t, int64_t 
         convert(stored, dtype, x, DT_F32, t * d);
         struct device_mat dx = device_of(be, dtype, t, d, stored);
         free(stored);
-        assert_ok(be->ops->moment_add(be, &dx.m, &de.m, shift, &acc.m, overflow.m.data));
+        assert_ok(be->ops->moment_add(be, &dx.m, &de.m, shift, 0, d, &acc.m, overflow.m.data));
+        same_in_steps(be, &dx.m, &de.m, &steps.m, overflow.m.data);
         free(x);
         buf_free(&dx.buf);
     }
     assert_int_equal(device_flag_get(be, &overflow), 0);
+    assert_same_sums(be, &acc.m, &steps.m);
+    if (d > 2)
+        moment_blocks(be, &acc.m, &de.m);
     for (int f = 0; f < 2; f++) /* rows of S in three pieces, either triangle, f32 and f64 */
         for (int64_t row0 = 0, rows; row0 < d; row0 += rows) {
             rows = (d + 2) / 3 < d - row0 ? (d + 2) / 3 : d - row0;
             struct device_mat ds = device_alloc(be, f ? DT_F64 : DT_F32, rows, d, 1);
-            assert_ok(be->ops->moment_get(be, &acc.m, &de.m, shift, factor, row0, &ds.m));
+            assert_ok(be->ops->moment_get(be, &acc.m, 0, &de.m, shift, factor, row0, 0, &ds.m));
             double *s = device_doubles(be, &ds);
             for (int64_t i = 0; i < rows * d; i++) {
                 double size = sqrt(want[(row0 + i / d) * (d + 1)] * want[i % d * (d + 1)]); /* Cauchy-Schwarz */
@@ -547,7 +612,7 @@ static void one_moment(struct backend *be, enum dtype dtype, int64_t t, int64_t 
             buf_free(&ds.buf);
         }
     free(exps), free(want), free(zero);
-    buf_free(&de.buf), buf_free(&acc.buf);
+    buf_free(&de.buf), buf_free(&acc.buf), buf_free(&steps.buf);
     buf_free(&overflow.buf);
 }
 
@@ -567,7 +632,7 @@ static void moments(struct backend *be)
     struct device_mat overflow = device_flag(be);
     struct device_mat dx = device_of(be, DT_F32, 1, 4, nan), de = device_of(be, DT_I32, 1, 4, exps);
     struct device_mat acc = device_of(be, DT_I64, 1, 10, zero);
-    assert_ok(be->ops->moment_add(be, &dx.m, &de.m, 52, &acc.m, overflow.m.data));
+    assert_ok(be->ops->moment_add(be, &dx.m, &de.m, 52, 0, 4, &acc.m, overflow.m.data));
     assert_int_equal(device_flag_get(be, &overflow), 1);
     buf_free(&dx.buf), buf_free(&de.buf), buf_free(&acc.buf);
     buf_free(&overflow.buf);
@@ -694,7 +759,7 @@ static int64_t *algebra(int n_threads, size_t *bytes)
     assert_ok(be.ops->cholesky(&be, &dp.m));
     assert_ok(be.ops->trsm_right(&be, 1, &dp.m, &dq.m));
     struct device_mat overflow = device_flag(&be);
-    assert_ok(be.ops->moment_add(&be, &dc.m, &de.m, 50, &acc.m, overflow.m.data));
+    assert_ok(be.ops->moment_add(&be, &dc.m, &de.m, 50, 0, N, &acc.m, overflow.m.data));
     const struct device_mat *all[] = {&dc, &dp, &dq, &acc};
     char *out = NULL;
     *bytes = 0;

@@ -190,7 +190,7 @@ static void run(struct comm *comm, const struct made *made, const struct twist *
     *r = (struct result){.row0 = own.begin, .m_p = own.end - own.begin};
     for (int64_t i = 0; i < made->n_units; i++)
         weight[i] = twist->weight > 0 ? twist->weight : made->weight[i];
-    place(be, made->e, own, &made->moment, &p);
+    place(comm, made->e, own, &made->moment, &p);
     assert_int_equal(refit_weigh(be, &panels, 2, weight, 0, &p.e), OK);
     assert_int_equal(solve_group(comm, &params, &panels, &p.e, &p.moment, &s), OK);
     assert_int_equal(refit_weigh(be, &panels, 2, weight, 1, &p.e), OK);

@@ -203,7 +203,7 @@ static void solve_on(struct comm *comm, const struct made *made, const struct so
     struct placed p;
     assert_int_equal(panels_create(made->scene->modules, made->scene->n_modules, 0, comm->rank, comm->size, &panels),
                      OK);
-    place(be, made->e, panels_rows(&panels, comm->rank), &made->moment, &p);
+    place(comm, made->e, panels_rows(&panels, comm->rank), &made->moment, &p);
     *r = (struct result){0};
     r->err = solve_group(comm, params, &panels, &p.e, &p.moment, &r->s);
     if (!r->err) {

@@ -65,10 +65,11 @@
     A(const struct mat *, acc) _ A(const struct mat *, row_exp) _ A(const struct mat *, col_exp) _ A(int, shift) _ \
     A(struct mat *, out)
 #define ARGS_moment_add(A, _) \
-    A(const struct mat *, x) _ A(const struct mat *, exp) _ A(int, shift) _ A(struct mat *, acc) _ A(int32_t *, overflow)
+    A(const struct mat *, x) _ A(const struct mat *, exp) _ A(int, shift) _ A(int64_t, first) _ A(int64_t, last) _ \
+    A(struct mat *, acc) _ A(int32_t *, overflow)
 #define ARGS_moment_get(A, _) \
-    A(const struct mat *, acc) _ A(const struct mat *, exp) _ A(int, shift) _ A(double, factor) _ A(int64_t, row0) _ \
-    A(struct mat *, s)
+    A(const struct mat *, acc) _ A(int64_t, first) _ A(const struct mat *, exp) _ A(int, shift) _ A(double, factor) _ \
+    A(int64_t, row0) _ A(int64_t, col0) _ A(struct mat *, s)
 #define ARGS_quantize(A, _) \
     A(struct mat *, w) _ A(int, bits) _ A(int64_t, group_size) _ A(struct mat *, codes) _ A(struct mat *, scales) _ \
     A(struct mat *, zeros) _ A(int64_t *, bad_row)

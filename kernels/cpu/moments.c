@@ -206,9 +206,9 @@ static void triangle_tile(int64_t t, int64_t *row, int64_t *col)
     *col = t - i * (i + 1) / 2;
 }
 
-/* One tile of X^T X in f32, then its rows into the packed triangle. */
+/* One tile of X^T X in f32, then its rows into the packed triangle, whose row 0 would stand `before` elements before acc. */
 static int moment_tile(const struct mat *x, const int32_t *exp, int shift, int64_t ti, int64_t tj, float *tile,
-                       int64_t *acc)
+                       int64_t before, int64_t *acc)
 {
     int64_t d = x->cols, i0 = ti * MOMENT_TILE, j0 = tj * MOMENT_TILE;
     int64_t ni = min_i64(MOMENT_TILE, d - i0), nj = min_i64(MOMENT_TILE, d - j0);
@@ -221,28 +221,31 @@ static int moment_tile(const struct mat *x, const int32_t *exp, int shift, int64
     for (int64_t i = i0; i < i0 + ni; i++) {
         int64_t n = min_i64(nj, i - j0 + 1); /* up to the diagonal */
         scale_f32(tile + (i - i0) * MOMENT_TILE, ldexp(1, -exp[i]), col, v, n);
-        bad |= add_fixed(v, ldexp(1, shift), acc + i * (i + 1) / 2 + j0, n);
+        bad |= add_fixed(v, ldexp(1, shift), acc + (packed_elements(i) + j0 - before), n);
     }
     return bad;
 }
 
-int moment_add_cpu(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
-                   int32_t *overflow)
+int moment_add_cpu(struct backend *be, const struct mat *x, const struct mat *exp, int shift, int64_t first,
+                   int64_t last, struct mat *acc, int32_t *overflow)
 {
     int err = OK, bad = 0;
-    int64_t d = x->cols, n = (d + MOMENT_TILE - 1) / MOMENT_TILE;
+    const int64_t d = x->cols, before = packed_elements(first);
+    const int64_t begin = first / MOMENT_TILE, end = (last + MOMENT_TILE - 1) / MOMENT_TILE; /* rows of tiles */
     float *scratch = NULL;
-    assert(x->dtype == DT_F32 && exp->cols == d && acc->dtype == DT_I64 && acc->cols == d * (d + 1) / 2 && shift <= 62);
+    assert(x->dtype == DT_F32 && exp->cols == d && acc->dtype == DT_I64 && shift <= 62 && last <= d);
+    assert(first % MOMENT_STEP == 0 && (last == d || last % MOMENT_STEP == 0));
+    assert(acc->cols == packed_elements(last) - before);
     if (x->rows == 0)
         goto out;
     if (!(scratch = aligned_alloc(64, (size_t)be->n_threads * MOMENT_TILE * MOMENT_TILE * sizeof *scratch)))
         FAIL(ERR_NOMEM, "%d tiles", be->n_threads);
 #pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) reduction(| : bad)
-    for (int64_t t = 0; t < n * (n + 1) / 2; t++) {
+    for (int64_t t = packed_elements(begin); t < packed_elements(end); t++) {
         int64_t ti, tj;
         triangle_tile(t, &ti, &tj);
         bad |= moment_tile(x, exp->data, shift, ti, tj, scratch + omp_get_thread_num() * MOMENT_TILE * MOMENT_TILE,
-                           acc->data);
+                           before, acc->data);
     }
     *overflow |= bad;
 out:
@@ -250,44 +253,53 @@ out:
     return err;
 }
 
-/* Rows [i, i1) and columns [j, j1) of S, wholly in the lower triangle or wholly not below the diagonal. */
-static void moment_block(const int64_t *packed, const double *row, const double *col, int upper, const int64_t at[4],
-                         int64_t row0, struct mat *s)
+/* Packed rows, the first of which stands `before` elements into the triangle. */
+struct packed_rows {
+    const int64_t *p;
+    int64_t before;
+};
+
+/* Rows [i, i1) and columns [j, j1) of S, wholly in the lower triangle or wholly not below the diagonal; s begins at `origin`. */
+static void moment_block(const struct packed_rows *packed, const double *row, const double *col, int upper,
+                         const int64_t at[4], const int64_t origin[2], struct mat *s)
 {
     for (int64_t i = at[0]; i < at[1]; i++)
         for (int64_t j = at[2]; j < at[3]; j++) {
-            double v =
-                (double)packed[upper ? j * (j + 1) / 2 + i : i * (i + 1) / 2 + j] * row[i - at[0]] * col[j - at[2]];
+            const int64_t element = upper ? packed_elements(j) + i : packed_elements(i) + j;
+            double v = (double)packed->p[element - packed->before] * row[i - at[0]] * col[j - at[2]];
             if (s->dtype == DT_F32)
-                ((float *)s->data)[(i - row0) * s->ld + j] = (float)v;
+                ((float *)s->data)[(i - origin[0]) * s->ld + j - origin[1]] = (float)v;
             else
-                ((double *)s->data)[(i - row0) * s->ld + j] = v;
+                ((double *)s->data)[(i - origin[0]) * s->ld + j - origin[1]] = v;
         }
 }
 
-int moment_get_cpu(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
-                   int64_t row0, struct mat *s)
+int moment_get_cpu(struct backend *be, const struct mat *acc, int64_t first, const struct mat *exp, int shift,
+                   double factor, int64_t row0, int64_t col0, struct mat *s)
 {
-    int64_t d = s->cols, n = (s->rows + MIRROR - 1) / MIRROR;
+    const int64_t col1 = col0 + s->cols, n = (s->rows + MIRROR - 1) / MIRROR;
+    const int64_t origin[2] = {row0, col0};
     const int32_t *e = exp->data;
-    assert(exp->cols == d && acc->cols == d * (d + 1) / 2 && (s->dtype == DT_F32 || s->dtype == DT_F64));
-    assert(row0 >= 0 && row0 + s->rows <= d);
+    const struct packed_rows packed = {acc->data, packed_elements(first)};
+    assert(row0 >= 0 && row0 + s->rows <= exp->cols && col0 >= 0 && col1 <= exp->cols);
+    assert((s->dtype == DT_F32 || s->dtype == DT_F64) && first <= max_i64(row0, col0));
+    assert(acc->cols >= packed_elements(max_i64(row0 + s->rows, col1)) - packed.before || s->rows == 0);
 #pragma omp parallel for schedule(dynamic) num_threads(be->n_threads) if (n > 1)
     for (int64_t t = 0; t < n; t++) {
         int64_t i = row0 + t * MIRROR, i1 = min_i64(i + MIRROR, row0 + s->rows);
         double row[MIRROR], col[CHUNK];
         for (int64_t k = i; k < i1; k++)
             row[k - i] = ldexp(factor, e[k] - shift);
-        for (int64_t j = 0, j1; j < d; j = j1) {
-            j1 = j < i ? min_i64(j + CHUNK, i) : min_i64(j + MIRROR, d);
+        for (int64_t j = col0, j1; j < col1; j = j1) {
+            j1 = j < i ? min_i64(j + CHUNK, min_i64(i, col1)) : min_i64(j + MIRROR, col1);
             powers(e + j, 1, col, j1 - j);
             if (j < i || j >= i1) {
-                moment_block(acc->data, row, col, j >= i1, (int64_t[4]){i, i1, j, j1}, row0, s);
+                moment_block(&packed, row, col, j >= i1, (int64_t[4]){i, i1, j, j1}, origin, s);
             } else { /* across the diagonal: element by element */
                 for (int64_t k = i; k < i1; k++)
                     for (int64_t l = j; l < j1; l++)
-                        moment_block(acc->data, row + (k - i), col + (l - j), l > k, (int64_t[4]){k, k + 1, l, l + 1},
-                                     row0, s);
+                        moment_block(&packed, row + (k - i), col + (l - j), l > k, (int64_t[4]){k, k + 1, l, l + 1},
+                                     origin, s);
             }
         }
     }

@@ -105,10 +105,10 @@ int fixed_add_cuda(struct backend *be, const struct mat *leaf, const struct mat 
                    int shift, struct mat *acc, int32_t *overflow);
 int fixed_get_cuda(struct backend *be, const struct mat *acc, const struct mat *row_exp, const struct mat *col_exp,
                    int shift, struct mat *out);
-int moment_add_cuda(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
-                    int32_t *overflow);
-int moment_get_cuda(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
-                    int64_t row0, struct mat *s);
+int moment_add_cuda(struct backend *be, const struct mat *x, const struct mat *exp, int shift, int64_t first,
+                    int64_t last, struct mat *acc, int32_t *overflow);
+int moment_get_cuda(struct backend *be, const struct mat *acc, int64_t first, const struct mat *exp, int shift,
+                    double factor, int64_t row0, int64_t col0, struct mat *s);
 int quantize_cuda(struct backend *be, struct mat *w, int bits, int64_t group_size, struct mat *codes,
                   struct mat *scales, struct mat *zeros, int64_t *bad_row);
 

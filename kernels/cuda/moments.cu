@@ -13,7 +13,7 @@
 enum {
     /* Rows of the triangle made by one product: the diagonal's upper half is waste (d / 1024 halves of 1024 x 1024), smaller
      * panels leave multiprocessors idle. */
-    MOMENT_ROWS = 1024
+    MOMENT_ROWS = MOMENT_STEP
 };
 
 /* *acc += rint(v * 2^shift); 1 if |v| > 1 or v is NaN: the sum is then left alone. */
@@ -108,16 +108,17 @@ int fixed_get_cuda(struct backend *be, const struct mat *acc, const struct mat *
                   out->ld, out->rows, out->cols);
 }
 
-/* Rows [i0, i0 + rows) of a leaf's lower triangle, sums [rows, cols] with cols = i0 + rows, into the packed triangle. */
-__global__ void moment_scatter(const float *sums, const int32_t *exp, int shift, int64_t *acc, int64_t i0, int64_t rows,
-                               int64_t cols, int32_t *overflow)
+/* Rows [i0, i0 + rows) of a leaf's lower triangle, sums [rows, cols] with cols = i0 + rows, into the packed triangle, whose row 0
+ * would stand `before` elements before acc. */
+__global__ void moment_scatter(const float *sums, const int32_t *exp, int shift, int64_t *acc, int64_t before,
+                               int64_t i0, int64_t rows, int64_t cols, int32_t *overflow)
 {
     const double two_shift = power_of_two(shift);
     int bad = 0;
     FOR_ROWS(r, rows)
     {
         const int64_t i = i0 + r;
-        int64_t *packed = acc + i * (i + 1) / 2, sum[EACH];
+        int64_t *packed = acc + (i * (i + 1) / 2 - before), sum[EACH];
         const double row = power_of_two(-exp[i]);
         float v[EACH];
         FOR_COLS(j, i + 1)
@@ -135,26 +136,27 @@ __global__ void moment_scatter(const float *sums, const int32_t *exp, int shift,
         atomicOr(overflow, 1);
 }
 
-int moment_add_cuda(struct backend *be, const struct mat *x, const struct mat *exp, int shift, struct mat *acc,
-                    int32_t *overflow)
+int moment_add_cuda(struct backend *be, const struct mat *x, const struct mat *exp, int shift, int64_t first,
+                    int64_t last, struct mat *acc, int32_t *overflow)
 {
     int err = OK;
-    const int64_t d = x->cols, t = x->rows;
+    const int64_t d = x->cols, t = x->rows, before = packed_elements(first);
     const char *data = (const char *)x->data;
     const size_t element = dtype_bytes(x->dtype);
     void *sums = NULL;
     assert((x->dtype == DT_F32 || x->dtype == DT_BF16) && exp->cols == d && acc->dtype == DT_I64);
-    assert(acc->cols == d * (d + 1) / 2 && shift <= 62);
-    if (t == 0 || d == 0)
+    assert(first % MOMENT_STEP == 0 && (last == d || (last < d && last % MOMENT_STEP == 0)));
+    assert(acc->cols == packed_elements(last) - before && shift <= 62);
+    if (t == 0 || first == last)
         goto out;
     TRY(cuda_scratch(be, (size_t)(min_i64(MOMENT_ROWS, d) * d) * sizeof(float), &sums));
-    for (int64_t i0 = 0; i0 < d; i0 += MOMENT_ROWS) {
-        const int64_t rows = min_i64(MOMENT_ROWS, d - i0), cols = i0 + rows;
+    for (int64_t i0 = first; i0 < last; i0 += MOMENT_ROWS) {
+        const int64_t rows = min_i64(MOMENT_ROWS, last - i0), cols = i0 + rows;
         /* Row-major X^T X is its own column-major self with rows and columns exchanged; X row-major is X^T column-major. */
         TRY(blas_gemm(be, x->dtype, 0, 1, cols, rows, t, 1, data, x->ld, 0, data + (size_t)i0 * element, x->ld, 0, 0,
                       sums, cols, 0, 1));
         TRY(LAUNCH(be, cover(rows, cols), dim3(WARP, LINES), 0, moment_scatter, (const float *)sums,
-                   (const int32_t *)exp->data, shift, (int64_t *)acc->data, i0, rows, cols, overflow));
+                   (const int32_t *)exp->data, shift, (int64_t *)acc->data, before, i0, rows, cols, overflow));
     }
 out:
     return err;
@@ -163,42 +165,46 @@ out:
 /* A 32 x 32 tile of S. Below the diagonal the packed rows are read along; above it, the mirrored tile's rows, turned around in
  * shared memory; across it, each element where it is. */
 template <class T>
-__global__ void moment_get_kernel(const int64_t *packed, const int32_t *exp, int shift, double factor, int64_t row0,
-                                  T *s, int64_t ld, int64_t rows, int64_t d)
+__global__ void moment_get_kernel(const int64_t *packed, int64_t before, const int32_t *exp, int shift, double factor,
+                                  int64_t row0, int64_t col0, T *s, int64_t ld, int64_t rows, int64_t cols)
 {
     __shared__ int64_t tile[WARP][WARP + 1];
-    const int64_t i0 = row0 + (int64_t)blockIdx.y * WARP, j0 = (int64_t)blockIdx.x * WARP, end = row0 + rows;
-    const int64_t j = j0 + threadIdx.x;
+    const int64_t i0 = row0 + (int64_t)blockIdx.y * WARP, j0 = col0 + (int64_t)blockIdx.x * WARP;
+    const int64_t j = j0 + threadIdx.x, end = row0 + rows, j_end = col0 + cols;
     const int upper = j0 > i0 + WARP - 1; /* the same for all threads of the block */
     if (upper) {
         for (int k = threadIdx.y; k < WARP; k += LINES) {
             const int64_t from = j0 + k, i = i0 + threadIdx.x;
-            if (from < d && i < end)
-                tile[k][threadIdx.x] = packed[from * (from + 1) / 2 + i];
+            if (from < j_end && i < end)
+                tile[k][threadIdx.x] = packed[from * (from + 1) / 2 + i - before];
         }
         __syncthreads();
     }
     for (int k = threadIdx.y; k < WARP; k += LINES) {
         const int64_t i = i0 + k, high = i > j ? i : j, low = i > j ? j : i;
-        if (i >= end || j >= d)
+        if (i >= end || j >= j_end)
             continue;
-        const int64_t v = upper ? tile[threadIdx.x][k] : packed[high * (high + 1) / 2 + low];
-        s[(i - row0) * ld + j] = (T)((double)v * (factor * power_of_two(exp[i] - shift)) * power_of_two(exp[j]));
+        const int64_t v = upper ? tile[threadIdx.x][k] : packed[high * (high + 1) / 2 + low - before];
+        s[(i - row0) * ld + (j - col0)] =
+            (T)((double)v * (factor * power_of_two(exp[i] - shift)) * power_of_two(exp[j]));
     }
 }
 
-int moment_get_cuda(struct backend *be, const struct mat *acc, const struct mat *exp, int shift, double factor,
-                    int64_t row0, struct mat *s)
+int moment_get_cuda(struct backend *be, const struct mat *acc, int64_t first, const struct mat *exp, int shift,
+                    double factor, int64_t row0, int64_t col0, struct mat *s)
 {
+    const int64_t before = packed_elements(first);
     const dim3 grid(blocks(s->cols, WARP), blocks(s->rows, WARP)), block(WARP, LINES);
-    assert(exp->cols == s->cols && acc->cols == s->cols * (s->cols + 1) / 2 && row0 >= 0 && row0 + s->rows <= s->cols);
+    assert(row0 >= 0 && row0 + s->rows <= exp->cols && col0 >= 0 && col0 + s->cols <= exp->cols);
     assert(grid.y <= MAX_GRID_Y);
     if (s->rows == 0 || s->cols == 0)
         return OK;
+    assert(first <= max_i64(row0, col0));
+    assert(acc->cols >= packed_elements(max_i64(row0 + s->rows, col0 + s->cols)) - before);
     if (s->dtype == DT_F32)
-        return LAUNCH(be, grid, block, 0, moment_get_kernel<float>, (const int64_t *)acc->data,
-                      (const int32_t *)exp->data, shift, factor, row0, (float *)s->data, s->ld, s->rows, s->cols);
+        return LAUNCH(be, grid, block, 0, moment_get_kernel<float>, (const int64_t *)acc->data, before,
+                      (const int32_t *)exp->data, shift, factor, row0, col0, (float *)s->data, s->ld, s->rows, s->cols);
     assert(s->dtype == DT_F64);
-    return LAUNCH(be, grid, block, 0, moment_get_kernel<double>, (const int64_t *)acc->data, (const int32_t *)exp->data,
-                  shift, factor, row0, (double *)s->data, s->ld, s->rows, s->cols);
+    return LAUNCH(be, grid, block, 0, moment_get_kernel<double>, (const int64_t *)acc->data, before,
+                  (const int32_t *)exp->data, shift, factor, row0, col0, (double *)s->data, s->ld, s->rows, s->cols);
 }
