@@ -125,8 +125,9 @@ if [ "${1:-}" = sweep ]; then
         done
     done
 else
-    # Ranks, command, what; all are reached. Ranks that can't be told of a failure are ended after some seconds each.
-    while read -r n command spec; do
+    # Ranks, command, what, calibrate's grid; all are reached. Ranks that can't be told of a failure are ended after some seconds each.
+    while read -r n command spec grid; do
+        export GLOWQ_GRID="$grid" # "": as without
         fault "$n" "$command" "$spec" || fail "$command, $n ranks: $spec isn't reached"
     done <<'END'
 1 eval alloc:1
@@ -145,6 +146,10 @@ else
 2 generate put:30:0
 2 calibrate alloc:300
 2 calibrate launch:1000:1
+2 calibrate launch:700:1 2x1
+2 calibrate alloc:150:1 2x1
+2 calibrate get:40:0 2x1
+2 calibrate put:30 2x1
 3 calibrate launch:400:1
 3 calibrate get:100:2
 3 bench alloc:60:1

@@ -5,16 +5,17 @@
 need unshare
 mkdir small
 unshare -rm sh -c 'mount -t tmpfs -o size=64k tmpfs small' 2>/dev/null || skip "this machine allows no mount namespace"
-for launch in "" "$GLOWQ_MPIEXEC -n 2"; do
+for grid in 1x1 1x2 2x1; do
+    launch_on $((${grid%x*} * ${grid#*x}))
     for size in 64k 200k; do
-        unshare -rm sh -c "mount -t tmpfs -o size=$size tmpfs small && timeout -k 5 $LIMIT_S $launch \"\$@\" >out 2>err;
+        unshare -rm sh -c "mount -t tmpfs -o size=$size tmpfs small && timeout -k 5 $LIMIT_S $LAUNCH \"\$@\" >out 2>err;
             echo \$? >code; find small -type f -name '*.h5' ! -name '.*' >files; find small -name manifest.json >>files
             for f in \$(grep layers files); do cp \$f . ; done" sh \
             "$GLOWQ" calibrate --model "$TINY" --text "$GOLDEN/text.txt" --out small/x.glowq --rank 8 --group-size 64 \
-            --samples 12 --seq-len 64
+            --samples 12 --seq-len 64 --grid $grid
         code=$(cat code)
-        case $code in 1 | 4) ;; *) fail "exit $code on a disk of $size: $(why)" ;; esac
-        grep -qi "space\|does not fit\|disk" err || fail "a full disk of $size isn't named: $(why)"
+        case $code in 1 | 4) ;; *) fail "exit $code of $grid on a disk of $size: $(why)" ;; esac
+        grep -qi "space\|does not fit\|disk" err || fail "a full disk of $size isn't named by $grid: $(why)"
         grep -q manifest files && fail "a manifest stands on a full disk of $size"
         for f in 0*.h5; do # what did get its final name is whole
             [ -e "$f" ] && { "$GLOWQ" inspect "$f" >/dev/null 2>&1 || fail "$f is damaged on a full disk of $size"; rm "$f"; }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# kill.sh [ROUNDS]: a random rank of a calibration, on a random number of ranks, is killed at ROUNDS (default 6) random moments. The
-# same command, on another number of ranks, goes on from there until a run isn't killed in time: that one's bytes, the statistics'
+# kill.sh [ROUNDS]: a random rank of a calibration, on a random grid of one to three, is killed at ROUNDS (default 6) random moments. The
+# same command, on another grid and in other waves, goes on from there until a run isn't killed in time: that one's bytes, the statistics'
 # too, are those of a run that was never disturbed, and nothing else stays behind.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need pgrep
@@ -20,7 +20,9 @@ want=$(all_bytes whole.glowq)
 kills=0 finished=0 layers_kept=0
 while [ "$failures" = 0 ] && { [ "$kills" -lt "$ROUNDS" ] || [ -e cut.glowq ]; }; do
     n=$(($(random 3) + 1)) every=$(random 4) before=$(n_layers cut.glowq)
-    calibrate "$n" cut.glowq --hidden-every "$every" --watchdog 5 &
+    grid=1x$n
+    [ "$(random 2)" = 0 ] && grid=${n}x1
+    calibrate "$n" cut.glowq --hidden-every "$every" --watchdog 5 --grid "$grid" --waves "$(random 7)" &
     job=$!
     victim=""
     if [ "$kills" -lt "$ROUNDS" ]; then # where the rounds are over, the last run is left alone

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Two hosts made of network namespaces, Open MPI over TCP between them: a calibration on both; then one is cut off in the middle:
 # every process of the job ends soon, the silent rank and its host are named, and the other host finishes alone with the same bytes.
+# With ranks in the order of their hosts each host is a stage (comm/grid.h), and hidden states go between them.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need ip
 need pgrep
@@ -43,11 +44,12 @@ trap hosts_down EXIT
 trap 'exit 1' TERM INT
 hosts_up 2>err || skip "no network namespaces here: $(tail -n 1 err)"
 
-# On both hosts, two ranks each.
+# On both hosts, two ranks each, dealt out by node or by slot.
+MAP=node
 calibrate() { # OUT, more options
     out_dir=$PWD/$1; shift
     timeout -k 5 "$LIMIT_S" ip netns exec "$name-1" unshare --uts sh -c 'hostname host1; exec "$@"' sh \
-        "$GLOWQ_MPIEXEC" --hostfile hostfile --map-by node --mca plm rsh --mca plm_rsh_agent "$PWD/agent" --mca pml ob1 \
+        "$GLOWQ_MPIEXEC" --hostfile hostfile --map-by $MAP --mca plm rsh --mca plm_rsh_agent "$PWD/agent" --mca pml ob1 \
         --mca btl self,tcp --mca btl_tcp_if_include "$net.0/24" --mca oob_tcp_if_include "$net.0/24" --mca oob_tcp_keepalive_time 2 --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 3 -x GLOWQ_THREADS -n 4 \
         "$GLOWQ" calibrate --model "$MODEL" --text "$TEXT" --out "$out_dir" $settings "$@" >out 2>err
 }
@@ -56,6 +58,11 @@ alone calibrate --model "$MODEL" --text "$TEXT" --out whole.glowq $settings || f
 calibrate both.glowq || fail "calibrate on two hosts: $(why)"
 grep -q "rank 1 *host2" err || fail "rank 1 isn't on host2: $(cat err)"
 same "$(bytes_of both.glowq)" "$(bytes_of whole.glowq)" "bytes calibrated on two hosts"
+
+MAP=slot
+calibrate stages.glowq || fail "calibrate on two hosts, a stage each: $(why)"
+grep -q "on 4 ranks as 2x2" err || fail "hosts aren't stages: $(cat err)"
+same "$(bytes_of stages.glowq)" "$(bytes_of whole.glowq)" "bytes calibrated on two hosts, a stage each"
 
 calibrate cut.glowq --watchdog 3 &
 job=$!
@@ -81,7 +88,7 @@ else
     same "$?" 6 "exit code of the job that was cut in two"
     echo "mpirun has ended $(($(date +%s) - start)) s after the cut"
 fi
-grep -q "error: rank [13] on host2 gives no sign of life since" err || fail "the lost host isn't named: $(cat err)"
+grep -q "error: rank [23] on host2 gives no sign of life since" err || fail "the lost host isn't named: $(cat err)"
 [ -e cut.glowq/manifest.json ] && fail "a job that was cut in two wrote a manifest"
 
 # The survivor goes on with what is there.
