@@ -10,12 +10,14 @@ foreach(np 1 2 3 4)
   add_case(NAME comm_parts_np${np} PROGRAM test_comm_parts NP ${np} LABELS mpi)
 endforeach()
 add_case(NAME comm_progress PROGRAM test_comm_parts NP 2 ARGS progress LABELS mpi ENV OMPI_MCA_btl=tcp,self)
-# A rank that gives up ends the others, who wait for it, with its exit code.
-if(TARGET test_comm)
-  add_test(NAME comm_abort COMMAND sh -c
-    "${MPIEXEC_EXECUTABLE} -n 3 $<TARGET_FILE:test_comm> abort; test $? = 6")
-  set_tests_properties(comm_abort PROPERTIES TIMEOUT 60 LABELS mpi PROCESSORS 2 ENVIRONMENT "${test_environment}")
-endif()
+# A rank that gives up, in a part or not, ends the others, who wait for it, with its exit code.
+foreach(program test_comm test_comm_parts)
+  if(TARGET ${program})
+    string(REPLACE test_ "" name ${program}_abort)
+    add_test(NAME ${name} COMMAND sh -c "${MPIEXEC_EXECUTABLE} -n 3 $<TARGET_FILE:${program}> abort; test $? = 6")
+    set_tests_properties(${name} PROPERTIES TIMEOUT 60 LABELS mpi PROCESSORS 2 ENVIRONMENT "${test_environment}")
+  endif()
+endforeach()
 
 # NCCL: a stand-in that moves host memory by MPI, and the real library where there is a GPU.
 if(TARGET test_nccl)

@@ -3,6 +3,7 @@
  * under mpirun with 1, 2, 3, 4 ranks. Every call is made on the whole, on halves, on parts of parts and on single ranks, side by side;
  * every expected value is computed from (rank, index) alone.
  *   (no argument)   all of it
+ *   abort           the rank that is alone in its part ends all
  *   progress        a message of 64 MB arrives while both ranks compute and call nothing
  */
 #include "comm_help.h"
@@ -370,6 +371,21 @@ static void test_progress(struct comm *c)
     free(to);
 }
 
+/* Everybody else waits in another part, for a message that doesn't come. */
+static void abort_part(struct comm *c)
+{
+    struct comm part;
+    struct comm_message *message = NULL;
+    char byte = 0;
+    if (comm_split(c, c->rank == 1, &part) != OK)
+        exit(1);
+    if (c->rank == 1)
+        comm_abort(&part, err_exit_code(ERR_COMM));
+    comm_post_recv(&part, &byte, 1, 0, 1, &message);
+    comm_complete(&part, &message);
+    comm_close(&part);
+}
+
 int main(int argc, char **argv)
 {
     struct comm c;
@@ -378,6 +394,11 @@ int main(int argc, char **argv)
     my_rank = c.rank;
     for (int p = 0; p < 16; p++)
         name_of[p] = p;
+    if (argc > 1 && strcmp(argv[1], "abort") == 0) {
+        abort_part(&c);
+        comm_close(&c);
+        return 0;
+    }
     const int is_mpi = strcmp(c.ops->name, "mpi") == 0;
     if (argc > 1 && strcmp(argv[1], "progress") == 0) {
         if (c.size != 2 || !((struct mpi_state *)c.state)->is_threaded) {
