@@ -28,11 +28,19 @@ int forecast_prepare(struct forecast_job *job)
 {
     int err = OK;
     const struct calibrate_options *o = job->options;
-    TRY(calibrate_check(o, job->config));
+    struct stats_file *file = NULL;
     calibrate_settings(o, job->config, &job->settings);
-    job->corpus = corpus_shape(o->samples, o->seq_len, job->be->leaf_tokens);
+    if (o->stats) {
+        TRY(stats_open(o->stats, 0, job->config, &file));
+        const struct stats_origin *from = &stats_facts(file)->origin;
+        job->corpus = corpus_shape(from->n_sequences, from->seq_len, from->block_sequences * from->seq_len);
+    } else {
+        TRY(calibrate_check(o, job->config));
+        job->corpus = corpus_shape(o->samples, o->seq_len, job->be->leaf_tokens);
+    }
     TRY(weights_dtype(job->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q, 0}, &job->stored));
 out:
+    stats_close(file);
     return err;
 }
 
@@ -126,8 +134,9 @@ static int add_parts(const struct forecast_job *job, int64_t l, const struct sto
         struct comm place = place_of(job, p, n);
         TRY(slices_plan(&place, job->config, l, &slices));
         forecast_layer_traffic(job, &slices, part[p].traffic);
-        forecast_layer_work(job, &slices, tokens_of(job, p, n), part[p].work);
+        forecast_layer_work(job, &slices, job->options->stats ? 0 : tokens_of(job, p, n), part[p].work);
         part[p].read_bytes = slices_bytes(&slices, job->stored);
+        part[p].stats_bytes = forecast_stats_bytes(&slices, p);
         part[p].result_bytes = forecast_result_bytes(&slices, facts, p);
         slices_free(&slices);
     }
@@ -149,7 +158,8 @@ static int add_layers(const struct forecast_job *job, struct forecast *forecast)
         layer->small_bytes = small_bytes(&facts);
         layer->write_bytes = store_layer_bytes(&facts);
         stats_plan(job->config, l, &origin, 0, &stats);
-        forecast->stats_bytes += stats_bytes(&stats);
+        layer->stats_bytes = stats_bytes(&stats);
+        forecast->stats_bytes += layer->stats_bytes;
         if (!forecast->part[layer->is_moe])
             TRY(add_parts(job, l, &facts, forecast));
     }
@@ -187,22 +197,25 @@ static void add_wave(const struct forecast *f, int rank, int64_t wave, struct fo
     const struct forecast_job *job = f->job;
     const struct grid grid = grid_of(&f->layout, rank);
     const struct range own = grid_layers(&grid, wave_of(f, wave), grid.stage);
+    const struct calibrate_options *o = job->options;
     const int n = grid.replicas, is_last_wave = wave == f->layout.n_waves - 1;
     for (int64_t l = own.begin; l < own.end; l++) {
         const struct forecast_layer *layer = &f->layer[l];
         const struct forecast_part *part = f->part[layer->is_moe];
-        const int writer = (int)(l % n);
+        const int writer = (int)(l % n), is_writer = grid.replica == writer;
         int64_t others = 0;
         for (int i = 0; i < N_STAGES; i++)
             traffic_add(&sum->traffic[i], &part[grid.replica].traffic[i]);
-        for (int p = 0; p < n && grid.replica == writer; p++)
-            others += p == writer ? 0 : part[p].result_bytes;
-        traffic_count(&sum->traffic[STAGE_WRITE], TRAFFIC_MESSAGE, n,
-                      grid.replica == writer ? 0 : part[grid.replica].result_bytes, others);
-        sum->read_bytes += part[grid.replica].read_bytes + layer->small_bytes * (grid.replica == writer ? 2 : 1);
-        sum->write_bytes += grid.replica == writer ? layer->write_bytes : 0;
+        for (int p = 0; p < n && is_writer; p++)
+            others += p == writer ? 0 : part[p].result_bytes + (o->keep_stats ? part[p].stats_bytes : 0);
+        const int64_t has = part[grid.replica].result_bytes + (o->keep_stats ? part[grid.replica].stats_bytes : 0);
+        traffic_count(&sum->traffic[STAGE_WRITE], TRAFFIC_MESSAGE, n, is_writer ? 0 : has, others);
+        sum->stats_read_bytes += o->stats ? part[grid.replica].stats_bytes : 0;
+        sum->read_bytes += part[grid.replica].read_bytes + layer->small_bytes * (is_writer ? 2 : 1) +
+                           (o->stats ? part[grid.replica].stats_bytes : 0);
+        sum->write_bytes += is_writer ? layer->write_bytes + (o->keep_stats ? layer->stats_bytes : 0) : 0;
     }
-    if (grid.stages > 1) {
+    if (grid.stages > 1 && !o->stats) {
         const struct range blocks = blocks_of(job, grid.replica, n);
         const int64_t bytes = (blocks.end - blocks.begin) * RELAY_HEAD_BYTES +
                               tokens_of(job, grid.replica, n) * job->config->d_model * (int64_t)sizeof(float);
@@ -210,7 +223,8 @@ static void add_wave(const struct forecast *f, int rank, int64_t wave, struct fo
         sum->relay_received += grid.stage > 0 || !is_last_wave ? bytes : 0;
     }
     if (wave == 0) {
-        sum->read_bytes += grid.stage == 0 && tokens_of(job, grid.replica, n) > 0 ? f->embedding_bytes : 0;
+        const int embeds = grid.stage == 0 && !o->stats && tokens_of(job, grid.replica, n) > 0;
+        sum->read_bytes += embeds ? f->embedding_bytes : 0;
         sum->read_bytes += rank == 0 ? f->ends_read : 0;
         sum->write_bytes += rank == 0 ? f->ends_write : 0;
     }
@@ -223,12 +237,13 @@ int forecast_create(const struct forecast_job *job, const struct layout *layout,
     int err = OK;
     const struct corpus *c = &job->corpus;
     const int n_ranks = layout->stages * layout->replicas;
-    *forecast = (struct forecast){.job = job,
-                                  .n_ranks = n_ranks,
-                                  .layout = *layout,
-                                  .n_layers = job->config->n_layers,
-                                  .hidden_bytes =
-                                      2 * c->n_sequences * c->seq_len * job->config->d_model * (int64_t)sizeof(float)};
+    *forecast = (struct forecast){
+        .job = job,
+        .n_ranks = n_ranks,
+        .layout = *layout,
+        .n_layers = job->config->n_layers,
+        .hidden_bytes =
+            job->options->stats ? 0 : 2 * c->n_sequences * c->seq_len * job->config->d_model * (int64_t)sizeof(float)};
     forecast->layout.n_waves = waves_of(job, layout);
     forecast->rank = calloc((size_t)n_ranks, sizeof *forecast->rank);
     forecast->layer = calloc((size_t)forecast->n_layers, sizeof *forecast->layer);
@@ -244,6 +259,8 @@ int forecast_create(const struct forecast_job *job, const struct layout *layout,
             add_wave(forecast, p, i, rank);
         forecast->result_bytes += rank->write_bytes;
     }
+    if (job->options->keep_stats)
+        forecast->result_bytes -= forecast->stats_bytes;
 out:
     if (err)
         forecast_free(forecast);
@@ -326,7 +343,8 @@ static double wave_stage_s(const struct forecast *f, int rank, int64_t wave, enu
     const int64_t sent = traffic_sent(&moved.traffic[stage], grid.replicas);
     const int64_t received = traffic_received(&moved.traffic[stage], grid.replicas);
     s += seconds_of((double)max_i64(sent, received), rate[RATE_NETWORK]);
-    s += stage == STAGE_READ ? seconds_of((double)moved.read_bytes, rate[RATE_READ]) : 0;
+    s += stage == STAGE_READ ? seconds_of((double)(moved.read_bytes - moved.stats_read_bytes), rate[RATE_READ]) : 0;
+    s += stage == STAGE_MOMENTS ? seconds_of((double)moved.stats_read_bytes, rate[RATE_READ]) : 0;
     s += stage == STAGE_WRITE ? seconds_of((double)moved.write_bytes, rate[RATE_WRITE]) : 0;
     *relay_s = seconds_of((double)max_i64(moved.relay_sent, moved.relay_received), rate[RATE_NETWORK]);
     return s;

@@ -21,6 +21,8 @@
  *   write     codes, scales, zeros and A from their owners to the layer's writer, rank l mod R
  * and per wave, from a rank to its place in the next stage and, unless the wave is the last, from the last stage to the first:
  *   forward   hidden states, 4 d_model a token of this rank's, and 64 bytes a super-block
+ * Statistics that are kept go from their ranks to the layer's writer (write); with those of another run (`glowq solve`) the model isn't
+ * run: there is nothing to hand out, run or sum, every rank reads its share of the sums.
  * How many blocks the solver takes depends on the numbers; the forecast is told (steps). S is taken to be in f32 (f64, which massive
  * channels ask for, doubles S E^T U); agreements on errors, 8 bytes each, aren't counted.
  *
@@ -78,8 +80,9 @@ struct layout {
 
 /* What one rank needs and does. */
 struct forecast_rank {
-    struct memory_needs memory, least; /* with a massive channel in every group's input; without any */
-    int64_t read_bytes, write_bytes;
+    struct memory_needs memory, least;    /* with a massive channel in every group's input; without any */
+    int64_t read_bytes, stats_read_bytes; /* of the former: statistics */
+    int64_t write_bytes;
     struct traffic traffic[N_STAGES];   /* with its stage's ranks, */
     int64_t relay_sent, relay_received; /* and with other stages' in the forward pass */
 };
@@ -89,7 +92,8 @@ struct forecast_part {
     struct traffic traffic[N_STAGES];
     double work[N_STAGES][N_RATES]; /* without disk and network */
     int64_t read_bytes;             /* matrices */
-    int64_t result_bytes;           /* that it has of the layer's result, and sends to the writer */
+    int64_t result_bytes,
+        stats_bytes; /* that it has of the layer's result and of its statistics, and sends to the writer */
 };
 
 struct forecast {
@@ -99,14 +103,15 @@ struct forecast {
     struct forecast_rank *rank; /* [n_ranks] */
     int64_t result_bytes;       /* of the folder that calibrate makes, but for tokenizer, report and such */
     int64_t hidden_bytes;       /* beside it until it is finished: two generations of hidden states (calib/resume.h), */
-    int64_t stats_bytes;        /* and statistics, if they are kept (calib/kept.h) */
+    int64_t stats_bytes;        /* and statistics, where they are kept (calib/kept.h) or read */
     /* for the times */
     int64_t n_layers;
     struct forecast_part *part[2]; /* [replicas], of layers without and with experts */
     struct forecast_layer {
         int is_moe;
-        int64_t small_bytes, write_bytes; /* that every rank reads, and the writer once more; that this one writes */
-    } * layer;                            /* [n_layers] */
+        int64_t small_bytes;                        /* that every rank reads, and the writer once more; */
+        int64_t write_bytes, stats_bytes;           /* that this one writes */
+    } * layer;                                      /* [n_layers] */
     int64_t embedding_bytes, ends_read, ends_write; /* that the first stage's ranks read; that rank 0 copies */
 };
 
@@ -127,12 +132,14 @@ double forecast_stage_s(const struct forecast *forecast, enum stage stage, const
 
 /* ---- the parts (forecast_traffic.c, forecast_work.c) ----------------------------------------------------------------------- */
 
-/* What the rank that slices are of sends and receives for their layer, but for results; and what it computes, with so many tokens.
+/* What the rank that slices are of sends and receives for their layer, but for results; and what it computes, with so many tokens (0: it isn't run).
  * Both add. */
 struct slices;
 void forecast_layer_traffic(const struct forecast_job *job, const struct slices *slices, struct traffic *traffic);
 void forecast_layer_work(const struct forecast_job *job, const struct slices *slices, int64_t tokens,
                          double work[N_STAGES][N_RATES]);
+/* What a rank has of the layer's sums when they are shared out: what it sends to the writer if they are kept, and reads of them again. */
+int64_t forecast_stats_bytes(const struct slices *slices, int rank);
 /* What a rank has of the layer's results, in the messages that bring it to the writer. */
 int64_t forecast_result_bytes(const struct slices *slices, const struct store_layer_facts *facts, int rank);
 

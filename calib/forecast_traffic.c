@@ -312,9 +312,11 @@ void forecast_layer_traffic(const struct forecast_job *job, const struct slices 
     struct at at[N_STAGES];
     for (int i = 0; i < N_STAGES; i++)
         at[i] = (struct at){rank, size, &traffic[i]};
-    weights_traffic(&at[STAGE_READ], s, job->stored);
-    bounds_traffic(&at[STAGE_FORWARD], s);
-    moments_traffic(&at[STAGE_MOMENTS], s, n);
+    if (!job->options->stats) { /* the layer runs */
+        weights_traffic(&at[STAGE_READ], s, job->stored);
+        bounds_traffic(&at[STAGE_FORWARD], s);
+        moments_traffic(&at[STAGE_MOMENTS], s, n);
+    }
     for (int64_t i = 0; i < s->n_groups && s->group[i].id.expert < 0; i++)
         solve_group_of(&at[STAGE_SOLVE], job, &s->group[i],
                        !is_moe || i < GROUP_GATE_UP ? job->settings.rank
@@ -325,6 +327,23 @@ void forecast_layer_traffic(const struct forecast_job *job, const struct slices 
         sum(&at[STAGE_QUANTIZE], n * job->config->d_expert * F64); /* variances of the downs' inputs */
         sum(&at[STAGE_WRITE], 2 * n * F64);                        /* their measures */
     }
+}
+
+/* ---- statistics (kept.c) ------------------------------------------------------------------------------------------------- */
+
+int64_t forecast_stats_bytes(const struct slices *s, int rank)
+{
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < s->n_groups; i++) {
+        const struct group_id id = s->group[i].id;
+        const int64_t d = s->group[i].d_in;
+        const struct range own = moment_share(d, rank, s->comm->size);
+        if (id.expert < 0)
+            bytes += (packed_elements(own.end) - packed_elements(own.begin)) * F64;
+        else if (slices_owner(s, id.expert) == rank)
+            bytes += (packed_elements(d) + d) * F64; /* exponents too, which nobody else has */
+    }
+    return bytes;
 }
 
 /* ---- results (write.c) --------------------------------------------------------------------------------------------------- */

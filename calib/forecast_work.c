@@ -140,5 +140,6 @@ void forecast_layer_work(const struct forecast_job *job, const struct slices *s,
     /* Scores and values of half the sequence, on average */
     per_token += (double)(job->corpus.seq_len * c->n_heads * c->head_dim);
     work[STAGE_FORWARD][RATE_LINEAR] += 2 * t * per_token;
-    work[STAGE_READ][RATE_LOAD] += weights * (double)dtype_bytes(job->stored);
+    if (!job->options->stats) /* it is run */
+        work[STAGE_READ][RATE_LOAD] += weights * (double)dtype_bytes(job->stored);
 }

@@ -112,9 +112,9 @@ static char *line_of(const struct options *o, const char *name, const char *cons
     return text;
 }
 
-char *calibration_command(const struct options *o, const char *const *leave)
+char *calibration_command(const struct options *o, const char *name, const char *const *leave)
 {
-    return line_of(o, "calibrate", leave);
+    return line_of(o, name, leave);
 }
 
 /* ---- the result --------------------------------------------------------------------------------------------------- */

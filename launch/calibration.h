@@ -72,9 +72,9 @@ struct calibrate_options solving_options(const struct options *options);
 /* OPTIONS_GRID: what is wrong with it as long as nobody knows how many ranks there are; and into c. */
 int grid_check(struct options *options);
 void grid_options(const struct options *options, struct calibrate_options *c);
-/* "glowq calibrate --model ..." as a shell would take it: what was said of the command's own options, and not only by default.
- * leave: names of options to leave out, ending with NULL; or NULL. Caller frees; NULL: out of memory. */
-char *calibration_command(const struct options *options, const char *const *leave);
+/* "glowq calibrate --model ..." (name: calibrate) as a shell would take it: what was said of the command's own options, and not only by
+ * default. leave: names of options to leave out, ending with NULL; or NULL. Caller frees; NULL: out of memory. */
+char *calibration_command(const struct options *options, const char *name, const char *const *leave);
 /* A word as a shell would take it. */
 void shell_word(FILE *f, const char *word);
 /* Calibrates, or solves again, as c says on the backend that the options name, and prints what came of it, as text or JSON.

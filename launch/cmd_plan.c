@@ -20,6 +20,8 @@ static const struct option_spec table[] = {
     OPT_LIST("text", 0, "FILE",
              "for the command that is printed; the plan itself takes as much text as --samples asks for"),
     OPT_STRING("out", 'o', "DIR.glowq", "likewise"),
+    OPT_STRING("stats", 0, "keep|DIR.glowq",
+               "keep: statistics are kept, as calibrate does it; a folder that has some: plan `glowq solve` with them"),
     OPTIONS_SYNTHETIC,
     OPTIONS_CALIBRATION,
     OPTIONS_GRID,
@@ -42,6 +44,17 @@ static const struct option_spec table[] = {
     OPT_END,
 };
 
+/* What `glowq solve` isn't asked, as statistics say it. */
+static int check_solve(struct options *o)
+{
+    static const char *const not_asked[] = {"samples", "seq-len", "expert-refit", "text"};
+    const char *stats = options_string(o, "stats");
+    for (size_t i = 0; stats && strcmp(stats, "keep") != 0 && i < sizeof not_asked / sizeof not_asked[0]; i++)
+        if (options_find(o, not_asked[i])->origin == ORIGIN_FLAG)
+            return options_refuse(o, "--%s goes without --stats %s, which say it", not_asked[i], stats);
+    return OK;
+}
+
 static int only_measures(const struct options *o)
 {
     return options_string(o, "measure") && !options_string(o, "model") && !options_string(o, "synthetic");
@@ -52,7 +65,7 @@ static int check(struct options *o)
     int stages, replicas;
     const char *grid = options_string(o, "grid");
     const int64_t ranks = options_int(o, "ranks");
-    if (grid_check(o) != OK)
+    if (grid_check(o) != OK || check_solve(o) != OK)
         return ERR_ARG;
     if (grid && ranks > 0 && grid_parse(grid, &stages, &replicas) == OK && (int64_t)stages * replicas != ranks)
         return options_refuse(o, "--grid %s is for %lld ranks, not --ranks %lld", grid, (long long)stages * replicas,
@@ -179,6 +192,12 @@ static int plan_one(const struct options *o, struct backend *be, const struct pr
     struct forecast_job job = {
         .options = &c, .config = &config, .weights = &weights, .be = &planned, .steps = expected_steps(o, &c.solve)};
     grid_options(o, &c);
+    const char *stats = options_string(o, "stats");
+    c.keep_stats = stats && strcmp(stats, "keep") == 0;
+    if (stats && !c.keep_stats) { /* as open_stats of calib/job.c has it */
+        c.stats = stats;
+        c.expert_refit = REFIT_LAYER;
+    }
     TRY(c.synthetic.config ? synthetic_config(&c.synthetic, &config) : config_read(c.model, &config));
     TRY(c.synthetic.config ? weights_open_synthetic(be, &c.synthetic, &config, 0, &weights)
                            : weights_open_checkpoint(be, c.model, &config, &weights));
@@ -224,6 +243,7 @@ const struct command command_plan = {
                 "  mpirun -n 2 glowq plan --measure machine.json            how fast two ranks here are\n"
                 "  glowq plan -m llama --ranks 8 --gpu-memory 80 --profile machine.json --sbatch job.sbatch\n"
                 "  glowq plan -m llama --grid 2x4 --waves 10 --gpu-memory 80 --profile machine.json\n"
+                "  glowq plan -m llama --stats llama.glowq --rank 128        what `glowq solve` will take\n"
                 "  glowq plan --synthetic examples/shapes/llama-3-70b.json --memory 256 --json\n",
     .options = table,
     .check = check,

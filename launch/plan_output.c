@@ -20,10 +20,15 @@ const double *plan_rates(const struct answer *a)
 const char *const plan_own_options[] = {"ranks",   "max-ranks", "gpu-memory", "memory", "ranks-per-host", "steps",
                                         "profile", "measure",   "network",    "sbatch", "json",           NULL};
 
+const char *plan_command_name(const struct answer *a)
+{
+    return a->job->options->stats ? "solve" : "calibrate";
+}
+
 /* "mpirun -n 4 glowq calibrate ..." Caller frees. */
 static char *command_of(const struct answer *a)
 {
-    char *text = NULL, *command = calibration_command(a->options, plan_own_options);
+    char *text = NULL, *command = calibration_command(a->options, plan_command_name(a), plan_own_options);
     size_t size = 0;
     FILE *f = command ? open_memstream(&text, &size) : NULL;
     int n_texts = 0;
@@ -35,7 +40,7 @@ static char *command_of(const struct answer *a)
     fputs(command, f);
     if (a->plan->n_ranks > 1 && !options_string(a->options, "grid"))
         fprintf(f, " --grid %dx%d", a->plan->layout.stages, a->plan->layout.replicas);
-    if (n_texts == 0 && !options_string(a->options, "synthetic"))
+    if (n_texts == 0 && !options_string(a->options, "synthetic") && !a->job->options->stats)
         fputs(" --text TEXT", f);
     if (!options_string(a->options, "out"))
         fputs(" --out OUT.glowq", f);
@@ -156,8 +161,11 @@ void plan_print(const struct answer *a)
     format_bytes(a->plan->stats_bytes, stats, sizeof stats);
     out_print("model           %s: %s, %lld layers\n", source_name(a->options), config->family,
               (long long)config->n_layers);
-    out_print("calibration     %lld x %lld tokens, %d bits, rank %lld", (long long)c->samples, (long long)c->seq_len,
-              c->bits, (long long)c->solve.rank);
+    if (c->stats)
+        out_print("solve           from %s/stats, %d bits, rank %lld", c->stats, c->bits, (long long)c->solve.rank);
+    else
+        out_print("calibration     %lld x %lld tokens, %d bits, rank %lld", (long long)c->samples,
+                  (long long)c->seq_len, c->bits, (long long)c->solve.rank);
     if (config->n_experts > 0)
         out_print(" (experts %lld and %lld)", (long long)a->job->settings.gate_up_rank,
                   (long long)a->job->settings.down_rank);
@@ -168,10 +176,14 @@ void plan_print(const struct answer *a)
     print_memory(a->plan);
     print_ranks(a->plan);
     print_stages(a);
-    out_print(
-        "result          %s on disk; until it is finished at most %s of hidden states beside it (--hidden-every),\n"
-        "                and %s of statistics where they are kept (--stats keep)\n",
-        result, hidden, stats);
+    out_print("disk            %s of result", result);
+    if (c->keep_stats)
+        out_print(", %s of statistics", stats);
+    if (!c->stats)
+        out_print("; beside it until it is finished at most %s of hidden states (--hidden-every)", hidden);
+    if (!c->stats && !c->keep_stats)
+        out_print(";\n                --stats keep would add %s", stats);
+    out_print("\n");
     out_print("run             %s\n", command ? command : "");
     free(command);
 }
@@ -236,16 +248,19 @@ int plan_print_json(const struct answer *a)
         json_array_append_new(ranks, rank_json(plan, p));
         reads += plan->rank[p].read_bytes;
     }
-    json_t *json = json_pack(
-        "{s:i, s:s, s:i, s:i, s:i, s:i, s:I, s:o, s:I, s:i, s:I, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:s}",
-        "schema_version", JSON_SCHEMA_VERSION, "model", source_name(a->options), "n_ranks", plan->n_ranks,
-        "fewest_ranks", a->grids->fewest, "stages", plan->layout.stages, "replicas", plan->layout.replicas, "waves",
-        (json_int_t)plan->layout.n_waves, "grids", grids_json(a->grids), "room_bytes", (json_int_t)a->room->bytes,
-        "bits", c->bits, "rank", (json_int_t)c->solve.rank, "n_tokens", (json_int_t)(c->samples * c->seq_len), "steps",
-        a->job->steps, "read_bytes", (json_int_t)reads, "result_bytes", (json_int_t)plan->result_bytes, "hidden_bytes",
-        (json_int_t)plan->hidden_bytes, "stats_bytes", (json_int_t)plan->stats_bytes, "memory_bytes",
-        (json_int_t)memory_total(&plan->rank[plan_neediest(plan)].memory), "ranks", ranks, "seconds", times_json(a),
-        "command", command ? command : "");
+    json_t *json =
+        json_pack("{s:i, s:s, s:i, s:i, s:i, s:i, s:I, s:o, s:I, s:i, s:I, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:I, "
+                  "s:o, s:o, s:s}",
+                  "schema_version", JSON_SCHEMA_VERSION, "model", source_name(a->options), "n_ranks", plan->n_ranks,
+                  "fewest_ranks", a->grids->fewest, "stages", plan->layout.stages, "replicas", plan->layout.replicas,
+                  "waves", (json_int_t)plan->layout.n_waves, "grids", grids_json(a->grids), "room_bytes",
+                  (json_int_t)a->room->bytes, "bits", c->bits, "rank", (json_int_t)c->solve.rank, "n_tokens",
+                  (json_int_t)(a->job->corpus.n_sequences * a->job->corpus.seq_len), "steps", a->job->steps,
+                  "read_bytes", (json_int_t)reads, "result_bytes", (json_int_t)plan->result_bytes, "hidden_bytes",
+                  (json_int_t)plan->hidden_bytes, "stats_bytes", (json_int_t)plan->stats_bytes, "disk_bytes",
+                  (json_int_t)(plan->result_bytes + plan->hidden_bytes + (c->keep_stats ? plan->stats_bytes : 0)),
+                  "memory_bytes", (json_int_t)memory_total(&plan->rank[plan_neediest(plan)].memory), "ranks", ranks,
+                  "seconds", times_json(a), "command", command ? command : "");
     free(command);
     return out_json(json);
 }

@@ -18,6 +18,8 @@ struct answer {
     const struct profile *profile; /* NULL: no times */
 };
 
+/* "calibrate", or "solve" with statistics. */
+const char *plan_command_name(const struct answer *a);
 /* Names of plan's options that calibrate hasn't, NULL at the end. */
 extern const char *const plan_own_options[];
 /* The profile's rates, or NULL where it doesn't know one that is needed: the network's, of several ranks. */

@@ -35,7 +35,7 @@ static void print_resources(FILE *f, const struct answer *a)
 }
 
 /* Beside what every printed command leaves out: where it goes, which the script has a variable for. */
-static char *options_of(const struct options *options)
+static char *options_of(const struct answer *a)
 {
     const char *leave[32];
     int n = 0;
@@ -44,16 +44,18 @@ static char *options_of(const struct options *options)
         n++;
     }
     leave[n++] = "out";
+    if (a->job->options->stats)
+        leave[n++] = "stats";
     leave[n] = NULL;
-    return calibration_command(options, leave);
+    return calibration_command(a->options, plan_command_name(a), leave);
 }
 
 int plan_write_sbatch(const struct answer *a, const char *path)
 {
     int err = OK;
     const char *script = calibrate_sbatch, *body = strstr(script, "\nset -eu\n"),
-               *out = options_string(a->options, "out");
-    char *text = NULL, *command = options_of(a->options), grid[48] = "";
+               *out = options_string(a->options, "out"), *stats = a->job->options->stats;
+    char *text = NULL, *command = options_of(a), grid[48] = "";
     size_t size = 0;
     FILE *f = command && body ? open_memstream(&text, &size) : NULL;
     if (!f)
@@ -70,8 +72,12 @@ int plan_write_sbatch(const struct answer *a, const char *path)
     shell_word(f, out ? out : "OUT.glowq");
     if (a->plan->n_ranks > 1 && !options_string(a->options, "grid"))
         snprintf(grid, sizeof grid, " --grid %dx%d", a->plan->layout.stages, a->plan->layout.replicas);
-    fprintf(f, "\n[ $# -gt 0 ] || set --%s%s%s\n", command + strlen("glowq calibrate"), grid,
-            strstr(command, " --text ") || options_string(a->options, "synthetic") ? "" : " --text TEXT");
+    if (stats) {
+        fputs("\n[ -n \"${STATS:-}\" ] || STATS=", f);
+        shell_word(f, stats);
+    }
+    fprintf(f, "\n[ $# -gt 0 ] || set --%s%s%s\n", command + strlen("glowq ") + strlen(plan_command_name(a)), grid,
+            strstr(command, " --text ") || stats || options_string(a->options, "synthetic") ? "" : " --text TEXT");
     fputs(body + 1, f);
     if (fclose(f) != 0)
         FAIL(ERR_NOMEM, "a batch file");

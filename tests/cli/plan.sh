@@ -46,27 +46,42 @@ both() { # RANKS MODEL options
     n=$1 model=$2; shift 2
     set -- --model "$EXAMPLES/$model" --samples 8 --seq-len 512 --max-steps 1 "$@"
     rm -rf out.glowq
-    keep=""
-    [ "$model$n" = dense1 ] && keep="--stats keep" # of several ranks they travel to the writer, which isn't planned
-    expect 0 energy ranks "$n" calibrate "$@" $keep --text "$EXAMPLES/texts/calibration.txt" --out out.glowq
+    expect 0 energy ranks "$n" calibrate "$@" --text "$EXAMPLES/texts/calibration.txt" --out out.glowq
     expect 0 n_ranks alone plan "$@" --ranks "$n" --json
     mv out plan.json
     compare "$model on $n, $*"
 }
+# The same of `glowq solve`, from statistics that one rank kept; on any grid.
+solved() { # RANKS MODEL options
+    n=$1 model=$2; shift 2
+    if [ ! -e "$model.glowq" ]; then
+        expect 0 energy alone calibrate --model "$EXAMPLES/$model" --text "$EXAMPLES/texts/calibration.txt" --samples 8 \
+            --seq-len 512 --rank 8 --stats keep --out "$model.glowq"
+    fi
+    set -- --stats "$model.glowq" --model "$EXAMPLES/$model" --max-steps 1 "$@"
+    rm -rf out.glowq
+    expect 0 energy ranks "$n" solve "$@" --out out.glowq
+    expect 0 n_ranks alone plan "$@" --ranks "$n" --json
+    mv out plan.json
+    compare "solve of $model on $n, $*"
+}
 case ${1:-words} in
 dense)
-    for n in 1 2 3; do both $n dense; done
+    for n in 1 2 3; do both $n dense --stats keep; done
     both 3 dense --sharing module
     both 2 dense --solver qr-rsvd --power 1
     both 2 dense --grid 2x1
     both 4 dense --grid 2x2 --waves 2
     both 3 dense --grid 3x1 --waves 1
+    solved 1 dense
+    solved 3 dense --bits 3
     finish ;;
 experts)
     for n in 1 2 3; do both $n moe; done
-    both 2 moe --sharing module
+    both 2 moe --sharing module --stats keep
     both 2 moe --grid 2x1 --waves 1
     both 4 moe --grid 2x2
+    solved 4 moe --grid 2x2
     both 3 moe --expert-refit layer --rank 16 --expert-rank 8
     finish ;;
 esac
