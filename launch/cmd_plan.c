@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "launch/calibration.h"
 #include "launch/plan_output.h"
+#include "launch/plan_serve.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -38,6 +39,12 @@ static const struct option_spec table[] = {
     OPT_STRING("profile", 0, "FILE", "how fast the machine is; without one no times are estimated"),
     OPT_STRING("measure", 0, "FILE", "measure that first, here and under mpirun on all ranks, and write it"),
     OPT_REAL("network", 0, "0", 0, 1e6, "GB a second that a rank sends and receives; 0: as the profile says"),
+    OPT_HEADING("Serving:"),
+    OPT_FLAG("serve", 0,
+             "plan `glowq serve`: on how many ranks the model fits, as it is stored and as --bits and --rank would "
+             "make it, and for "
+             "how many tokens there is room"),
+    OPTIONS_CAPACITY,
     OPT_HEADING("Result:"),
     OPT_STRING("sbatch", 0, "FILE", "write a batch file for Slurm"),
     OPTIONS_COMPUTE,
@@ -55,6 +62,22 @@ static int check_solve(struct options *o)
     return OK;
 }
 
+/* What belongs to serving, and what to calibration alone. */
+static int check_serve(struct options *o)
+{
+    static const char *const serving[] = {"max-sequences", "max-batch-tokens", "max-length", "kv-tokens",
+                                          "memory-fraction"};
+    static const char *const calibrating[] = {"grid",    "waves",   "stats",  "text",
+                                              "samples", "seq-len", "sbatch", "profile"};
+    for (size_t i = 0; !options_flag(o, "serve") && i < sizeof serving / sizeof serving[0]; i++)
+        if (options_find(o, serving[i])->origin == ORIGIN_FLAG)
+            return options_refuse(o, "--%s goes with --serve", serving[i]);
+    for (size_t i = 0; options_flag(o, "serve") && i < sizeof calibrating / sizeof calibrating[0]; i++)
+        if (options_find(o, calibrating[i])->origin == ORIGIN_FLAG)
+            return options_refuse(o, "--%s goes without --serve", calibrating[i]);
+    return OK;
+}
+
 static int only_measures(const struct options *o)
 {
     return options_string(o, "measure") && !options_string(o, "model") && !options_string(o, "synthetic");
@@ -65,7 +88,7 @@ static int check(struct options *o)
     int stages, replicas;
     const char *grid = options_string(o, "grid");
     const int64_t ranks = options_int(o, "ranks");
-    if (grid_check(o) != OK || check_solve(o) != OK)
+    if (grid_check(o) != OK || check_solve(o) != OK || check_serve(o) != OK)
         return ERR_ARG;
     if (grid && ranks > 0 && grid_parse(grid, &stages, &replicas) == OK && (int64_t)stages * replicas != ranks)
         return options_refuse(o, "--grid %s is for %lld ranks, not --ranks %lld", grid, (long long)stages * replicas,
@@ -198,11 +221,15 @@ static int plan_one(const struct options *o, struct backend *be, const struct pr
         c.stats = stats;
         c.expert_refit = REFIT_LAYER;
     }
+    TRY(find_room(o, be, &room));
+    if (options_flag(o, "serve")) {
+        TRY(plan_serve(o, be, &planned, &room));
+        goto out;
+    }
     TRY(c.synthetic.config ? synthetic_config(&c.synthetic, &config) : config_read(c.model, &config));
     TRY(c.synthetic.config ? weights_open_synthetic(be, &c.synthetic, &config, 0, &weights)
                            : weights_open_checkpoint(be, c.model, &config, &weights));
     TRY(forecast_prepare(&job));
-    TRY(find_room(o, be, &room));
     TRY(tell(o, &job, &room, profile));
 out:
     weights_close(&weights);
@@ -232,7 +259,7 @@ out:
 
 const struct command command_plan = {
     .name = "plan",
-    .summary = "say what a calibration will take: memory, network, disk, time, ranks",
+    .summary = "say what a calibration, or serving, will take: memory, network, disk, time, ranks",
     .about =
         "Plans a calibration from a model's shapes alone: what each rank needs of its memory (the figures by which "
         "calibrate refuses what doesn't fit), what it reads, sends and writes, the fewest ranks that fit, and, given "
@@ -244,6 +271,7 @@ const struct command command_plan = {
                 "  glowq plan -m llama --ranks 8 --gpu-memory 80 --profile machine.json --sbatch job.sbatch\n"
                 "  glowq plan -m llama --grid 2x4 --waves 10 --gpu-memory 80 --profile machine.json\n"
                 "  glowq plan -m llama --stats llama.glowq --rank 128        what `glowq solve` will take\n"
+                "  glowq plan -m llama --serve --gpu-memory 80 --max-length 8192\n"
                 "  glowq plan --synthetic examples/shapes/llama-3-70b.json --memory 256 --json\n",
     .options = table,
     .check = check,

@@ -41,15 +41,8 @@ static const struct option_spec table[] = {
     OPT_FLAG("insecure", 0, "listen on other addresses than the loopback without a key"),
     OPT_STRING("access-log", 0, "FILE", "append a line of JSON for each request; - for standard output"),
     OPT_HEADING("How much:"),
-    OPT_INT("max-sequences", 0, "N", "64", 1, 4096, "requests that run at once"),
-    OPT_INT("max-batch-tokens", 0, "N", "512", 1, 65536, "tokens of a step, prompts and texts together"),
-    OPT_INT("max-length", 0, "N", "0", 0, 1 << 24, "tokens of a prompt and its text; 0: what the model takes"),
+    OPTIONS_CAPACITY,
     OPT_INT("max-queue", 0, "N", "256", 0, 1 << 20, "requests that wait; more are answered 429; 0: no limit"),
-    OPT_INT("kv-tokens", 0, "N", "0", 0, 1LL << 32, "tokens of the KV cache; 0: as --memory-fraction says"),
-    OPT_REAL(
-        "memory-fraction", 0, "0.8", 0.01, 1,
-        "share of the device's free memory for weights, activations and KV cache together; the cache takes what is "
-        "left, up to --max-sequences of --max-length"),
     OPT_FLAG("no-prefix-cache", 0, "compute every prompt anew"),
     OPT_HEADING("How long:"),
     OPT_REAL("request-timeout", 0, "600", 0, 86400,

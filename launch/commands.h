@@ -29,6 +29,16 @@ enum { JSON_SCHEMA_VERSION = 1 }; /* of every object that --json prints; raised 
         OPT_INT("threads", 't', "N", "0", 0, 4096,                                                                     \
                 "threads per rank; 0: the cores this rank is bound to, or its share of the machine's")
 
+/* How much a server takes on: of `serve`, and of `plan --serve`. */
+#define OPTIONS_CAPACITY                                                                                               \
+    OPT_INT("max-sequences", 0, "N", "64", 1, 4096, "requests that run at once"),                                      \
+        OPT_INT("max-batch-tokens", 0, "N", "512", 1, 65536, "tokens of a step, prompts and texts together"),          \
+        OPT_INT("max-length", 0, "N", "0", 0, 1 << 24, "tokens of a prompt and its text; 0: what the model takes"),    \
+        OPT_INT("kv-tokens", 0, "N", "0", 0, 1LL << 32, "tokens of the KV cache; 0: as --memory-fraction says"),       \
+        OPT_REAL("memory-fraction", 0, "0.8", 0.01, 1,                                                                 \
+                 "share of the device's free memory for weights, activations and KV cache together; the cache takes "  \
+                 "what is left, up to --max-sequences of --max-length")
+
 /* Opens the backend that --device, --dtype and --threads ask for, makes it comm->be, and lets NCCL carry its mats if it can
  * (comm_use_nccl). Says who computes where. What no rank can open is explained once, by rank 0. Collective. */
 int open_backend(struct comm *comm, const struct options *options, struct backend *be);

@@ -3,6 +3,7 @@
 #include "model/memory.h"
 
 #include "base/err.h"
+#include "model/store.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,6 +56,18 @@ static size_t memory_share(const struct range *rows, const struct range *columns
 {
     return memory_packed(rows->end - rows->begin, columns->end - columns->begin, format->bits, format->dtype,
                          format->group_size);
+}
+
+struct layer_ranks layer_ranks_stored(const struct store_layer_facts *facts)
+{
+    struct layer_ranks ranks;
+    for (int i = 0; i < N_MODULES; i++) {
+        ranks.module[i] = facts->module[i].rank;
+        ranks.expert[i] = facts->expert[i].rank;
+    }
+    for (int i = 0; i < N_GROUPS; i++)
+        ranks.group[i] = facts->group[i].rank;
+    return ranks;
 }
 
 struct layer_ranks layer_ranks_of(int64_t rank)
@@ -216,13 +229,19 @@ out:
     return err;
 }
 
+size_t memory_left(size_t free, double fraction, size_t together, int sharers)
+{
+    const double left = fraction * (double)free - (double)together;
+    return left > 0 ? (size_t)(left / sharers) : 0;
+}
+
 int memory_room(struct comm *comm, const struct memory_needs *needs, double fraction, size_t *room)
 {
     int err = OK;
     struct sharing sharing;
     TRY(ask_around(comm, needs, &sharing));
-    const double left = fraction * (double)sharing.free - (double)sharing.together;
-    int64_t least = left > 0 ? -(int64_t)(left / sharing.n) : 0; /* the least is the largest of the negatives */
+    int64_t least = -(int64_t)memory_left(sharing.free, fraction, sharing.together,
+                                          sharing.n); /* the least is the largest of the negatives */
     TRY(comm_max_i64(comm, &least, 1));
     *room = (size_t)-least;
 out:

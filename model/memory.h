@@ -38,6 +38,9 @@ struct layer_ranks {
     int64_t module[N_MODULES], group[N_GROUPS]; /* columns of A, rows of B */
     int64_t expert[N_MODULES];                  /* of every routed expert */
 };
+/* As a layer that is stored, or to be, has them. */
+struct store_layer_facts;
+struct layer_ranks layer_ranks_stored(const struct store_layer_facts *facts);
 /* The same rank for all of them. */
 struct layer_ranks layer_ranks_of(int64_t rank);
 
@@ -56,6 +59,8 @@ void memory_of_model(const struct model_config *config, const struct shape *shap
 /* ERR_FIT, on every rank, when some rank's device has fewer bytes free than those who share it need together:
  * "needs 21.3 GiB (weights 14.9, KV cache 4.0, ...), GPU 1 has 15.8 GiB free: try ADVICE". Collective. */
 int memory_check(struct comm *comm, const struct memory_needs *needs, const char *advice);
+/* What each of `sharers` may still take when `fraction` of what is free is shared among them and they have taken so much together. */
+size_t memory_left(size_t free, double fraction, size_t together, int sharers);
 /* Bytes left on each rank's device when `fraction` of what is free there is shared among its ranks and each has taken its needs:
  * the least of all ranks, 0 if there is nothing. Collective. */
 int memory_room(struct comm *comm, const struct memory_needs *needs, double fraction, size_t *room);

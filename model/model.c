@@ -75,17 +75,10 @@ static int ranks_from_store(const struct store *store, const struct model_config
     format->rank = store_facts(store)->max_rank;
     for (int64_t l = 0; l < config->n_layers; l++) {
         const int moe = config_is_moe(config, l);
-        struct layer_ranks *ranks = moe ? &format->moe : &format->dense;
         if (seen[moe]++)
             continue;
         TRY(store_layer_open(store, l, &layer));
-        const struct store_layer_facts *facts = store_layer_facts(layer);
-        for (int i = 0; i < N_MODULES; i++) {
-            ranks->module[i] = facts->module[i].rank;
-            ranks->expert[i] = facts->expert[i].rank;
-        }
-        for (int i = 0; i < N_GROUPS; i++)
-            ranks->group[i] = facts->group[i].rank;
+        *(moe ? &format->moe : &format->dense) = layer_ranks_stored(store_layer_facts(layer));
         store_layer_close(layer);
         layer = NULL;
     }
@@ -122,6 +115,21 @@ static int open_local(struct backend *be, const char *path, const struct model_o
     TRY(weights_dtype(&origin->weights, &(struct tensor_id){.part = PART_WEIGHT, .index = MOD_Q},
                       &origin->format.dtype));
 out:
+    return err;
+}
+
+int model_format(struct backend *be, const char *path, const struct model_options *options, struct model_config *config,
+                 struct weight_format *format)
+{
+    int err = OK;
+    struct model model = {0};
+    struct origin origin = {0};
+    TRY(open_local(be, path, options, &model, &origin));
+    *config = model.config;
+    *format = origin.format;
+out:
+    origin_close(&origin);
+    tokenizer_close(model.tokenizer);
     return err;
 }
 

@@ -40,5 +40,9 @@ struct model {
 /* ERR_FIT, before any weight is read, when the device hasn't the memory. Collective over tp. Prints one line about what was opened (log_info). */
 int model_open(struct comm *tp, const char *path, const struct model_options *options, struct model *model);
 void model_close(struct model *model);
+/* What such a model is and what its weights are (model/memory.h), as far as headers tell: no weight is read. Not collective. */
+struct weight_format;
+int model_format(struct backend *be, const char *path, const struct model_options *options,
+                 struct model_config *config, struct weight_format *format);
 
 #endif

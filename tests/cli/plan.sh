@@ -138,7 +138,7 @@ same "$(cat planned)" "$(cat refused)" "what plan and calibrate refuse"
 
 # ---- the table
 expect 0 "not estimated" alone plan --synthetic "$LLAMA" --gpu-memory 80 --grid 1x8
-for word in "hidden states" "second moments" "together" "moments" "on disk" "mpirun -n 8 glowq calibrate" "--grid 1x8"; do
+for word in "hidden states" "second moments" "together" "moments" "of result" "mpirun -n 8 glowq calibrate" "--grid 1x8"; do
     grep -qF -e "$word" out || fail "the table lacks \"$word\""
 done
 # 80 layers of 3 groups of 8192 and one of 28672, 8 bytes a number of the triangle: each rank keeps its rows and sends the others, on
@@ -152,6 +152,52 @@ whole = 80 * 8 * (3 * 8192 * 8193 // 2 + 28672 * 28673 // 2)
 assert sum(m["sent"] for m in moments) == 7 * whole, moments
 assert all(abs(m["received"] - whole * 7 / 8) <= 80 for m in moments), moments
 END
+
+# ---- serving: as many tokens as the memory has room for, and no more; the model's own figures
+serve="--synthetic $LLAMA --serve --gpu-memory 24"
+expect 0 "4 bits, rank 64" alone plan $serve --max-ranks 8
+for word in "as stored" "KV tokens" "doesn't fit" "mpirun -n 2 glowq serve" "--model OUT.glowq"; do
+    grep -qF -e "$word" out || fail "the table of serving lacks \"$word\""
+done
+expect 0 formats alone plan $serve --max-ranks 8 --max-length 8192 --json
+python3 - out <<'END' || fail "plans of serving"
+import json, sys
+j = json.load(open(sys.argv[1]))
+room = j["room_bytes"] * j["memory_fraction"]
+assert room == 0.8 * 24 * 2**30 and j["max_length"] == 8192
+for f in j["formats"]:
+    kv_heads, head_dim, layers, act = 8, 128, 80, 2
+    for p in f["plans"]:
+        heads = -(-kv_heads // p["ranks"])
+        block = 2 * layers * heads * head_dim * act * 16
+        assert p["memory"]["KV cache"] == p["kv_tokens"] // 16 * block, p
+        assert sum(p["memory"].values()) == p["memory_bytes"]
+        full = p["kv_tokens"] == 64 * 8192
+        assert p["fits"] == (p["kv_tokens"] >= 8192), p
+        # No room is left for another block, unless all that is wanted fits; some rank needs more beside the cache than this one.
+        if p["fits"]:
+            assert p["memory_bytes"] <= room and (full or p["memory_bytes"] + block > room or p["ranks"] in (3, 5, 6, 7)), p
+        assert abs(p["requests"] - p["kv_tokens"] / 8192) < 1e-9
+    assert f["fewest_ranks"] == min((p["ranks"] for p in f["plans"] if p["fits"]), default=0)
+dense, low = j["formats"]
+assert dense["bits"] == 0 and low["bits"] == 4 and low["fewest_ranks"] == 3 < dense["fewest_ranks"] == 8, (low, dense)
+END
+expect 4 "each of 1 ranks needs" alone plan $serve --ranks 1
+sed -n 's/.*needs [^(]*(\(.*\), KV cache.*/\1/p' err >planned
+expect 4 "needs" alone bench --synthetic "$LLAMA" --bits 4 --rank 64
+sed -n 's/.*needs [^(]*(\(.*\), KV cache.*/\1/p' err >refused
+same "$(cat planned)" "$(cat refused)" "the weights of a model that is planned and of one that is run"
+expect 4 "room for" alone plan $serve --ranks 2 --max-length 1000000
+expect 0 "KV cache" alone plan --model "$EXAMPLES/dense" --serve --memory 1 --ranks-per-host 2 --ranks 2
+expect 2 "--max-length goes with --serve" alone plan --synthetic "$LLAMA" --max-length 100
+expect 2 "--grid goes without --serve" alone plan --synthetic "$LLAMA" --serve --grid 2x2
+
+# ---- solving from statistics
+expect 2 "--samples goes without --stats" alone plan --model x --stats y --samples 5
+expect 1 "no-such-folder" alone plan --model "$EXAMPLES/dense" --stats no-such-folder --memory 1
+expect 0 '"hidden_bytes"' alone plan --model "$EXAMPLES/dense" --seq-len 512 --memory 1 --stats keep --json
+python3 -c 'import json; j = json.load(open("out")); assert j["disk_bytes"] == j["result_bytes"] + j["hidden_bytes"] + j["stats_bytes"] and "--stats keep" in j["command"], j' ||
+    fail "what is on the disk"
 
 # ---- profiles
 expect 0 "wrote machine.json" ranks 2 plan --measure machine.json
@@ -170,7 +216,7 @@ expect 3 "gemm_f64_flops" alone plan --synthetic "$LLAMA" --profile bad.json --g
 expect 1 "no-such-profile" alone plan --synthetic "$LLAMA" --profile no-such-profile.json
 
 # ---- the batch file: resources, what calibrate is told, and the rest of launch/slurm/calibrate.sbatch as it is
-expect 0 "on disk" alone plan --synthetic "$LLAMA" --gpu-memory 80 --grid 2x6 --ranks-per-host 8 --bits 3 --out "a b.glowq" \
+expect 0 "of result" alone plan --synthetic "$LLAMA" --gpu-memory 80 --grid 2x6 --ranks-per-host 8 --bits 3 --out "a b.glowq" \
     --profile machine.json --sbatch job.sbatch
 sh -n job.sbatch || fail "job.sbatch is no shell script"
 for word in "#SBATCH --nodes=2 --ntasks=12 --ntasks-per-node=8 --gpus-per-node=8" "#SBATCH --time=" "--bits 3" "OUT='a b.glowq'"; do
@@ -181,7 +227,7 @@ sed -n '/^set -eu/,$p' job.sbatch | cmp -s - body || fail "the batch file's end 
 printf '#!/bin/sh\nprintf "%%s|" "$@" >told\n' >told.sh && chmod +x told.sh # the program's place: what would it be told?
 GLOWQ=./told.sh LAUNCHER=env sh job.sbatch >/dev/null 2>&1
 same "$(cat told)" "calibrate|--out|a b.glowq|--synthetic|$LLAMA|--bits|3|--grid|2x6|--threads|$GLOWQ_THREADS|" "what the batch file starts"
-expect 0 "on disk" alone plan --model "$EXAMPLES/dense" --seq-len 512 --memory 2 --ranks 2 --sbatch cpu.sbatch
+expect 0 "of result" alone plan --model "$EXAMPLES/dense" --seq-len 512 --memory 2 --ranks 2 --sbatch cpu.sbatch
 grep -q -e "^.*set --.* --grid 2x1 --text TEXT" cpu.sbatch || fail "no grid in the batch file"
 grep -qF -e "--nodes=2 --ntasks=2 --ntasks-per-node=1 --mem=" cpu.sbatch || fail "memory of a host: $(grep SBATCH cpu.sbatch)"
 
