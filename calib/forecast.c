@@ -328,9 +328,9 @@ static double seconds_of(double amount, double rate)
     return amount > 0 ? amount / rate : 0;
 }
 
-/* Of one rank in one wave; of the forward pass without what goes from stage to stage, whose seconds are *relay_s. */
-static double wave_stage_s(const struct forecast *f, int rank, int64_t wave, enum stage stage, const double *rate,
-                           double *relay_s)
+/* Of one rank in one wave, but for the disk that works beside it; in the forward pass its computing or what goes from stage to stage,
+ * whichever is longer. */
+static double wave_rank_s(const struct forecast *f, int rank, int64_t wave, enum stage stage, const double *rate)
 {
     const struct grid grid = grid_of(&f->layout, rank);
     const struct range own = grid_layers(&grid, wave_of(f, wave), grid.stage);
@@ -343,37 +343,59 @@ static double wave_stage_s(const struct forecast *f, int rank, int64_t wave, enu
     const int64_t sent = traffic_sent(&moved.traffic[stage], grid.replicas);
     const int64_t received = traffic_received(&moved.traffic[stage], grid.replicas);
     s += seconds_of((double)max_i64(sent, received), rate[RATE_NETWORK]);
-    s += stage == STAGE_READ ? seconds_of((double)(moved.read_bytes - moved.stats_read_bytes), rate[RATE_READ]) : 0;
     s += stage == STAGE_MOMENTS ? seconds_of((double)moved.stats_read_bytes, rate[RATE_READ]) : 0;
-    s += stage == STAGE_WRITE ? seconds_of((double)moved.write_bytes, rate[RATE_WRITE]) : 0;
-    *relay_s = seconds_of((double)max_i64(moved.relay_sent, moved.relay_received), rate[RATE_NETWORK]);
+    const double relay_s = seconds_of((double)max_i64(moved.relay_sent, moved.relay_received), rate[RATE_NETWORK]);
+    return stage == STAGE_FORWARD && relay_s > s ? relay_s : s;
+}
+
+/* All ranks: the slowest; in the forward pass the slowest stage and, to fill and drain, a super-block of the others. */
+static double wave_s(const struct forecast *f, int64_t wave, enum stage stage, const double *rate)
+{
+    const int n = f->layout.replicas;
+    const int64_t rounds = (f->job->corpus.n_blocks + n - 1) / n;
+    double slowest = 0, sum = 0;
+    for (int s = 0; s < f->layout.stages; s++) {
+        double one = 0;
+        for (int p = s * n; p < (s + 1) * n; p++) {
+            const double rank_s = wave_rank_s(f, p, wave, stage, rate);
+            one = rank_s > one ? rank_s : one;
+        }
+        slowest = one > slowest ? one : slowest;
+        sum += one;
+    }
+    return slowest + (stage == STAGE_FORWARD ? (sum - slowest) / (double)max_i64(rounds, 1) : 0);
+}
+
+static double busy_s(const struct forecast *f, int64_t wave, const double *rate)
+{
+    double s = 0;
+    for (int i = 0; i < N_STAGES && wave >= 0 && wave < f->layout.n_waves; i++)
+        s += wave_s(f, wave, (enum stage)i, rate);
     return s;
 }
 
-/* The slowest rank of a stage of the grid. */
-static double slowest_s(const struct forecast *f, int grid_stage, int64_t wave, enum stage stage, const double *rate)
+/* What the disk takes longer than the wave before, whose computing hides reading, or the one after, which hides writing. */
+static double disk_s(const struct forecast *f, int64_t wave, int writes, const double *rate)
 {
     double slowest = 0;
-    for (int p = grid_stage * f->layout.replicas; p < (grid_stage + 1) * f->layout.replicas; p++) {
-        double relay_s = 0, s = wave_stage_s(f, p, wave, stage, rate, &relay_s);
-        s = stage == STAGE_FORWARD && relay_s > s ? relay_s : s;
+    for (int p = 0; p < f->n_ranks; p++) {
+        struct forecast_rank moved = {.read_bytes = 0};
+        add_wave(f, p, wave, &moved);
+        const double s = writes ? seconds_of((double)moved.write_bytes, rate[RATE_WRITE])
+                                : seconds_of((double)(moved.read_bytes - moved.stats_read_bytes), rate[RATE_READ]);
         slowest = s > slowest ? s : slowest;
     }
-    return slowest;
+    const double hidden = busy_s(f, writes ? wave + 1 : wave - 1, rate);
+    return slowest > hidden ? slowest - hidden : 0;
 }
 
 double forecast_stage_s(const struct forecast *f, enum stage stage, const double *rate)
 {
-    const int64_t n_blocks = f->job->corpus.n_blocks, rounds = (n_blocks + f->layout.replicas - 1) / f->layout.replicas;
     double all = 0;
     for (int64_t wave = 0; wave < f->layout.n_waves; wave++) {
-        double slowest = 0, sum = 0;
-        for (int s = 0; s < f->layout.stages; s++) {
-            const double one = slowest_s(f, s, wave, stage, rate);
-            slowest = one > slowest ? one : slowest;
-            sum += one;
-        }
-        all += slowest + (stage == STAGE_FORWARD ? (sum - slowest) / (double)max_i64(rounds, 1) : 0);
+        all += wave_s(f, wave, stage, rate);
+        if (stage == STAGE_READ || stage == STAGE_WRITE)
+            all += disk_s(f, wave, stage == STAGE_WRITE, rate);
     }
     return all;
 }

@@ -27,9 +27,11 @@
  * channels ask for, doubles S E^T U); agreements on errors, 8 bytes each, aren't counted.
  *
  * Work: operations by kind, divided by a machine's rates. What the pipeline does in turn doesn't overlap (read, forward, .., write),
- * and every rank waits for the slowest in each, wave by wave: stages solve at once. Only in the forward pass do stages work one behind
- * another: its time in a wave is the slowest stage's for all super-blocks and the other stages' for one, to fill and drain them, a
- * super-block taking as long as its computing or its journey, whichever is longer.
+ * and every rank waits for the slowest in each, wave by wave: stages solve at once. Two things differ. In the forward pass stages work
+ * one behind another: its time in a wave is the slowest stage's for all super-blocks and the other stages' for one, to fill and
+ * drain them, a super-block taking as long as its computing or its journey, whichever is longer. And the disk works beside the
+ * rest: a wave's weights are read while the one before computes, its layers brought to disk while the one after does
+ * (calib/prefetch.h, calib/write.h); what is longer than that counts.
  */
 #ifndef GLOWQ_CALIB_FORECAST_H
 #define GLOWQ_CALIB_FORECAST_H
