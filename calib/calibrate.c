@@ -118,17 +118,46 @@ out:
     return err;
 }
 
+/* Layers [first, end), from wave to wave. */
+struct run {
+    struct range layers;
+    double *layer_s;     /* [end - first] */
+    struct range untold; /* of other stages, in the last wave: known to be on disk when the next one is over */
+};
+
+static int tell_others(struct job *job, struct run *run)
+{
+    int err = OK;
+    for (int64_t l = run->untold.begin; l < run->untold.end; l++)
+        TRY(tell_layer(job, l, run->layer_s[l - run->layers.begin]));
+    run->untold = (struct range){0};
+out:
+    return err;
+}
+
+/* All that any stage has written is on disk, and told of. Collective. */
+static int all_published(struct job *job, struct run *run)
+{
+    int err = OK;
+    TRY(comm_agree(job->world, wave_published(job, tell_layer)));
+    TRY(tell_others(job, run));
+out:
+    return err;
+}
+
 /* After a wave: the hidden states behind it are kept if it is time to, and the run ends if a signal has asked for it. Collective. */
-static int after_wave(struct job *job, struct range wave, int64_t end, double run_s)
+static int after_wave(struct job *job, struct run *run, struct range wave, double run_s)
 {
     int err = OK, is_kept = 0;
     int64_t signal;
-    const int64_t l = wave.end - 1;
+    const int64_t l = wave.end - 1, end = run->layers.end;
     TRY(signal_asked(job, &signal));
     if (wave.end == end)
         goto out;
     if (!job->options->stats)
         TRY(resume_keep(&job->resume, &job->forward, l, run_s, signal != 0, &is_kept));
+    if (is_kept || signal != 0)
+        TRY(all_published(job, run));
     if (is_kept)
         tell(job, json_pack("{s:s, s:I}", "event", "hidden", "layer", (json_int_t)l));
     if (signal == 0)
@@ -143,29 +172,33 @@ out:
     return err;
 }
 
-/* Layers [first, end). With statistics finished ones needn't even be read. */
-static int calibrate_layers(struct job *job, int64_t first, int64_t end)
+/* With statistics finished layers needn't even be read. */
+static int calibrate_layers(struct job *job, struct range all)
 {
     int err = OK;
-    const int64_t n_waves = grid_waves_left(job->n_waves, job->config.n_layers, end - first);
-    double *layer_s = calloc((size_t)(end - first) + 1, sizeof *layer_s), run_s;
-    TRY(comm_agree(job->world, layer_s ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "times of the layers")));
-    progress_begin(&job->progress, "layer", end);
-    job->progress.before = job->n_told = first;
+    const int64_t n_waves = grid_waves_left(job->n_waves, job->config.n_layers, all.end - all.begin);
+    struct run run = {.layers = all};
+    double run_s;
+    if (!(run.layer_s = calloc((size_t)(all.end - all.begin) + 1, sizeof *run.layer_s)))
+        err = err_set(ERR_NOMEM, __FILE__, __LINE__, "times of the layers");
+    TRY(comm_agree(job->world, err));
+    progress_begin(&job->progress, "layer", all.end);
+    job->progress.before = job->n_told = all.begin;
     for (int64_t i = 0; i < n_waves; i++) {
-        const struct range all = {first, end}, wave = grid_wave(all, i, n_waves);
-        const struct range next = i + 1 < n_waves ? grid_wave(all, i + 1, n_waves) : (struct range){end, end};
+        const struct range wave = grid_wave(all, i, n_waves);
+        const struct range next = i + 1 < n_waves ? grid_wave(all, i + 1, n_waves) : (struct range){all.end, all.end};
         const struct range own = grid_layers(&job->grid, wave, job->grid.stage);
         if (i == 0)
             wave_prefetch(job, wave, next);
-        TRY(wave_run(job, wave, next, tell_layer, layer_s + (wave.begin - first), &run_s));
-        for (int64_t l = own.end; l < wave.end; l++) /* rank 0 is of the first stage */
-            TRY(tell_layer(job, l, layer_s[l - first]));
-        TRY(after_wave(job, wave, end, run_s));
+        TRY(wave_run(job, wave, next, tell_layer, run.layer_s + (wave.begin - all.begin), &run_s));
+        TRY(tell_others(job, &run));
+        run.untold = (struct range){own.end, wave.end}; /* rank 0, who tells, is of the first stage */
+        TRY(after_wave(job, &run, wave, run_s));
     }
+    TRY(all_published(job, &run));
     progress_end(&job->progress);
 out:
-    free(layer_s);
+    free(run.layer_s);
     return err;
 }
 
@@ -193,8 +226,9 @@ int calibrate(struct comm *world, const struct calibrate_options *options, struc
     if (!options->stats && missing.begin <= missing.end)
         TRY(resume_begin(world, options->out, options->hidden_every, job.stats_fingerprint, missing.begin, &job.forward,
                          &job.weights, &job.resume, &first));
+    job.resume.publication = &job.publication;
     tell_start(&job, first, resumed);
-    TRY(calibrate_layers(&job, first, missing.end + 1));
+    TRY(calibrate_layers(&job, (struct range){first, missing.end + 1}));
     TRY(comm_agree(world, note_memory(&job)));
     TRY(facts_gather_ranks(&job.facts, world, now_s() - start));
     if (world->rank == 0)

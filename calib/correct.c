@@ -379,6 +379,7 @@ int correct_layer(struct correct *c)
 {
     int err = OK;
     struct state state = {0};
+    struct store_sealed sealed;
     double start = now_s();
     TRY(state_create(c, &state));
     facts_stage(c->facts, STAGE_WRITE, start);
@@ -390,7 +391,8 @@ int correct_layer(struct correct *c)
     }
     start = now_s();
     TRY(layer_file_vectors(&state.file, c->weights));
-    TRY(layer_file_publish(&state.file));
+    TRY(layer_file_seal(&state.file, &sealed));
+    TRY(publication_begin(c->publication, c->comm, state.file.root, &sealed));
     facts_stage(c->facts, STAGE_WRITE, start);
 out:
     state_free(&state);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Correct: one layer, whose Sigma_x is summed: its groups are quantized, solved and written, and the layer is published.
+ * Correct: one layer, whose Sigma_x is summed: its groups are quantized, solved and written, and its publication begins.
  *
  * What is the same for every layer goes group by group over all ranks: their rows of W are quantized, E's correction is solved,
  * both are written. A layer with experts differs in two places. Its gates and ups have one B, found for rows weighted by how much
@@ -15,6 +15,7 @@
 #include "calib/covariance.h"
 #include "calib/cross.h"
 #include "calib/facts.h"
+#include "calib/publication.h"
 #include "calib/slices.h"
 #include "model/store.h"
 
@@ -30,6 +31,7 @@ struct correct {
     struct cross *cross;        /* NULL: a dense layer, or no refit of its experts */
     struct metric_cases *cases; /* what S of this rank's groups was in is added */
     struct facts *facts;        /* takes the stages' times */
+    struct publication *publication;
 };
 
 /* Collective. */

@@ -100,6 +100,7 @@ static int job_open_local(struct job *job)
         TRY(open_stats(job));
     }
     TRY(weights_open(job));
+    TRY(publication_open(&job->publication));
     if (o->n_texts > 0)
         TRY(tokenizer_open(o->model, &job->tokenizer));
     TRY(calibrate_check(o, &job->config));
@@ -410,6 +411,7 @@ void job_close(struct job *job)
     forward_free(&job->forward);
     facts_free(&job->facts);
     corpus_free(&job->corpus);
+    publication_close(&job->publication);
     prefetch_close(&job->prefetch);
     weights_close(&job->weights);
     tokenizer_close(job->tokenizer);

@@ -12,10 +12,18 @@
 #include "calib/facts.h"
 #include "calib/forward.h"
 #include "calib/prefetch.h"
+#include "calib/publication.h"
 #include "calib/relay.h"
 #include "calib/resume.h"
 #include "model/store.h"
 #include "model/store_stats.h"
+
+/* A layer that on_layer (wave.h) isn't told of before it is on disk. */
+struct unpublished {
+    int is_one;
+    int64_t l;
+    double seconds;
+};
 
 struct job {
     const struct calibrate_options *options;
@@ -32,8 +40,10 @@ struct job {
     struct corpus corpus;
     struct store_settings settings;
     struct forward forward;
-    struct relay relay;         /* between stages */
-    struct stats_origin origin; /* of what is observed, or was */
+    struct relay relay; /* between stages */
+    struct publication publication;
+    struct unpublished unpublished; /* of this stage */
+    struct stats_origin origin;     /* of what is observed, or was */
     char fingerprint[65], stats_fingerprint[65];
     int64_t planned_bytes;     /* of this rank's device */
     struct metric_cases cases; /* how this rank's groups were solved */

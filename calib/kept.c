@@ -134,7 +134,8 @@ out:
     return err;
 }
 
-int kept_write(const struct covariance *cov, const char *dir, int root, const struct stats_origin *origin)
+int kept_write(const struct covariance *cov, const char *dir, int root, const struct stats_origin *origin,
+               struct publication *publication)
 {
     int err = OK;
     struct comm *comm = cov->comm;
@@ -142,6 +143,7 @@ int kept_write(const struct covariance *cov, const char *dir, int root, const st
     struct store_writer *writer = NULL;
     struct passage p = {0};
     struct stats_facts facts;
+    struct store_sealed sealed;
     stats_plan(s->config, s->layer, origin, MOMENT_SHIFT, &facts);
     int local = passage_create(s, &p);
     if (comm->rank == root && !local)
@@ -157,10 +159,11 @@ int kept_write(const struct covariance *cov, const char *dir, int root, const st
         local = stats_put_experts(writer, s->config->n_experts, cov->tokens, cov->gates);
     TRY(comm_agree(comm, local));
     if (comm->rank == root) {
-        local = store_publish(writer);
+        local = store_seal(writer, &sealed);
         writer = NULL;
     }
     TRY(comm_agree(comm, local));
+    TRY(publication_begin(publication, comm, root, &sealed));
 out:
     store_discard(writer);
     passage_free(&p);

@@ -9,11 +9,13 @@
 #define GLOWQ_CALIB_KEPT_H
 
 #include "calib/covariance.h"
+#include "calib/publication.h"
 #include "calib/slices.h"
 #include "model/store_stats.h"
 
-/* After covariance_reduce: publishes DIR/stats/NNNN.h5, written by root. Collective. */
-int kept_write(const struct covariance *cov, const char *dir, int root, const struct stats_origin *origin);
+/* After covariance_reduce: DIR/stats/NNNN.h5, written by root; its publication begins. Collective. */
+int kept_write(const struct covariance *cov, const char *dir, int root, const struct stats_origin *origin,
+               struct publication *publication);
 /* A covariance as covariance_reduce leaves it, without cross. ERR_FORMAT naming the file that is damaged, of another layer, or not of
  * `fingerprint` (stats_fingerprint). Keeps slices and corpus. Collective. */
 int kept_read(const struct slices *slices, const struct corpus *corpus, const char *dir, const char *fingerprint,

@@ -196,7 +196,10 @@ int resume_keep(struct resume *r, const struct forward *f, int64_t l, double rep
     TRY(comm_bcast(r->comm, &due, sizeof due, 0));
     if (!due)
         goto out;
-    TRY(comm_agree(r->comm, write_generation(r, f, l)));
+    local = write_generation(r, f, l);
+    if (!local && r->publication)
+        local = publication_wait(r->publication);
+    TRY(comm_agree(r->comm, local));
     r->kept = (struct hidden_cursor){l, r->kept.layer};
     if (r->comm->rank == 0)
         local = hidden_cursor_publish(r->out, r->fingerprint, &r->kept);

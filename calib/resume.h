@@ -8,6 +8,7 @@
 #define GLOWQ_CALIB_RESUME_H
 
 #include "calib/forward.h"
+#include "calib/publication.h"
 #include "model/store_hidden.h"
 
 enum { HIDDEN_NEVER = 0, HIDDEN_WHEN_IT_PAYS = -1 };
@@ -15,13 +16,14 @@ enum { HIDDEN_NEVER = 0, HIDDEN_WHEN_IT_PAYS = -1 };
 struct resume {
     struct comm *comm; /* all ranks: those of the first stage have the states */
     const char *out;
-    const char *fingerprint;   /* stats_fingerprint: states depend on nothing more */
-    int64_t every;             /* layers from one generation to the next, or one of the two above */
-    struct hidden_cursor kept; /* what is on disk */
-    int64_t before;            /* the layer before those that resume_keep is told of next */
-    int64_t bytes;             /* of a generation, all ranks' */
-    double replay_s, save_s;   /* rank 0: to run again what isn't kept; of the last save */
-    int is_full;               /* the disk, and that has been said */
+    const char *fingerprint;         /* stats_fingerprint: states depend on nothing more */
+    int64_t every;                   /* layers from one generation to the next, or one of the two above */
+    struct hidden_cursor kept;       /* what is on disk */
+    int64_t before;                  /* the layer before those that resume_keep is told of next */
+    int64_t bytes;                   /* of a generation, all ranks' */
+    double replay_s, save_s;         /* rank 0: to run again what isn't kept; of the last save */
+    int is_full;                     /* the disk, and that has been said */
+    struct publication *publication; /* is waited for before states are said to be kept; NULL: nothing is published */
 };
 
 /* Finds states to go on from: those after a layer before first_missing, the first whose result is missing. They are read, or

@@ -117,7 +117,7 @@ static int gather(struct job *job, struct held *h)
     facts_stage(&job->facts, STAGE_MOMENTS, start);
     start = now_s();
     if (!job->kept[h->l])
-        TRY(kept_write(&h->cov, job->options->out, (int)(h->l % job->comm->size), &job->origin));
+        TRY(kept_write(&h->cov, job->options->out, (int)(h->l % job->comm->size), &job->origin, &job->publication));
     facts_stage(&job->facts, STAGE_WRITE, start);
 out:
     return err;
@@ -157,7 +157,8 @@ static int settle(struct job *job, struct held *h, struct range after)
                               .cov = &h->cov,
                               .cross = h->cov.cross,
                               .cases = &job->cases,
-                              .facts = &job->facts};
+                              .facts = &job->facts,
+                              .publication = &job->publication};
     TRY(correct_layer(&correct));
 out:
     held_free(h);
@@ -248,16 +249,45 @@ out:
     return err;
 }
 
-/* One layer after the other. Collective over the stage. */
-static int settle_all(struct wave *w, int (*on_layer)(struct job *, int64_t l, double seconds), double *layer_s)
+/* on_layer is told of the layer whose publication was waited for. */
+static int tell_published(struct job *job, layer_fn on_layer)
+{
+    const struct unpublished last = job->unpublished;
+    job->unpublished.is_one = 0;
+    return last.is_one ? on_layer(job, last.l, last.seconds) : OK;
+}
+
+int wave_published(struct job *job, layer_fn on_layer)
 {
     int err = OK;
+    const double start = now_s();
+    TRY(comm_agree(job->comm, publication_wait(&job->publication)));
+    facts_stage(&job->facts, STAGE_WRITE, start);
+    TRY(tell_published(job, on_layer));
+out:
+    return err;
+}
+
+/* One layer after the other: of each that was solved publication has begun then, and all before are on disk. Collective over the
+ * stage. */
+static int settle_all(struct wave *w, layer_fn on_layer, double *layer_s)
+{
+    int err = OK;
+    struct job *job = w->job;
     for (int64_t i = 0; i < w->n; i++) {
         struct held *h = &w->held[i];
-        TRY(settle(w->job, h, missing_after(w->job, w->own, w->next, h->l)));
+        TRY(settle(job, h, missing_after(job, w->own, w->next, h->l)));
         layer_s[i] = h->seconds + w->forward_s / (double)w->n;
-        TRY(on_layer(w->job, h->l, layer_s[i]));
+        if (job->finished[h->l]) {
+            TRY(wave_published(job, on_layer));
+            TRY(on_layer(job, h->l, layer_s[i]));
+        } else {
+            TRY(tell_published(job, on_layer));
+            job->unpublished = (struct unpublished){1, h->l, layer_s[i]};
+        }
     }
+    if (w->n == 0)
+        TRY(wave_published(job, on_layer));
 out:
     return err;
 }
@@ -279,8 +309,7 @@ out:
     return err;
 }
 
-int wave_run(struct job *job, struct range layers, struct range next,
-             int (*on_layer)(struct job *, int64_t l, double seconds), double *layer_s, double *run_s)
+int wave_run(struct job *job, struct range layers, struct range next, layer_fn on_layer, double *layer_s, double *run_s)
 {
     int err = OK;
     const struct range own = grid_layers(&job->grid, layers, job->grid.stage);

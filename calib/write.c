@@ -298,11 +298,11 @@ int layer_file_vectors(struct layer_file *file, struct weights *weights)
     return comm_agree(file->comm, local);
 }
 
-int layer_file_publish(struct layer_file *file)
+int layer_file_seal(struct layer_file *file, struct store_sealed *sealed)
 {
     int local = OK;
     if (file->comm->rank == file->root) {
-        local = store_publish(file->writer);
+        local = store_seal(file->writer, sealed);
         file->writer = NULL;
     }
     free(file->message);

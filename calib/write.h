@@ -37,7 +37,8 @@ size_t layer_file_rows_bytes(const struct store_layer_facts *facts, struct matri
 int layer_file_experts(struct layer_file *file, const struct store_expert *experts);
 /* Biases, norms and routers, which the root reads itself. */
 int layer_file_vectors(struct layer_file *file, struct weights *weights);
-int layer_file_publish(struct layer_file *file);
+/* The file is whole: on root, sealed says what is to be published. */
+int layer_file_seal(struct layer_file *file, struct store_sealed *sealed);
 void layer_file_discard(struct layer_file *file);
 
 /* head.h5: embedding, norm and lm_head as stored, a panel at a time. One rank calls it. Not collective. */

@@ -74,6 +74,7 @@
 #include "model/config.h"
 #include "model/families.h"
 
+#include <limits.h>
 #include <stdint.h>
 
 enum { STORE_VERSION = 2, STORE_BLOCK_ROWS = 64, STORE_BLOCK_ELEMENTS = 4096 };
@@ -206,9 +207,18 @@ enum store_end { STORE_EMBEDDING, STORE_NORM, STORE_HEAD, N_STORE_ENDS };
 /* Rows as for store_put_codes; the norm is given whole (row0 0, rows d_model). */
 int store_put_end(struct store_writer *writer, enum store_end end, int64_t row0, int64_t rows, const void *data);
 
-/* Everything put? checksums, metadata, fsync, rename, fsync of the folder. Frees the writer, also on error; after an
+/* Everything put? checksums, metadata; then the file is whole, under its temporary name, and closed. Frees the writer, also on
+ * error, when the temporary goes too. */
+struct store_sealed {
+    char temporary[PATH_MAX], path[PATH_MAX];
+};
+int store_seal(struct store_writer *writer, struct store_sealed *sealed);
+/* fsync, rename, fsync of the folder: what waits for the disk, and asks nothing of HDF5, so that any thread may do it. After an
  * error nothing stands under the final name that wasn't there before (but for a failed sync of the folder, when the
  * whole new file does). */
+int store_sealed_publish(const struct store_sealed *sealed);
+void store_sealed_discard(const struct store_sealed *sealed);
+/* Both. */
 int store_publish(struct store_writer *writer);
 /* Gives the file up. Accepts NULL. */
 void store_discard(struct store_writer *writer);

@@ -272,7 +272,7 @@ out:
     return err;
 }
 
-int store_publish(struct store_writer *w)
+int store_seal(struct store_writer *w, struct store_sealed *sealed)
 {
     int err = OK;
     TRY(tables_finish(w->tables));
@@ -281,10 +281,34 @@ int store_publish(struct store_writer *w)
     w->disk = -1;
     if (close(disk) != 0)
         FAIL(ERR_IO, "cannot close %s: %s", w->temporary, strerror(errno));
-    TRY(file_publish_rename(w->temporary, w->path));
+    memcpy(sealed->temporary, w->temporary, sizeof sealed->temporary);
+    memcpy(sealed->path, w->path, sizeof sealed->path);
     w->temporary[0] = 0;
 out:
     store_discard(w);
+    return err;
+}
+
+int store_sealed_publish(const struct store_sealed *sealed)
+{
+    const int err = file_publish_rename(sealed->temporary, sealed->path);
+    if (err)
+        store_sealed_discard(sealed);
+    return err;
+}
+
+void store_sealed_discard(const struct store_sealed *sealed)
+{
+    unlink(sealed->temporary);
+}
+
+int store_publish(struct store_writer *w)
+{
+    int err = OK;
+    struct store_sealed sealed;
+    TRY(store_seal(w, &sealed));
+    TRY(store_sealed_publish(&sealed));
+out:
     return err;
 }
 

@@ -28,7 +28,7 @@ if(TARGET glowq)
   add_cli(doctor mpi 300)
   add_cli(resume fault 600)
   add_cli(kill fault 300)
-  add_cli(kill_steps fault 300)
+  add_cli(kill_steps fault 900)
   add_cli(disk_full fault 300)
   foreach(device cuda:sim cuda) # on a card, and its kernels compiled for the host
     string(REPLACE ":" "_" suffix ${device})
