@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """glowq serve as its clients meet it. Called by cli/serve.sh in an empty folder:
-    serve.py WHAT RANKS     WHAT: api | limits | lost | bytes: PROMPTS (1600) random prompts; soak: by hand, see there
+    serve.py WHAT RANKS     WHAT: api | limits | lost | bytes: PROMPTS (1600) random prompts; clients: OpenAI's;
+                            soak: by hand, see there
 Truth comes from the other commands (generate, eval, tokenize), from the same request made alone, and from the interface's
 definition. The standard library alone is used."""
 import concurrent.futures as futures, http.client, json, multiprocessing, os, random, re, shutil, signal, socket, subprocess, sys, time
 
 GLOWQ, SOURCE, MPIEXEC = os.environ["GLOWQ_BINARY"], os.environ["GLOWQ_SOURCE_DIR"], os.environ.get("GLOWQ_MPIEXEC", "mpirun")
 DENSE, TINY = SOURCE + "/examples/dense", SOURCE + "/tests/golden/families/tp_cut"
-PATIENCE_S = 60  # something hangs
+PATIENCE_S = float(os.environ.get("LIMIT_S", 60))  # something hangs
 failures = 0
 
 
@@ -23,14 +24,14 @@ def same(got, wanted, what):
 
 
 class Server:
-    def __init__(self, model, ranks, *options, launch=None):
+    def __init__(self, model, ranks, *options, launch=None, port=0):
         launcher = launch or ([MPIEXEC, "-n", str(ranks)] if ranks > 1 else [])
         self.log = open("server.err", "w+")
         command = [GLOWQ, "serve"] if not launch else []
-        self.process = subprocess.Popen(launcher + command + ["--model", model, "--port", "0", "--kv-tokens", "8192"] +
+        self.process = subprocess.Popen(launcher + command + ["--model", model, "--port", str(port), "--kv-tokens", "8192"] +
                                         list(options), stdout=subprocess.DEVNULL, stderr=self.log)
         self.ranks, self.port = ranks, None
-        for _ in range(PATIENCE_S * 20):
+        for _ in range(int(PATIENCE_S * 20)):
             ready = re.search(r"ready: http://[^:]*:(\d+)/v1", open("server.err").read())
             if ready:
                 self.port = int(ready.group(1))
@@ -83,7 +84,7 @@ class Server:
 
     def idle(self):
         """until nothing runs and no KV block is in use"""
-        for _ in range(PATIENCE_S * 20):
+        for _ in range(int(PATIENCE_S * 20)):
             s = self.stats()
             if s["running"] + s["waiting"] + s["kv_blocks_used"] == 0:
                 return
@@ -470,6 +471,71 @@ def lost(ranks):
         same(s.process.wait(PATIENCE_S), 6, "exit code after %s" % how)
 
 
+# ---- OpenAI's client -----------------------------------------------------------------------------------------------
+
+
+def clients(ranks):
+    """The official client of OpenAI's interface, where it is installed: PYTHON names the interpreter that has it."""
+    try:
+        import openai
+    except ImportError as e:
+        print("skipped: %s" % e)
+        sys.exit(77)
+    s = Server(DENSE, ranks, "--max-sequences", "2", "--max-queue", "2")
+    seen = []  # statuses of all answers
+
+    def client_of(retries):
+        hooks = {"response": [lambda r: seen.append(r.status_code)]}
+        return openai.OpenAI(base_url="http://127.0.0.1:%d/v1" % s.port, api_key="none", max_retries=retries,
+                             http_client=openai.DefaultHttpxClient(event_hooks=hooks, timeout=PATIENCE_S))
+
+    client = client_of(0)
+    ask = dict(model="dense", prompt="Once upon a time", max_tokens=30, temperature=0)
+    wanted = s.text("Once upon a time", max_tokens=30, temperature=0)
+    same([m.id for m in client.models.list()], ["dense"], "models")
+    a = client.completions.create(logprobs=2, **ask)
+    same((a.choices[0].text, a.usage.completion_tokens), (wanted, 30), "completion")
+    same({len(a.choices[0].logprobs.tokens), len(a.choices[0].logprobs.top_logprobs)}, {30}, "logprobs")
+    events = list(client.completions.create(stream=True, stream_options={"include_usage": True}, **ask))
+    same(("".join(c.text for e in events for c in e.choices), events[-1].usage.completion_tokens), (wanted, 30), "stream")
+    chat = dict(model="dense", messages=[{"role": "user", "content": "Who is there?"}], max_tokens=20, temperature=0)
+    a = client.chat.completions.create(logprobs=True, top_logprobs=2, **chat).choices[0]
+    same("".join(c.delta.content or "" for e in client.chat.completions.create(stream=True, **chat) for c in e.choices),
+         a.message.content, "streamed chat")
+    same("".join(t.token for t in a.logprobs.content), a.message.content, "the chat's tokens")
+    for bad, error in (({"temperature": -1}, openai.BadRequestError), ({"model": "other"}, openai.NotFoundError)):
+        try:
+            client.completions.create(**{**ask, **bad})
+            check(False, "%s was taken" % bad)
+        except error as e:
+            check(e.body["message"], "an error without a message")
+    # a full queue: it tries again when Retry-After says
+    del seen[:]
+    with futures.ThreadPoolExecutor(12) as pool:
+        texts = [x.result() for x in [pool.submit(lambda: client_of(100).completions.create(
+            **{**ask, "max_tokens": 200}, extra_body={"ignore_eos": True}).choices[0].text) for _ in range(12)]]
+    check(len(set(texts)) == 1 and texts[0].startswith(wanted), "texts of a full queue")
+    check(seen.count(200) == 12 and set(seen) == {200, 429}, "statuses of a full queue: %s" % seen)
+    print("a full queue: %d answers, %d of 429 before them" % (seen.count(200), seen.count(429)))
+    # a server that drains and is started anew: the client waits for its successor
+    del seen[:]
+    c, r = s.open("POST", "/v1/completions", {"prompt": "Once", "max_tokens": 450, "ignore_eos": True, "stream": True, "n": 2})
+    r.read(100)
+    s.process.send_signal(signal.SIGUSR1 if ranks > 1 else signal.SIGTERM)
+    while s.ask("GET", "/readyz")[0] != 503:
+        pass
+    with futures.ThreadPoolExecutor(1) as pool:
+        text = pool.submit(lambda: client_of(10).completions.create(**ask).choices[0].text)
+        r.read()
+        c.close()
+        same(s.process.wait(PATIENCE_S), 0, "exit code after a drain")
+        s = Server(DENSE, ranks, port=s.port)
+        same(text.result(), wanted, "the successor's text")
+    check(seen[0] == 503 and seen[-1] == 200 and set(seen) <= {200, 503}, "statuses of a restart: %s" % seen)
+    print("a restart: %s" % seen)
+    same(s.stop(), 0, "exit code")
+
+
 # ---- a long time ----------------------------------------------------------------------------------------------------
 
 
@@ -654,6 +720,6 @@ def soak(ranks):
     same(s.stop(), 0, "exit code")
 
 
-{"api": api, "limits": limits, "lost": lost, "bytes": bytes_, "soak": soak}[sys.argv[1]](int(sys.argv[2]))
+{"api": api, "limits": limits, "lost": lost, "bytes": bytes_, "clients": clients, "soak": soak}[sys.argv[1]](int(sys.argv[2]))
 print("%d failures" % failures)
 sys.exit(failures > 0)
