@@ -130,7 +130,8 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
     exchange_release(x);
     /* A connection that libmicrohttpd 0.9.75 gives up is cleaned up when it is looked at the next time; after a suspension and the
      * client's end nothing makes that happen, and its descriptor stays for ever. Resuming does. */
-    if (code != MHD_REQUEST_TERMINATED_COMPLETED_OK && code != MHD_REQUEST_TERMINATED_DAEMON_SHUTDOWN) {
+    if (guard_is_old_library() && code != MHD_REQUEST_TERMINATED_COMPLETED_OK &&
+        code != MHD_REQUEST_TERMINATED_DAEMON_SHUTDOWN) {
         MHD_suspend_connection(connection);
         MHD_resume_connection(connection);
     }

@@ -82,11 +82,16 @@ size_t guard_target(const char *target)
     return n;
 }
 
+int guard_is_old_library(void)
+{
+    return strncmp(MHD_get_version(), "0.", 2) == 0;
+}
+
 /* Whether the library shows all that it read: method, target, version and headers, each behind the other; after look. From 1.0 on it
- * reads heads in another way, and refuses such ones itself. */
+ * reads heads in another way. */
 static int is_all_shown(const struct exchange *x, const struct headers *h, size_t head_bytes)
 {
-    return strncmp(MHD_get_version(), "0.", 2) != 0 || (!h->has_gaps && h->expect + 2 == x->line + head_bytes);
+    return !guard_is_old_library() || (!h->has_gaps && h->expect + 2 == x->line + head_bytes);
 }
 
 int guard_headers(struct exchange *x, const char *version, size_t *body_bytes, const char **why)

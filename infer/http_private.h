@@ -100,6 +100,8 @@ enum MHD_Result exchange_queue_answer(struct exchange *x);
 void exchange_log(struct exchange *x);
 
 /* http_guard.c */
+/* libmicrohttpd before 1.0, to whose faults the server is fitted. */
+int guard_is_old_library(void);
 /* How long a target is; 0 when it has bytes that none may have. */
 size_t guard_target(const char *target);
 /* What is wrong with a request's headers: an HTTP status and why; 0: nothing. must_close is set when whatever follows on the

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """glowq serve as its clients meet it. Called by cli/serve.sh in an empty folder:
     serve.py WHAT RANKS     WHAT: api | limits | lost | bytes: PROMPTS (1600) random prompts; clients: OpenAI's;
-                            soak: by hand, see there
+                            slow, soak: by hand, see there
 Truth comes from the other commands (generate, eval, tokenize), from the same request made alone, and from the interface's
 definition. The standard library alone is used."""
-import concurrent.futures as futures, http.client, json, multiprocessing, os, random, re, shutil, signal, socket, subprocess, sys, time
+import concurrent.futures as futures, http.client, json, multiprocessing, os, random, re, resource, shutil, signal, socket
+import subprocess, sys, time
 
 GLOWQ, SOURCE, MPIEXEC = os.environ["GLOWQ_BINARY"], os.environ["GLOWQ_SOURCE_DIR"], os.environ.get("GLOWQ_MPIEXEC", "mpirun")
 DENSE, TINY = SOURCE + "/examples/dense", SOURCE + "/tests/golden/families/tp_cut"
@@ -191,16 +192,16 @@ def test_stops(s):
 
 
 def test_logprobs(s):
-    text = open(SOURCE + "/tests/golden/text.txt").read()[:600]
+    text = open(SOURCE + "/tests/golden/text.txt").read()[:2000]
     open("text.txt", "w").write(text)
-    ids = s.ask("POST", "/tokenize", {"prompt": text})[1]["tokens"][:200]
-    nll = glowq("eval", "-m", DENSE, "--text", "text.txt", "--protocol", "windows", "--ctx", "200", "--max-tokens", "199",
+    ids = s.ask("POST", "/tokenize", {"prompt": text})[1]["tokens"][:480]
+    nll = glowq("eval", "-m", DENSE, "--text", "text.txt", "--protocol", "windows", "--ctx", "480", "--max-tokens", "479",
                 "--per-token-nll")["token_nll"]
     a = s.complete(prompt=ids, max_tokens=1, temperature=0, echo=True, logprobs=1)["choices"][0]
     l = a["logprobs"]
     same({len(l[k]) for k in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}, {len(ids) + 1}, "echo's lengths")
     same((l["token_logprobs"][0], l["top_logprobs"][0]), (None, None), "echo's first entry")
-    check(len(nll) >= 190 and all(abs(x + y) < 1e-5 for x, y in zip(l["token_logprobs"][1:], nll)), "echo differs from eval")
+    check(len(nll) >= 470 and all(abs(x + y) < 1e-5 for x, y in zip(l["token_logprobs"][1:], nll)), "echo differs from eval")
     for i in range(1, len(ids) + 1):
         top = l["top_logprobs"][i]
         check(l["token_logprobs"][i] in top.values() and max(top.values()) >= l["token_logprobs"][i], "top of %d" % i)
@@ -552,6 +553,68 @@ def held(s, deadlines_s=35):
     return holds()
 
 
+def p99_of(waits):
+    return sorted(waits)[int(len(waits) * 0.99)]
+
+
+def slow(ranks):
+    """1000 connections that send a byte a second: when they are all closed, and how long small requests wait beside them."""
+    s = Server(DENSE, ranks)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, max(2048, resource.getrlimit(resource.RLIMIT_NOFILE)[1])))
+    request = b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{" + b" " * 499
+
+    def probe(until):
+        waits = []
+        while not until():
+            begin = time.monotonic()
+            s.text("Once upon a time", max_tokens=8, temperature=0)
+            waits.append(time.monotonic() - begin)
+            time.sleep(0.02)
+        return waits
+
+    def drip(wait):
+        """Those that say nothing, those in the middle of their headers and of their body, a byte a second each, until all are closed."""
+        drips = {}
+        for i in range(1000):
+            k = socket.create_connection(("127.0.0.1", s.port))
+            sent = (0, 50, request.index(b"{"))[i % 3]
+            k.sendall(request[:sent])
+            drips[k] = sent
+        begin = time.monotonic()
+        while drips:
+            wait(max(0, begin + 1 - time.monotonic()))
+            begin = time.monotonic()
+            for k in list(drips):
+                try:
+                    if drips[k] > 0:
+                        k.send(request[drips[k]:drips[k] + 1])
+                        drips[k] += 1
+                    closed = not k.recv(4096, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    closed = False
+                except OSError:
+                    closed = True
+                if closed:
+                    k.close()
+                    del drips[k]
+
+    fork = multiprocessing.get_context("fork")
+    for_s = lambda seconds: (lambda end=time.monotonic() + seconds: time.monotonic() > end)
+    probe(for_s(2))
+    before = probe(for_s(20))
+    begin = time.monotonic()
+    crowd_of_drips = fork.Process(target=drip, args=(time.sleep,))
+    crowd_of_drips.start()
+    beside = probe(lambda: not crowd_of_drips.is_alive())
+    took = time.monotonic() - begin
+    print("1000 connections closed after %.1f s; p99 of %d small requests before %.1f ms, of %d beside them %.1f ms" %
+          (took, len(before), 1e3 * p99_of(before), len(beside), 1e3 * p99_of(beside)))
+    check(took < 40, "the last of 1000 slow connections was closed after %.1f s" % took)
+    check(p99_of(beside) < 2 * p99_of(before), "p99 beside slow connections")
+    same(s.stats()["kv_blocks_used"], 0, "KV blocks in use")
+    same(s.stop(), 0, "exit code")
+
+
 def random_prompt(r):
     """Bytes as characters, what of bytes is UTF-8, or characters from all of Unicode."""
     n = r.randrange(1, 17)
@@ -600,7 +663,8 @@ def bytes_(ranks):
     print("%s; the last four fifths in %.0f s; resident %.1f MB after a fifth, %.1f MB at the end; descriptors %d, %d; KV blocks in use %d" %
           (tally, time.monotonic() - begin, warm[0] / 1e6, end[0] / 1e6, warm[1], end[1], stats["kv_blocks_used"]))
     check(tally["prompts"] >= total, "prompts that got a text")
-    check(end[0] < 1.05 * warm[0] + 4e6, "resident bytes grew from %d to %d" % (warm[0], end[0]))
+    if "ASAN_OPTIONS" not in os.environ:  # which keeps what is freed for a while
+        check(end[0] < 1.05 * warm[0] + 4e6, "resident bytes grew from %d to %d" % (warm[0], end[0]))
     same(end[1], warm[1], "descriptors at the end")
     answers = dict(re.findall(r'http_answers_total\{.*status="(.xx)"\} (\d+)', s.ask("GET", "/metrics")[1].decode()))
     same({k: v for k, v in answers.items() if v != "0"}.keys(), {"2xx"}, "answers by status")
@@ -709,7 +773,7 @@ def soak(ranks):
         c.join()
     failures += sum(n for _, n in reports)
     end = held(s)
-    p99 = {there: sorted(w)[int(len(w) * 0.99)] for there, w in waits.items()}
+    p99 = {there: p99_of(w) for there, w in waits.items()}
     print("requests %s; small ones %d and %d, p99 %.3f s beside abusers, %.3f s without; resident %.1f MB after a minute, %.1f MB at "
           "the end, %.1f MB at most; descriptors at the end %d; KV blocks in use %d" %
           ([counts for counts, _ in reports], len(waits[True]), len(waits[False]), p99[True], p99[False], early[0] / 1e6, end[0] / 1e6,
@@ -720,6 +784,6 @@ def soak(ranks):
     same(s.stop(), 0, "exit code")
 
 
-{"api": api, "limits": limits, "lost": lost, "bytes": bytes_, "clients": clients, "soak": soak}[sys.argv[1]](int(sys.argv[2]))
+{"api": api, "limits": limits, "lost": lost, "bytes": bytes_, "clients": clients, "slow": slow, "soak": soak}[sys.argv[1]](int(sys.argv[2]))
 print("%d failures" % failures)
 sys.exit(failures > 0)
