@@ -48,14 +48,10 @@ static void part_free(struct part *p)
 static int bad_row(const struct correct *c, const struct slice_group *g, int64_t local_row)
 {
     int64_t row = panels_rows(&g->panels, c->comm->rank).begin + local_row, i = 0;
-    char name[160];
     while (i < g->n - 1 && row >= g->panels.module_rows[i])
         row -= g->panels.module_rows[i++];
     const struct tensor_id id = slices_tensor(c->slices, g->slice[i].matrix);
-    tensor_name(&id, name, sizeof name);
-    return err_set(ERR_NUMERIC, __FILE__, __LINE__,
-                   "%s, row %lld: the range of a quantization group has no scale within f16's normal numbers", name,
-                   (long long)row);
+    return tensor_bad_row(&id, row);
 }
 
 /* W rows of this rank -> codes, scales, zeros, and the error E in place of W. Rank-local. */

@@ -39,16 +39,12 @@ static int fetch_rounded(void *ctx, int64_t row0, struct mat *codes, struct mat 
     struct backend *be = r->rows.weights->be;
     struct mat stored = mat_rows(&r->stored, 0, codes->rows), wide = mat_rows(&r->wide, 0, codes->rows);
     int64_t bad = -1;
-    char name[160];
     TRY(fetch(&r->rows, row0, &stored));
     TRY(be->ops->convert(be, &stored, &wide));
     TRY(be->ops->quantize(be, &wide, r->bits, r->group_size, codes, scales, zeros, r->bad_buf.p));
     TRY(be->ops->get(be, &bad, r->bad_buf.p, sizeof bad));
-    if (bad >= 0) {
-        tensor_name(&r->rows.id, name, sizeof name);
-        FAIL(ERR_NUMERIC, "%s, row %lld: the range of a quantization group has no scale within f16's normal numbers",
-             name, (long long)(row0 + bad));
-    }
+    if (bad >= 0)
+        err = tensor_bad_row(&r->rows.id, row0 + bad);
 out:
     return err;
 }

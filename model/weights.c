@@ -54,6 +54,15 @@ void tensor_name(const struct tensor_id *id, char *out, size_t size)
     }
 }
 
+int tensor_bad_row(const struct tensor_id *id, int64_t row)
+{
+    char name[160];
+    tensor_name(id, name, sizeof name);
+    return err_set(ERR_NUMERIC, __FILE__, __LINE__,
+                   "%s, row %lld: the range of a quantization group has no scale within f16's normal numbers", name,
+                   (long long)row);
+}
+
 void weights_shape(const struct weights *w, const struct tensor_id *id, int64_t *rows, int64_t *cols)
 {
     const struct model_config *c = w->config;

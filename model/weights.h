@@ -61,6 +61,8 @@ void weights_close(struct weights *w); /* accepts a zeroed one */
 
 /* For messages: the name in a checkpoint, or what it is where checkpoints differ. Rows and columns (a vector has 1 column). */
 void tensor_name(const struct tensor_id *id, char *out, size_t size);
+/* ERR_NUMERIC, told: the op quantize can't store that row of it. */
+int tensor_bad_row(const struct tensor_id *id, int64_t row);
 void weights_shape(const struct weights *w, const struct tensor_id *id, int64_t *rows, int64_t *cols);
 /* As stored: F32, BF16 or F16. */
 int weights_dtype(struct weights *w, const struct tensor_id *id, enum dtype *dtype);

@@ -137,14 +137,11 @@ int attention_simt(struct backend *be, const struct mat *q, const struct mat *k_
 
 /* ---- choice ------------------------------------------------------------------------------------------------------------ */
 
-enum { MOST_DEVICES = 64 };
-/* What attention_self_check found, for each GPU of the process. */
-static int decode_failed[MOST_DEVICES], mma_failed[MOST_DEVICES];
-
 /* GLOWQ_DISABLE=mma leaves out both fast tiers, attention_decode or attention_mma one of them. */
-static int may_use(const struct backend *be, const int *failed, const char *tier)
+static int may_use(const struct backend *be, enum cuda_tier tier)
 {
-    return !failed[be->index % MOST_DEVICES] && kernels_are_enabled("mma") && kernels_are_enabled(tier);
+    return cuda_may_use(be, tier) &&
+           kernels_are_enabled(tier == CUDA_ATTENTION_DECODE ? "attention_decode" : "attention_mma");
 }
 
 int attention_cuda(struct backend *be, const struct mat *q, const struct mat *k_cache, const struct mat *v_cache,
@@ -152,9 +149,9 @@ int attention_cuda(struct backend *be, const struct mat *q, const struct mat *k_
 {
     int err = ERR_UNSUPPORTED;
     /* any batch may come with as many rows as sequences; mostly it is a step of generation */
-    if (q->rows == args->n_seq && may_use(be, decode_failed, "attention_decode"))
+    if (q->rows == args->n_seq && may_use(be, CUDA_ATTENTION_DECODE))
         err = attention_decode(be, q, k_cache, v_cache, args, out);
-    if (err == ERR_UNSUPPORTED && may_use(be, mma_failed, "attention_mma"))
+    if (err == ERR_UNSUPPORTED && may_use(be, CUDA_ATTENTION_MMA))
         err = attention_mma(be, q, k_cache, v_cache, args, out);
     if (err == ERR_UNSUPPORTED)
         err = attention_simt(be, q, k_cache, v_cache, args, out);
@@ -274,24 +271,24 @@ int attention_self_check(struct backend *be)
     int err = OK;
     static const struct {
         int64_t head_dim, heads, rows;
-        attention_tier *tier;
-        int *failed;
+        attention_tier *run;
+        enum cuda_tier tier;
         const char *name;
         double bound;
     } checks[] = {
-        {64, 1, 1, attention_decode, decode_failed, "attention_decode", 1e-4},
-        {128, 4, 1, attention_decode, decode_failed, "attention_decode", 1e-4},
-        {256, 8, 1, attention_decode, decode_failed, "attention_decode", 1e-4},
-        {64, 2, 20, attention_mma, mma_failed, "attention_mma", 5e-2},
-        {128, 2, 20, attention_mma, mma_failed, "attention_mma", 5e-2},
-        {256, 2, 20, attention_mma, mma_failed, "attention_mma", 5e-2},
+        {64, 1, 1, attention_decode, CUDA_ATTENTION_DECODE, "attention_decode", 1e-4},
+        {128, 4, 1, attention_decode, CUDA_ATTENTION_DECODE, "attention_decode", 1e-4},
+        {256, 8, 1, attention_decode, CUDA_ATTENTION_DECODE, "attention_decode", 1e-4},
+        {64, 2, 20, attention_mma, CUDA_ATTENTION_MMA, "attention_mma", 5e-2},
+        {128, 2, 20, attention_mma, CUDA_ATTENTION_MMA, "attention_mma", 5e-2},
+        {256, 2, 20, attention_mma, CUDA_ATTENTION_MMA, "attention_mma", 5e-2},
     };
     for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++) {
         double distance = 0;
-        TRY(distance_of(be, checks[i].tier, checks[i].head_dim, checks[i].heads, checks[i].rows, &distance));
+        TRY(distance_of(be, checks[i].run, checks[i].head_dim, checks[i].heads, checks[i].rows, &distance));
         if (distance < checks[i].bound) /* NaN is not */
             continue;
-        checks[i].failed[be->index % MOST_DEVICES] = 1;
+        cuda_leave_out(be, checks[i].tier);
         log_warn("%s: %s with heads of %d differs by %.1e from its reference: it is left out", be->description,
                  checks[i].name, (int)checks[i].head_dim, distance);
     }

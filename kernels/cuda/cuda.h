@@ -33,6 +33,12 @@ int cuda_checked(int code, const char *call, const char *file, int line);
 int cuda_scratch(struct backend *be, size_t bytes, void **p);
 /* Multiprocessors of the device; 4 in the simulator. */
 int cuda_n_sm(const struct backend *be);
+/* Fast kernels with a plain reference. A self-check that finds one to differ has it left out: on that GPU, in this process. */
+enum cuda_tier { CUDA_LINEAR, CUDA_ATTENTION_DECODE, CUDA_ATTENTION_MMA, N_CUDA_TIERS };
+enum { CUDA_MAX_DEVICES = 64 };
+void cuda_leave_out(const struct backend *be, enum cuda_tier tier);
+/* Neither left out nor disabled (GLOWQ_DISABLE=mma). */
+int cuda_may_use(const struct backend *be, enum cuda_tier tier);
 
 /* ---- pack.cu: the layout of struct packed, see pack.h ---- */
 int weight_alloc_cuda(struct backend *be, struct packed *w);

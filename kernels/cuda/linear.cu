@@ -78,15 +78,6 @@ int64_t cuda_tune(const char *name, int64_t otherwise)
     return otherwise;
 }
 
-/* What linear_self_check found, for each GPU of the process. */
-enum { MOST_DEVICES = 64 };
-static int fast_tier_failed[MOST_DEVICES];
-
-int linear_fast_tier_works(const struct backend *be)
-{
-    return !fast_tier_failed[be->index % MOST_DEVICES] && kernels_are_enabled("mma");
-}
-
 /* ---- adding slices --------------------------------------------------------------------------------------------- */
 
 __global__ void __launch_bounds__(256) linear_add_slices(struct linear_call call)
@@ -152,7 +143,7 @@ int linear_simt(struct backend *be, const struct mat *x, const struct linear_arg
 int linear_rest(struct backend *be, const struct linear_call *call, enum dtype x)
 {
     struct linear_call rest = *call;
-    if (x == DT_BF16 && linear_fast_tier_works(be) && (!call->a.data || call->a.dtype != DT_F32))
+    if (x == DT_BF16 && cuda_may_use(be, CUDA_LINEAR) && (!call->a.data || call->a.dtype != DT_F32))
         return linear_rest_mma(be, call);
     for (int p = 0; p < rest.n_parts; p++)
         rest.begin[p] = rest.end[p] = 0;
@@ -181,7 +172,7 @@ static void check_shapes(const struct mat *x, const struct linear_args *args, co
 int linear_cuda(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y)
 {
     const struct packed *w = args->w;
-    const int fast = linear_fast_tier_works(be) && x->dtype == DT_BF16;
+    const int fast = cuda_may_use(be, CUDA_LINEAR) && x->dtype == DT_BF16;
     int err = ERR_UNSUPPORTED;
     check_shapes(x, args, y);
     switch (cuda_tune("linear.tier", TIER_CHOOSE)) {
@@ -336,12 +327,12 @@ int linear_self_check(struct backend *be)
     static const struct check checks[] = {{4, 5, 72, 520, 24, linear_decode}, {8, 5, 72, 520, 24, linear_decode},
                                           {0, 5, 72, 520, 24, linear_decode}, {4, 70, 136, 328, 24, linear_mma},
                                           {8, 70, 136, 328, 24, linear_mma},  {0, 70, 136, 328, 24, linear_mma}};
-    for (size_t i = 0; i < sizeof checks / sizeof checks[0] && linear_fast_tier_works(be); i++) {
+    for (size_t i = 0; i < sizeof checks / sizeof checks[0] && cuda_may_use(be, CUDA_LINEAR); i++) {
         double distance = 0;
         TRY(run_check(be, &checks[i], &distance));
         if (distance < 1e-5) /* f32 sums of some hundred terms differ by 1e-6; a wrong product by 1 */
             continue;
-        fast_tier_failed[be->index % MOST_DEVICES] = 1;
+        cuda_leave_out(be, CUDA_LINEAR);
         log_warn("%s: linear with %d bits, %d rows differs by %.1e from its reference: the fast kernels are left out",
                  be->description, checks[i].bits, (int)checks[i].rows, distance);
     }

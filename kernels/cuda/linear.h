@@ -36,8 +36,6 @@ int linear_rest_mma(struct backend *be, const struct linear_call *call);
 
 static constexpr int DECODE_MAX_ROWS = 16; /* of x, for linear_decode and grouped_decode */
 
-/* Fast tiers are neither disabled nor did the self-check drop them. */
-int linear_fast_tier_works(const struct backend *be);
 /* What the matrix instructions can read as it stands: x bf16 in 16-byte aligned rows, columns and ranges that begin at
  * multiples of 8, groups of whole blocks of 32. */
 int linear_fits_mma(const struct mat *x, const struct linear_call *call);
@@ -50,7 +48,7 @@ enum linear_kind linear_kind(const struct weight_view *w); /* N_KINDS: none */
 int64_t cuda_tune(const char *name, int64_t otherwise);
 
 /* The fast tiers against linear_simt on small random problems; waits. Where they disagree they are left out from now on, with
- * one warning. Once a backend, outside steps. */
+ * one warning. Outside steps. */
 int linear_self_check(struct backend *be);
 
 /* ---- device code that the tiers share ---- */

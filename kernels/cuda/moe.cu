@@ -219,7 +219,7 @@ static enum grouped_tier choose_tier(struct backend *be, const struct mat *x, co
     first.rows = max_i64(x->rows, call->rows);
     first.n_parts = 1;
     first.end[0] = call->w.d_in;
-    if (!linear_fast_tier_works(be) || !linear_fits_mma(x, &first))
+    if (!cuda_may_use(be, CUDA_LINEAR) || !linear_fits_mma(x, &first))
         return GROUPED_SIMT;
     if (x->rows > DECODE_MAX_ROWS)
         return forced == GROUPED_SIMT ? GROUPED_SIMT : GROUPED_MMA;

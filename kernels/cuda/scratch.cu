@@ -35,6 +35,18 @@ int cuda_n_sm(const struct backend *be)
     return state_of(be)->n_sm;
 }
 
+static int is_left_out[CUDA_MAX_DEVICES][N_CUDA_TIERS];
+
+void cuda_leave_out(const struct backend *be, enum cuda_tier tier)
+{
+    is_left_out[be->index % CUDA_MAX_DEVICES][tier] = 1;
+}
+
+int cuda_may_use(const struct backend *be, enum cuda_tier tier)
+{
+    return !is_left_out[be->index % CUDA_MAX_DEVICES][tier] && kernels_are_enabled("mma");
+}
+
 /* "21.30 GiB", "1.00 MiB", "300 bytes" */
 static const char *size_text(size_t bytes, char *text, size_t n)
 {

@@ -11,13 +11,12 @@ extern "C" {
 /* The fast tiers are held against the plain ones before anything is computed: once a GPU, type and process. */
 static int open_checked(struct backend *be)
 {
-    enum { MOST_DEVICES = 64 };
-    static int is_checked[MOST_DEVICES][2];
+    static int is_checked[CUDA_MAX_DEVICES][2];
     const int is_bf16 = be->act == DT_BF16;
     int err = OK, is_open = 0;
     TRY(open_cuda(be));
     is_open = 1;
-    if (be->index < MOST_DEVICES && !is_checked[be->index][is_bf16]) {
+    if (be->index < CUDA_MAX_DEVICES && !is_checked[be->index][is_bf16]) {
         TRY(linear_self_check(be));
         TRY(attention_self_check(be));
         be->bytes_peak = be->bytes_now;
