@@ -1,5 +1,5 @@
 # kernels/: every program on every backend; what has vector loops also on cpu without AVX-512, and without any vectors.
-foreach(program kernels kernels_linear kernels_attention kernels_dense)
+foreach(program kernels kernels_linear kernels_attention kernels_dense kernels_factor)
   foreach(backend cpu cpu:ref cpu:check)
     string(REPLACE ":" "_" suffix ${backend})
     add_case(NAME ${program}_${suffix} PROGRAM test_${program} ARGS ${backend} LABELS unit)
@@ -10,7 +10,7 @@ foreach(program kernels kernels_linear kernels_attention)
   add_case(NAME ${program}_plain PROGRAM test_${program} ARGS cpu LABELS unit ENV "GLOWQ_DISABLE=avx512,avx2")
 endforeach()
 # The same on the GPU's kernels: compiled for the host, and on a card where there is one.
-foreach(program kernels kernels_linear kernels_attention kernels_dense)
+foreach(program kernels kernels_linear kernels_attention kernels_dense kernels_factor)
   foreach(device cuda:sim cuda:sim:f32)
     string(REPLACE ":" "_" suffix ${device})
     if(TARGET glowq_cuda_sim)
@@ -31,8 +31,9 @@ if(TARGET glowq_cuda_sim)
     add_case(NAME ${program}_cuda_sim_reverse PROGRAM test_${program} ARGS cuda:sim LABELS unit TIMEOUT 900
       ENV GLOWQ_SIM_ORDER=reverse)
   endforeach()
-  add_case(NAME kernels_dense_cuda_sim_shuffle PROGRAM test_kernels_dense ARGS cuda:sim LABELS unit
-    ENV GLOWQ_SIM_ORDER=shuffle)
+  foreach(program kernels_dense kernels_factor)
+    add_case(NAME ${program}_cuda_sim_shuffle PROGRAM test_${program} ARGS cuda:sim LABELS unit ENV GLOWQ_SIM_ORDER=shuffle)
+  endforeach()
   # What the simulator finds; what is said where a module is missing.
   add_executable(test_sim test_sim.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda/sim/sim.cpp
     ${CMAKE_SOURCE_DIR}/kernels/cuda/sim/fiber.cpp)
