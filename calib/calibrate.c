@@ -89,6 +89,9 @@ static void tell_start(struct job *job, int64_t first, int64_t finished)
                         (json_int_t)job->config.n_layers, "finished", (json_int_t)finished, "first", (json_int_t)first,
                         "host", host, "pid", (int)getpid(), "command", o->command ? o->command : ""));
     json_object_set_new(job->facts.run, "first_layer", json_integer(first));
+    if (job->config.n_experts > 0 && !o->stats)
+        json_object_set_new(job->facts.run, "expert_traffic",
+                            json_string(expert_traffic_name(job->options->expert_traffic)));
     json_object_set_new(job->facts.run, "grid",
                         json_pack("{s:i, s:i, s:I}", "stages", job->grid.stages, "replicas", job->grid.replicas,
                                   "waves", (json_int_t)job->n_waves));

@@ -4,6 +4,7 @@
 #include "calib/calibrate_memory.h"
 
 #include "base/err.h"
+#include "calib/dispatch.h"
 #include "calib/slices.h"
 #include "calib/solve_memory.h"
 
@@ -28,6 +29,13 @@ void metric_cases_free(struct metric_cases *cases)
     free(cases->of[0]);
     free(cases->of[1]);
     *cases = (struct metric_cases){0};
+}
+
+static int sends_tokens(const struct memory_job *job)
+{
+    const struct comm *comm = job->comm;
+    return job->config->n_experts > 0 && expert_traffic_choose(job->options->expert_traffic, job->config, job->corpus,
+                                                               comm->be->act, job->stored, comm->size) == SEND_TOKENS;
 }
 
 /* This rank's rows of the groups from `first` on. */
@@ -71,20 +79,23 @@ static void waiting_needs(const struct memory_job *job, const struct slices *sli
 {
     const struct model_config *config = job->config;
     memory_add(needs, "layer weights", slice_bytes(slices, 0, job->stored));
-    memory_add(needs, "second moments", moments_bytes(slices, 0, 0));
+    memory_add(needs, "second moments", moments_bytes(slices, 0, slices->experts_stay));
     if (config_is_moe(config, slices->layer) && job->options->expert_refit == REFIT_OWN)
         memory_add(needs, "hidden states",
                    (size_t)rows * ((size_t)config->d_model * dtype_bytes(job->comm->be->act) +
                                    (size_t)config->top_k * sizeof(int32_t)));
 }
 
-/* And only while they pass: its weights whole in the backend's layout. */
+/* And only while they pass: its weights whole in the backend's layout, but for other ranks' experts that stay with them. */
 static void passing_needs(const struct memory_job *job, const struct slices *slices, struct memory_needs *needs)
 {
     size_t weights = 0;
     for (int64_t i = 0; i < slices->n_groups; i++)
-        for (int64_t k = 0; k < slices->group[i].n; k++)
-            weights += memory_packed(slices->group[i].panels.module_rows[k], slices->group[i].d_in, 0, job->stored, 0);
+        for (int64_t k = 0; k < slices->group[i].n; k++) {
+            const struct slice_group *g = &slices->group[i];
+            if (slices_runs(slices, g->slice[k].matrix))
+                weights += memory_packed(g->panels.module_rows[k], g->d_in, 0, job->stored, 0);
+        }
     for (int i = 0; i < N_ROUTERS && config_is_moe(slices->config, slices->layer); i++) {
         int64_t rows, cols;
         router_shape(slices->config, (enum router)i, &rows, &cols);
@@ -188,6 +199,7 @@ static int kind_needs(const struct memory_job *job, int64_t l, int64_t rows, con
     const unsigned char *of = cases->of[is_moe];
     *kind = (struct kind){.is_known = 1};
     TRY(slices_plan(job->comm, config, l, &slices));
+    slices.experts_stay = is_moe && sends_tokens(job);
     if (job->options->stats) { /* it doesn't run: slices, and sums where they are wanted */
         memory_add(&kind->solved, "layer weights", slice_bytes(&slices, 0, job->stored));
         memory_add(&kind->solved, "second moments", moments_bytes(&slices, 0, 1));
@@ -230,22 +242,14 @@ static void wave_needs(const struct memory_job *job, const struct kind *kinds, s
     keep_larger(&passing, most);
 }
 
-/* Tokens of this rank's super-blocks. */
-static int64_t tokens_of(const struct memory_job *job)
-{
-    const struct corpus *c = job->corpus;
-    const struct range blocks = shard_even(c->n_blocks, job->comm->rank, job->comm->size);
-    return c->seq_len * (min_i64(c->n_sequences, blocks.end * c->block_sequences) -
-                         min_i64(c->n_sequences, blocks.begin * c->block_sequences));
-}
-
 int calibrate_memory(const struct memory_job *job, const struct metric_cases *cases, struct memory_needs *needs)
 {
     int err = OK;
     const struct corpus *corpus = job->corpus;
     const struct model_config *config = job->config;
     const enum dtype act = job->comm->be->act;
-    const int64_t tokens = corpus->block_sequences * corpus->seq_len, rows = tokens_of(job);
+    const int64_t tokens = corpus->block_sequences * corpus->seq_len;
+    const int64_t rows = corpus_tokens(corpus, job->comm->rank, job->comm->size);
     const int64_t slots = corpus->block_sequences * ((corpus->seq_len + KV_BLOCK - 1) / KV_BLOCK) * KV_BLOCK;
     const int is_first = job->grid.stage == 0;
     struct shape whole;
@@ -258,6 +262,8 @@ int calibrate_memory(const struct memory_job *job, const struct metric_cases *ca
                    (size_t)((is_first ? rows : min_i64(rows, tokens)) * config->d_model) * sizeof(float));
         memory_add(&common, "activations",
                    decoder_activation_bytes(config, &whole, act, tokens, 0) + memory_kv(config, &whole, act, 1, slots));
+        if (sends_tokens(job))
+            memory_add(&common, "activations", dispatch_bytes(config, tokens));
         *needs = common;
         if (is_first)
             memory_add(needs, "embedding", memory_packed(config->vocab_size, config->d_model, 0, job->stored, 0));

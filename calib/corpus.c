@@ -156,3 +156,10 @@ int64_t corpus_block(const struct corpus *corpus, int64_t b, int64_t *first)
     int64_t left = corpus->n_sequences - *first;
     return left < corpus->block_sequences ? left : corpus->block_sequences;
 }
+
+int64_t corpus_tokens(const struct corpus *corpus, int rank, int size)
+{
+    const struct range blocks = shard_even(corpus->n_blocks, rank, size);
+    return corpus->seq_len * (min_i64(corpus->n_sequences, blocks.end * corpus->block_sequences) -
+                              min_i64(corpus->n_sequences, blocks.begin * corpus->block_sequences));
+}

@@ -9,6 +9,7 @@
 #ifndef GLOWQ_CALIB_CORPUS_H
 #define GLOWQ_CALIB_CORPUS_H
 
+#include "comm/shard.h"
 #include "model/tokenizer.h"
 
 #include <stdint.h>
@@ -31,5 +32,7 @@ struct corpus corpus_shape(int64_t n_sequences, int64_t seq_len, int64_t block_t
 void corpus_free(struct corpus *corpus);
 /* Sequences [*first, *first + n) of super-block b; returns n. */
 int64_t corpus_block(const struct corpus *corpus, int64_t b, int64_t *first);
+/* Tokens of the super-blocks of a rank of so many. */
+int64_t corpus_tokens(const struct corpus *corpus, int rank, int size);
 
 #endif

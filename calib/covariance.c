@@ -30,7 +30,8 @@ out:
 int covariance_create(const struct slices *slices, const struct corpus *corpus, struct covariance *cov)
 {
     int err = OK;
-    *cov = (struct covariance){.comm = slices->comm, .corpus = corpus, .slices = slices, .bad_route = -1};
+    *cov = (struct covariance){
+        .comm = slices->comm, .corpus = corpus, .slices = slices, .bad_route = -1, .bad_expert = -1};
     if (!(cov->moment = calloc((size_t)slices->n_groups, sizeof *cov->moment)))
         FAIL(ERR_NOMEM, "%lld second moments", (long long)slices->n_groups);
     if (config_is_moe(slices->config, slices->layer)) {
@@ -55,8 +56,11 @@ int covariance_begin(const struct slices *slices, const struct corpus *corpus, c
     cov->cross = cross;
     TRY(buf_alloc(be, (size_t)slices->n_groups * sizeof(int32_t), &cov->outside));
     TRY(be->ops->zero(be, cov->outside.p, cov->outside.bytes));
-    for (int64_t i = 0; i < slices->n_groups; i++)
-        TRY(bounded_moment(be, slices->group[i].d_in, tokens, bounds->input[i], &cov->moment[i]));
+    for (int64_t i = 0; i < slices->n_groups; i++) {
+        const int64_t expert = slices->group[i].id.expert;
+        if (expert < 0 || slices_runs(slices, (struct matrix){MOD_DOWN, expert}))
+            TRY(bounded_moment(be, slices->group[i].d_in, tokens, bounds->input[i], &cov->moment[i]));
+    }
 out:
     if (err)
         covariance_free(cov);
@@ -111,23 +115,60 @@ out:
     return err;
 }
 
+/* Number of the group that is the down of routed expert 0. */
+static int64_t first_down(const struct covariance *cov)
+{
+    return cov->slices->n_groups - cov->slices->config->n_experts;
+}
+
+static int add_leaves(struct covariance *cov, int64_t first, int64_t n, const int32_t *offset,
+                      const struct mat *product)
+{
+    int err = OK;
+    for (int64_t i = 0; i < n; i++) {
+        const struct mat rows = mat_rows(product, offset[i], offset[i + 1] - offset[i]);
+        if (rows.rows > 0)
+            TRY(add_leaf(cov, first_down(cov) + first + i, &rows));
+    }
+out:
+    return err;
+}
+
+int covariance_add_experts(struct covariance *cov, int64_t first, int64_t n, const int32_t *offset,
+                           const struct mat *product, int64_t *bad)
+{
+    int err = OK;
+    struct backend *be = cov->comm->be;
+    int32_t *flags = (int32_t *)cov->outside.p + first_down(cov) + first;
+    int32_t *outside = malloc((size_t)n * sizeof *outside + 1);
+    *bad = -1;
+    if (!outside)
+        FAIL(ERR_NOMEM, "flags of %lld experts", (long long)n);
+    TRY(add_leaves(cov, first, n, offset, product));
+    TRY(be->ops->get(be, outside, flags, (size_t)n * sizeof *outside));
+    for (int64_t i = n - 1; i >= 0; i--)
+        *bad = outside[i] ? first + i : *bad;
+    if (*bad >= 0)
+        TRY(be->ops->zero(be, flags, (size_t)n * sizeof *outside));
+out:
+    free(outside);
+    return err;
+}
+
 int covariance_observe_experts(void *ctx, int64_t layer, const struct routes *routes, const struct mat *product)
 {
     int err = OK;
     struct covariance *cov = ctx;
     struct backend *be = cov->comm->be;
-    const int64_t n = cov->slices->config->n_experts, first = cov->slices->n_groups - n;
+    const int64_t n = cov->slices->config->n_experts;
     int32_t *offset = malloc((size_t)(n + 1) * sizeof *offset);
     (void)layer;
     if (!offset)
         FAIL(ERR_NOMEM, "routes to %lld experts", (long long)n);
     TRY(count_routes(cov, routes));
     TRY(be->ops->get(be, offset, routes->offset, (size_t)(n + 1) * sizeof *offset));
-    for (int64_t e = 0; e < n; e++) {
-        const struct mat rows = mat_rows(product, offset[e], offset[e + 1] - offset[e]);
-        if (rows.rows > 0)
-            TRY(add_leaf(cov, first + e, &rows));
-    }
+    if (product)
+        TRY(add_leaves(cov, 0, n, offset, product));
     if (cov->cross)
         TRY(cross_keep_routes(cov->cross, routes, offset));
 out:
@@ -183,6 +224,8 @@ int covariance_check(struct covariance *cov, int64_t layer, int64_t first_sequen
     if (!outside)
         FAIL(ERR_NOMEM, "flags of %lld groups", (long long)n);
     TRY(be->ops->get(be, outside, cov->outside.p, (size_t)n * sizeof *outside));
+    if (cov->bad_expert >= 0)
+        outside[first_down(cov) + cov->bad_expert] = 1;
     for (int64_t g = 0; g < n; g++) {
         if (g == GROUP_DOWN && cov->bad_route >= 0)
             break;
@@ -234,7 +277,8 @@ int covariance_reduce(struct covariance *cov)
             continue;
         }
         const int owner = slices_owner(s, expert);
-        TRY(comm_reduce_exact(cov->comm, &m->acc, owner));
+        if (!s->experts_stay)
+            TRY(comm_reduce_exact(cov->comm, &m->acc, owner));
         if (owner != cov->comm->rank)
             moment_free(m);
     }

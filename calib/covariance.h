@@ -25,6 +25,7 @@ struct covariance {
      * units of 2^-GATE_SHIFT: integers, for any number of ranks the same. */
     int64_t *tokens, *gates;
     int64_t bad_route;   /* row of the super-block whose router answers NaN; -1: none */
+    int64_t bad_expert;  /* whose owner found that its product of this super-block isn't finite; -1: none */
     struct cross *cross; /* what a second sweep needs is kept there; NULL: there is none */
 };
 
@@ -34,17 +35,24 @@ enum { MOMENT_SHIFT = 61 };
 
 /* Without moments yet: kept.h fills it with those of another run. Keeps slices and corpus. Rank-local. */
 int covariance_create(const struct slices *slices, const struct corpus *corpus, struct covariance *cov);
-/* Zero moments for the layer whose slices are read. Keeps comm, corpus, slices and cross. Rank-local. */
+/* Zero moments for the layer whose slices are read; where experts stay with their owners, of other ranks' downs none. Keeps comm,
+ * corpus, slices and cross. Rank-local. */
 int covariance_begin(const struct slices *slices, const struct corpus *corpus, const struct bounds *bounds,
                      struct cross *cross, struct covariance *cov);
-/* The observer's callbacks (model/decoder.h): add one leaf of a group, or one of each routed expert. Not collective. */
+/* The observer's callbacks (model/decoder.h): add one leaf of a group, or count a super-block's routes and add one leaf of each
+ * routed expert that ran here. Not collective. */
 int covariance_observe(void *ctx, int64_t layer, enum group group, const struct mat *x);
 int covariance_observe_experts(void *ctx, int64_t layer, const struct routes *routes, const struct mat *product);
+/* The leaves of experts that ran elsewhere than their tokens are: rows [offset[i], offset[i + 1]) of product act are a super-block's
+ * that chose expert first + i; offset host [n + 1]. *bad: the first of them whose leaf left its bound, or -1: not remembered
+ * here, the rank that has the super-block is to be told (bad_expert). Waits. Not collective. */
+int covariance_add_experts(struct covariance *cov, int64_t first, int64_t n, const int32_t *offset,
+                           const struct mat *product, int64_t *bad);
 /* After each super-block, with what came out of the layer: ERR_NUMERIC names layer, group or router, calibration sequence and
  * token where something wasn't finite. Waits. Not collective. */
 int covariance_check(struct covariance *cov, int64_t layer, int64_t first_sequence, const struct mat *hidden);
-/* Sums over the ranks: every rank ends with its share of each group's Sigma_x, but of a routed expert's down, which goes whole to its
- * owner and is empty elsewhere, and with all counts. Collective. */
+/* Sums over the ranks, but for what its owner has observed alone: every rank ends with its share of each group's Sigma_x, but of a routed
+ * expert's down, which goes whole to its owner and is empty elsewhere, and with all counts. Collective. */
 int covariance_reduce(struct covariance *cov);
 void covariance_free(struct covariance *cov); /* accepts a zeroed one */
 

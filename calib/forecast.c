@@ -61,13 +61,23 @@ static int64_t waves_of(const struct forecast_job *job, const struct layout *lay
     return layout->n_waves > 0 ? layout->n_waves : grid_default_waves(&grid, job->config->n_layers);
 }
 
+enum expert_traffic forecast_expert_traffic(const struct forecast_job *job, const struct layout *layout)
+{
+    const enum expert_traffic wanted = layout->traffic != SEND_AUTO ? layout->traffic : job->options->expert_traffic;
+    if (job->options->stats) /* nothing does */
+        return SEND_WEIGHTS;
+    return expert_traffic_choose(wanted, job->config, &job->corpus, job->be->act, job->stored, layout->replicas);
+}
+
 static int memory_of(const struct forecast_job *job, const struct layout *layout, int rank, int metric,
                      struct memory_needs *needs)
 {
     const struct grid grid = grid_of(layout, rank);
     struct comm place = place_of(job, grid.replica, grid.replicas);
-    const struct memory_job memory = {&place,      grid,           waves_of(job, layout), job->options,
+    struct calibrate_options options = *job->options;
+    const struct memory_job memory = {&place,      grid,           waves_of(job, layout), &options,
                                       job->config, &job->settings, &job->corpus,          job->stored};
+    options.expert_traffic = forecast_expert_traffic(job, layout);
     return calibrate_memory(&memory, &(struct metric_cases){.any = metric}, needs);
 }
 
@@ -78,10 +88,7 @@ static struct range blocks_of(const struct forecast_job *job, int replica, int n
 
 static int64_t tokens_of(const struct forecast_job *job, int replica, int n_replicas)
 {
-    const struct corpus *c = &job->corpus;
-    const struct range blocks = blocks_of(job, replica, n_replicas);
-    return c->seq_len * (min_i64(c->n_sequences, blocks.end * c->block_sequences) -
-                         min_i64(c->n_sequences, blocks.begin * c->block_sequences));
+    return corpus_tokens(&job->corpus, replica, n_replicas);
 }
 
 /* ---- a layer ------------------------------------------------------------------------------------------------------------ */
@@ -133,6 +140,7 @@ static int add_parts(const struct forecast_job *job, int64_t l, const struct sto
     for (int p = 0; p < n; p++) {
         struct comm place = place_of(job, p, n);
         TRY(slices_plan(&place, job->config, l, &slices));
+        slices.experts_stay = config_is_moe(job->config, l) && forecast->layout.traffic == SEND_TOKENS;
         forecast_layer_traffic(job, &slices, part[p].traffic);
         forecast_layer_work(job, &slices, job->options->stats ? 0 : tokens_of(job, p, n), part[p].work);
         part[p].read_bytes = slices_bytes(&slices, job->stored);
@@ -245,6 +253,7 @@ int forecast_create(const struct forecast_job *job, const struct layout *layout,
         .hidden_bytes =
             job->options->stats ? 0 : 2 * c->n_sequences * c->seq_len * job->config->d_model * (int64_t)sizeof(float)};
     forecast->layout.n_waves = waves_of(job, layout);
+    forecast->layout.traffic = forecast_expert_traffic(job, layout);
     forecast->rank = calloc((size_t)n_ranks, sizeof *forecast->rank);
     forecast->layer = calloc((size_t)forecast->n_layers, sizeof *forecast->layer);
     if (!forecast->rank || !forecast->layer)

@@ -11,9 +11,11 @@
  *
  * Over the network (comm/traffic.h says how bytes are counted; d: width of a group's input, m: rows of its matrices, b = r + 10),
  * payload per layer:
- *   read      every matrix as stored, once from its owners to all others
- *   forward   bounds of values: 8 bytes (kv width + 2 widths of the downs), summed
- *   moments   8 bytes d (d + 1) / 2 of every group, reduced, every rank its rows; an expert's down to its owner
+ *   read      every matrix as stored, once from its owners to all others; not routed experts' where tokens travel
+ *   forward   bounds of values: 8 bytes (kv width + 2 widths of the downs), summed; tokens that travel to their experts, as many as
+ *             expert_traffic.h expects: the router decides
+ *   moments   8 bytes d (d + 1) / 2 of every group, reduced, every rank its rows; an expert's down to its owner, unless it was
+ *             observed there
  *   solve     S: half of 4 d^2, from the ranks that have it below the diagonal to those who need it above
  *             krylov, a block: E^T U 8 d b and S E^T U 4 d b, Gram matrices of the blocks so far; the factors 8 d r a few times
  *             qr-rsvd: E^T E and S 8 d^2 / 2 each, R_e and L 8 d^2 each, a power step 16 d b; --exact-energy 8 d^2
@@ -77,7 +79,8 @@ struct forecast_job {
 /* Ranks, as stages x replicas, and waves. */
 struct layout {
     int stages, replicas;
-    int64_t n_waves; /* 0: grid_default_waves */
+    int64_t n_waves;             /* 0: grid_default_waves */
+    enum expert_traffic traffic; /* in layers with experts; SEND_AUTO: as options say, where they don't what is less */
 };
 
 /* What one rank needs and does. */
@@ -124,6 +127,8 @@ void forecast_free(struct forecast *forecast); /* accepts a zeroed one */
 /* The ranks' memory alone, needs[stages replicas]: all that the search for the fewest ranks looks at. */
 int forecast_memory(const struct forecast_job *job, const struct layout *layout, struct memory_needs *needs);
 
+/* What travels between a stage's ranks in layers with experts: SEND_WEIGHTS or SEND_TOKENS. */
+enum expert_traffic forecast_expert_traffic(const struct forecast_job *job, const struct layout *layout);
 /* Bytes over the network of one rank, in a stage of the pipeline and in all. */
 int64_t forecast_stage_sent(const struct forecast *forecast, int rank, enum stage stage);
 int64_t forecast_stage_received(const struct forecast *forecast, int rank, enum stage stage);

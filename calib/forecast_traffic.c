@@ -4,6 +4,7 @@
 
 #include "base/err.h"
 #include "calib/cross.h"
+#include "calib/dispatch.h"
 #include "calib/problem.h"
 #include "calib/slices.h"
 #include "calib/write.h"
@@ -272,14 +273,31 @@ static void refit_group(const struct at *a, const struct forecast_job *job, cons
 
 /* ---- the layer ----------------------------------------------------------------------------------------------------------- */
 
+/* Of every matrix but routed experts' that stay where they are. */
 static void weights_traffic(const struct at *a, const struct slices *s, enum dtype stored)
 {
     for (int64_t i = 0; i < s->n_groups; i++) {
         const struct slice_group *g = &s->group[i];
-        const struct range own = panels_rows(&g->panels, a->rank);
         const int64_t row = g->d_in * (int64_t)dtype_bytes(stored);
-        spread(a, (own.end - own.begin) * row, g->panels.n_rows * row);
+        for (int64_t k = 0; k < g->n; k++) {
+            const struct range own = g->slice[k].rows;
+            if (!s->experts_stay || g->slice[k].matrix.expert < 0)
+                spread(a, (own.end - own.begin) * row, g->panels.module_rows[k] * row);
+        }
     }
+}
+
+/* Tokens that go to their experts (dispatch.c): as many as are to be expected; in every round what each rank has for each other is
+ * told, and whose isn't finite. */
+static void tokens_traffic(const struct at *a, const struct forecast_job *job)
+{
+    const struct corpus *corpus = &job->corpus;
+    const int64_t rounds = (corpus->n_blocks + a->size - 1) / a->size, told = (int64_t)sizeof(struct crossing);
+    int64_t out, in;
+    expert_traffic_tokens(job->config, corpus, job->be->act, a->rank, a->size, &out, &in);
+    traffic_count(a->t, TRAFFIC_MESSAGE, a->size, out, in);
+    spread(a, rounds * a->size * told, rounds * a->size * a->size * told);
+    sum(a, rounds * a->size * F64);
 }
 
 static void bounds_traffic(const struct at *a, const struct slices *s)
@@ -297,6 +315,8 @@ static void moments_traffic(const struct at *a, const struct slices *s, int64_t 
         const int64_t bytes = packed_elements(g->d_in) * F64;
         const struct range own = moment_share(g->d_in, a->rank, a->size);
         const int64_t part = (packed_elements(own.end) - packed_elements(own.begin)) * F64;
+        if (g->id.expert >= 0 && s->experts_stay)
+            continue;
         if (g->id.expert >= 0)
             reduce_to(a, slices_owner(s, g->id.expert), bytes);
         else
@@ -315,6 +335,8 @@ void forecast_layer_traffic(const struct forecast_job *job, const struct slices 
     if (!job->options->stats) { /* the layer runs */
         weights_traffic(&at[STAGE_READ], s, job->stored);
         bounds_traffic(&at[STAGE_FORWARD], s);
+        if (s->experts_stay)
+            tokens_traffic(&at[STAGE_FORWARD], job);
         moments_traffic(&at[STAGE_MOMENTS], s, n);
     }
     for (int64_t i = 0; i < s->n_groups && s->group[i].id.expert < 0; i++)

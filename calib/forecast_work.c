@@ -112,30 +112,38 @@ static void group_work(const struct forecast_job *job, const struct slices *s, i
     }
 }
 
+/* Choices of experts that this rank runs: of its own tokens, or of its own experts. */
+static double run_choices(const struct forecast_job *job, const struct slices *s, double tokens)
+{
+    const struct range own = slices_experts(s, s->comm->rank);
+    const double k = (double)job->config->top_k, all = (double)(job->corpus.n_sequences * job->corpus.seq_len);
+    return s->experts_stay ? all * k * (double)(own.end - own.begin) / (double)job->config->n_experts : tokens * k;
+}
+
 void forecast_layer_work(const struct forecast_job *job, const struct slices *s, int64_t tokens,
                          double work[N_STAGES][N_RATES])
 {
     const struct model_config *c = job->config;
     const int is_moe = config_is_moe(c, s->layer);
-    const double t = (double)tokens, d_expert = (double)c->d_expert, chosen = is_moe ? t * (double)c->top_k : 0;
+    const double t = (double)tokens, d_expert = (double)c->d_expert;
     double per_token = 0, weights = 0;
     for (int64_t i = 0; i < s->n_groups; i++) {
         const struct slice_group *g = &s->group[i];
         const int is_routed = g->id.expert >= 0;
         const double d = (double)g->d_in, m = (double)g->panels.n_rows;
-        /* Of routed experts a token's own ones: of the stack of all gates and ups, and of all downs */
-        const double shared_rows = 2 * (double)c->d_shared, routed_rows = 2 * d_expert * (double)c->top_k;
-        weights += m * d;
-        per_token += is_routed ? 0 : is_moe && i == GROUP_GATE_UP ? d * (shared_rows + routed_rows) : d * m;
+        for (int64_t k = 0; k < g->n; k++)
+            weights += slices_runs(s, g->slice[k].matrix) ? (double)g->panels.module_rows[k] * d : 0;
+        per_token += is_routed ? 0 : is_moe && i == GROUP_GATE_UP ? d * 2 * (double)c->d_shared : d * m;
         work[STAGE_FORWARD][RATE_MOMENT] += is_routed ? 0 : t * d * (d + 1);
         group_work(job, s, i, work);
     }
     if (is_moe) {
         const int64_t width = job->settings.gate_up_rank * (job->settings.share_modules ? 2 : 1) + EXPERT_PROBES;
-        per_token += d_expert * (double)c->d_model * (double)c->top_k;
+        const double chosen = run_choices(job, s, t);
+        work[STAGE_FORWARD][RATE_LINEAR] += 2 * chosen * 3 * d_expert * (double)c->d_model; /* gate, up and down */
         work[STAGE_FORWARD][RATE_MOMENT] += chosen * d_expert * (d_expert + 1);
         if (job->options->expert_refit == REFIT_OWN)
-            work[STAGE_REFIT][RATE_GEMM_F64] += 4 * chosen * (double)c->d_model * (double)width;
+            work[STAGE_REFIT][RATE_GEMM_F64] += 4 * t * (double)c->top_k * (double)c->d_model * (double)width;
     }
     /* Scores and values of half the sequence, on average */
     per_token += (double)(job->corpus.seq_len * c->n_heads * c->head_dim);

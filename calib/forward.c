@@ -84,8 +84,14 @@ out:
     return err;
 }
 
+int forward_send_tokens(struct forward *f)
+{
+    return dispatch_create(f->comm, &f->dec, &f->dispatch);
+}
+
 void forward_free(struct forward *f)
 {
+    dispatch_free(&f->dispatch);
     if (f->dec.config)
         decoder_free(&f->dec);
     batch_free(&f->batch);
@@ -96,7 +102,7 @@ void forward_free(struct forward *f)
     memset(f, 0, sizeof *f);
 }
 
-int forward_layer(struct forward *f, const struct layer *layer, int64_t l, int64_t b, struct covariance *cov)
+static int run_layer(struct forward *f, const struct layer *layer, int64_t l, int64_t b, struct covariance *cov)
 {
     int err = OK;
     int64_t first;
@@ -109,4 +115,31 @@ int forward_layer(struct forward *f, const struct layer *layer, int64_t l, int64
         TRY(covariance_check(cov, l, first, &rows));
 out:
     return err;
+}
+
+/* A round of a layer whose experts are on all ranks: one that has no super-block left, or failed before its tokens were routed, serves
+ * the others. */
+static int meet_experts(struct forward *f, const struct layer *layer, int64_t l, int64_t b, struct covariance *cov)
+{
+    struct dispatch *d = &f->dispatch;
+    const int64_t runs = d->n_runs;
+    int err = OK, served = OK;
+    f->dec.road = &d->road;
+    d->cov = cov;
+    if (b >= 0)
+        err = run_layer(f, layer, l, b, cov);
+    if (d->n_runs == runs)
+        served = dispatch_run(d, layer, NULL, NULL, NULL);
+    f->dec.road = NULL;
+    err = err ? err : served;
+    if (d->is_broken && f->comm->size > 1) /* others may wait in this round's exchanges: they can't be told */
+        comm_abort(f->comm, err_exit_code(err));
+    return err;
+}
+
+int forward_layer(struct forward *f, const struct layer *layer, int64_t l, int64_t b, struct covariance *cov)
+{
+    if (f->dispatch.comm && config_is_moe(f->dec.config, l))
+        return meet_experts(f, layer, l, b, cov);
+    return b >= 0 ? run_layer(f, layer, l, b, cov) : OK;
 }

@@ -275,6 +275,63 @@ out:
     return err;
 }
 
+/* ---- by which road tokens and experts meet ------------------------------------------------------------------------------- */
+
+static void tell_traffic(const struct job *job, enum dtype stored)
+{
+    const int size = job->comm->size;
+    double mb[3];
+    for (int i = SEND_WEIGHTS; i <= SEND_TOKENS; i++)
+        mb[i] =
+            expert_traffic_all(&job->config, &job->corpus, job->comm->be->act, stored, size, (enum expert_traffic)i) /
+            1e6;
+    if (job->options->expert_traffic == SEND_TOKENS)
+        log_info("tokens travel to their experts: about %.1f MB a layer (experts' weights to them: %.1f MB)",
+                 mb[SEND_TOKENS], mb[SEND_WEIGHTS]);
+    else
+        log_info("experts' weights travel to the tokens: %.1f MB a layer (tokens to them: about %.1f MB)",
+                 mb[SEND_WEIGHTS], mb[SEND_TOKENS]);
+}
+
+/* Whether every rank has room for it. Collective. */
+static int traffic_fits(struct job *job, enum expert_traffic traffic, int *fits)
+{
+    int err = OK;
+    struct memory_needs needs;
+    size_t room;
+    job->own.expert_traffic = traffic;
+    TRY(comm_agree(job->world, job_memory(job, &(struct metric_cases){.any = S_IN_ANY}, &needs)));
+    TRY(memory_room(job->world, &needs, 1, &room));
+    *fits = room > 0;
+out:
+    return err;
+}
+
+/* Fewer bytes, unless only the other way fits; options say it from now on. Collective. */
+static int choose_traffic(struct job *job)
+{
+    int err = OK, fits = 1, other_fits = 0;
+    enum dtype stored;
+    if (job->config.n_experts == 0 || job->options->stats)
+        goto out;
+    TRY(comm_agree(job->world, weights_dtype(&job->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q, 0}, &stored)));
+    const enum expert_traffic wanted = job->options->expert_traffic;
+    const enum expert_traffic chosen =
+        expert_traffic_choose(wanted, &job->config, &job->corpus, job->comm->be->act, stored, job->comm->size);
+    const enum expert_traffic other = chosen == SEND_TOKENS ? SEND_WEIGHTS : SEND_TOKENS;
+    job->own = *job->options;
+    job->options = &job->own;
+    if (wanted == SEND_AUTO)
+        TRY(traffic_fits(job, chosen, &fits));
+    if (!fits)
+        TRY(traffic_fits(job, other, &other_fits));
+    job->own.expert_traffic = other_fits ? other : chosen;
+    if (job->comm->size > 1)
+        tell_traffic(job, stored);
+out:
+    return err;
+}
+
 /* Refuses what can't fit, before anything is loaded or written. */
 static int check_memory(struct job *job)
 {
@@ -368,6 +425,8 @@ static int open_forward(struct job *job)
     int err = OK;
     const struct corpus *c = &job->corpus;
     TRY(forward_create(job->comm, &job->config, c, job->grid.stage == 0, &job->forward));
+    if (job->config.n_experts > 0 && job->options->expert_traffic == SEND_TOKENS)
+        TRY(forward_send_tokens(&job->forward));
     TRY(relay_create(job->world, &job->grid, &job->forward, &job->relay));
 out:
     return err;
@@ -382,6 +441,7 @@ int job_open(struct job *job)
     TRY(open_grid(job));
     prefetch_open(job->comm, &job->config, &job->weights, &job->prefetch);
     choose_settings(job);
+    TRY(choose_traffic(job));
     TRY(check_memory(job));
     TRY(comm_agree(world, job_fingerprint(job)));
     if (world->rank == 0)

@@ -75,24 +75,35 @@ void slices_drop_group(struct slices *slices, int64_t group)
 /* ---- who has what ------------------------------------------------------------------------------------------------- */
 
 /* Units of the group gate_up: the routed experts, then the shared one. */
-static struct range units_of(const struct slices *s, int rank)
+static struct range units_of(const struct model_config *config, int rank, int size)
 {
-    return shard_even(s->config->n_experts + (s->config->d_shared > 0), rank, s->comm->size);
+    return shard_even(config->n_experts + (config->d_shared > 0), rank, size);
+}
+
+struct range experts_of_rank(const struct model_config *config, int rank, int size)
+{
+    const struct range units = units_of(config, rank, size);
+    return (struct range){min_i64(units.begin, config->n_experts), min_i64(units.end, config->n_experts)};
 }
 
 struct range slices_experts(const struct slices *slices, int rank)
 {
-    const int64_t n = config_is_moe(slices->config, slices->layer) ? slices->config->n_experts : 0;
-    const struct range units = units_of(slices, rank);
-    return (struct range){min_i64(units.begin, n), min_i64(units.end, n)};
+    const int is_moe = config_is_moe(slices->config, slices->layer);
+    return is_moe ? experts_of_rank(slices->config, rank, slices->comm->size) : (struct range){0, 0};
 }
 
 int slices_owner(const struct slices *slices, int64_t expert)
 {
     int rank = 0;
-    while (units_of(slices, rank).end <= expert)
+    while (units_of(slices->config, rank, slices->comm->size).end <= expert)
         rank++;
     return rank;
+}
+
+int slices_runs(const struct slices *slices, struct matrix matrix)
+{
+    const struct range own = slices_experts(slices, slices->comm->rank);
+    return !slices->experts_stay || matrix.expert < 0 || (matrix.expert >= own.begin && matrix.expert < own.end);
 }
 
 int64_t slices_find(const struct slices *slices, struct matrix matrix, int64_t *place)
@@ -148,6 +159,7 @@ out:
     return err;
 }
 
+/* For load_layer_weights: every rank asks for the same panels in the same order, but of routed experts that stay for its own. */
 static int broadcast_panel(void *ctx, struct matrix matrix, int64_t row0, struct mat *panel)
 {
     int err = OK, owner = 0;
@@ -158,18 +170,25 @@ static int broadcast_panel(void *ctx, struct matrix matrix, int64_t row0, struct
     while (panels_module_rows(&g->panels, place, owner).end < row0 + panel->rows)
         owner++;
     assert(owner < s->comm->size && panels_module_rows(&g->panels, place, owner).begin <= row0);
+    const int stays = s->experts_stay && matrix.expert >= 0;
+    assert(!stays || owner == s->comm->rank);
     if (owner == s->comm->rank) {
         const struct mat own = mat_rows(&slice->stored, row0 - slice->rows.begin, panel->rows);
         TRY(s->comm->be->ops->copy(s->comm->be, &own, panel));
     }
-    TRY(comm_bcast_mat(s->comm, panel, owner));
+    if (!stays)
+        TRY(comm_bcast_mat(s->comm, panel, owner));
 out:
     return err;
 }
 
-struct module_source slices_source(struct slices *slices)
+int slices_load(struct slices *slices, struct weights *weights, const struct shape *shape, struct layer *layer)
 {
-    return (struct module_source){broadcast_panel, slices};
+    const struct module_source source = {broadcast_panel, slices};
+    struct shape own = *shape;
+    if (slices->experts_stay)
+        own.experts = slices_experts(slices, slices->comm->rank);
+    return load_layer_weights(weights, &own, slices->layer, &source, NULL, layer);
 }
 
 int slices_stack(const struct slices *slices, int64_t group, struct mat *w)

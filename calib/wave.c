@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Wave: see wave.h. wave_run is the pipeline.
  *
- * Errors. What a rank finds alone while super-blocks pass is agreed over its stage behind the last one, as nothing in between is
- * collective; what it finds elsewhere is agreed over its stage where it happens. A stage that failed goes on passing messages, marked so
+ * Errors. What a rank finds alone while super-blocks pass is agreed over its stage behind the last one, as what in between is collective
+ * (dispatch.h) takes nobody's success for granted; what it finds elsewhere is agreed over its stage where it happens. A stage that failed goes on passing messages, marked so
  * (relay.h), and meets the others at the wave's end, where the outcome is agreed over all ranks. */
 #include "calib/wave.h"
 
@@ -55,6 +55,7 @@ static int is_done(const struct job *job, int64_t l)
 static int read_slices(struct job *job, struct held *h, struct range after)
 {
     int local = slices_plan(job->comm, &job->config, h->l, &h->slices);
+    h->slices.experts_stay = job->forward.dispatch.comm && config_is_moe(&job->config, h->l);
     local = local ? local : slices_read(&h->slices, &job->weights);
     if (after.begin < after.end)
         prefetch_next(&job->prefetch, after);
@@ -65,8 +66,7 @@ static int read_slices(struct job *job, struct held *h, struct range after)
 static int read_layer(struct job *job, struct held *h)
 {
     int err = OK;
-    const struct module_source source = slices_source(&h->slices);
-    const int local = load_layer_weights(&job->weights, &job->forward.dec.shape, h->l, &source, NULL, &h->layer);
+    const int local = slices_load(&h->slices, &job->weights, &job->forward.dec.shape, &h->layer);
     if (local && job->comm->size > 1) /* others may wait in this layer's broadcasts: they can't be told */
         comm_abort(job->comm, err_exit_code(local));
     TRY(local);
@@ -177,23 +177,24 @@ struct wave {
     double forward_s;
 };
 
-/* One super-block through this stage's layers. Rank-local. */
+/* One super-block through this stage's layers, or -1: none. Where tokens travel to experts the stage's ranks meet in each of their
+ * layers: one whose block comes to nothing serves the others. */
 static int run_block(struct wave *w, int64_t block)
 {
-    int err = OK;
     struct job *job = w->job;
     const double start = now_s();
-    TRY(forward_begin(&job->forward, block));
+    int err = block >= 0 ? forward_begin(&job->forward, block) : OK;
     for (int64_t i = 0; i < w->n; i++) {
         struct held *h = &w->held[i];
-        TRY(forward_layer(&job->forward, &h->layer, h->l, block, is_done(job, h->l) ? NULL : &h->cov));
+        struct covariance *cov = is_done(job, h->l) ? NULL : &h->cov;
+        const int ran = forward_layer(&job->forward, &h->layer, h->l, err ? -1 : block, cov);
+        err = err ? err : ran;
     }
-out:
     job->facts.compute_s += now_s() - start;
     return err;
 }
 
-/* All of this rank's. *status: what failed here, or before in another stage. What is returned is the transport's. */
+/* All of this rank's, in as many rounds as all ranks make. *status: what failed here, or before in another stage. What is returned is the transport's. */
 static int run_blocks(struct wave *w, int *status)
 {
     int err = OK;
@@ -202,11 +203,14 @@ static int run_blocks(struct wave *w, int *status)
     const struct range blocks = job->forward.blocks;
     const double start = now_s();
     TRY(relay_begin(&job->relay, w->is_last));
-    for (int64_t i = 0; i < blocks.end - blocks.begin; i++) {
-        TRY(relay_take(&job->relay, i, status));
-        if (!*status)
-            *status = run_block(w, blocks.begin + i);
-        TRY(relay_pass(&job->relay, i, status));
+    for (int64_t i = 0; i < job->forward.n_rounds; i++) {
+        const int has_block = i < blocks.end - blocks.begin;
+        if (has_block)
+            TRY(relay_take(&job->relay, i, status));
+        const int ran = run_block(w, has_block && !*status ? blocks.begin + i : -1);
+        *status = *status ? *status : ran;
+        if (has_block)
+            TRY(relay_pass(&job->relay, i, status));
     }
     const double wait_start = now_s();
     if (!*status)

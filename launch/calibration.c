@@ -45,6 +45,7 @@ struct calibrate_options calibration_options(const struct options *o)
     c.samples = options_int(o, "samples");
     c.seq_len = options_int(o, "seq-len");
     c.solve.seed = (uint64_t)options_int(o, "seed");
+    c.expert_traffic = (enum expert_traffic)options_choice(o, "expert-traffic");
     c.expert_refit = (enum expert_refit)options_choice(o, "expert-refit");
     return c;
 }

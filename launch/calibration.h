@@ -16,6 +16,10 @@
         OPT_CHOICE("expert-refit", 0, "own|layer", "own",                                                              \
                    "the statistics that an expert's factors are fitted to: its own, shrunk to the layer's, or the "    \
                    "layer's"),                                                                                         \
+        OPT_CHOICE("expert-traffic", 0, "auto|weights|tokens", "auto",                                                 \
+                   "what goes from rank to rank when the model runs: experts' weights to the tokens or tokens to "     \
+                   "their experts, which are then held by one rank each; auto: what is less, unless only the other "   \
+                   "fits. The result is the same"),                                                                    \
         OPT_HEADING("Statistics:"),                                                                                    \
         OPT_INT("samples", 'n', "N", "64", 1, 1 << 24,                                                                 \
                 "windows of text, drawn without "                                                                      \

@@ -184,7 +184,7 @@ static int tell(const struct options *o, struct forecast_job *job, const struct 
     struct forecast plan = {0};
     struct grids grids = {0};
     const struct calibrate_options *c = job->options;
-    const struct layout layout = {c->stages, c->replicas, c->waves};
+    const struct layout layout = {.stages = c->stages, .replicas = c->replicas, .n_waves = c->waves};
     const struct grids_wanted wanted = {.n_ranks = (int)max_i64(options_int(o, "ranks"), c->stages * c->replicas),
                                         .most = (int)options_int(o, "max-ranks"),
                                         .layout = layout,

@@ -66,20 +66,45 @@ static int next_layout(const struct forecast_job *job, const struct grids_wanted
     }
     while (stages <= most && n_ranks % stages != 0)
         stages++;
-    *layout = (struct layout){stages, n_ranks / stages, wanted->layout.n_waves};
+    *layout = (struct layout){.stages = stages, .replicas = n_ranks / stages, .n_waves = wanted->layout.n_waves};
     return stages <= most;
+}
+
+/* The memory of a grid's ranks, together on the fullest machine. Where calibrate chooses what travels in layers with experts it takes the
+ * less, unless only the other fits: the same here. */
+static int find_traffic(const struct forecast_job *job, const struct room *room, struct memory_needs *needs,
+                        struct layout *layout, size_t *bytes)
+{
+    int err = OK, rank, sharers;
+    const int is_free = job->options->expert_traffic == SEND_AUTO && job->config->n_experts > 0;
+    struct layout other = *layout;
+    size_t others = SIZE_MAX;
+    layout->traffic = SEND_AUTO;
+    other.traffic = forecast_expert_traffic(job, layout) == SEND_TOKENS ? SEND_WEIGHTS : SEND_TOKENS;
+    TRY(forecast_memory(job, layout, needs));
+    *bytes = fullest(needs, ranks_of(layout), room, &rank, &sharers);
+    if (*bytes > room->bytes && is_free) {
+        TRY(forecast_memory(job, &other, needs));
+        others = fullest(needs, ranks_of(layout), room, &rank, &sharers);
+    }
+    if (others <= room->bytes) {
+        *layout = other;
+        *bytes = others;
+    }
+out:
+    return err;
 }
 
 /* The leanest grid of so many ranks; needs [n_ranks]: its ranks'. */
 static int find_leanest(const struct forecast_job *job, const struct room *room, const struct grids_wanted *wanted,
                         int n_ranks, struct memory_needs *needs, struct layout *leanest, size_t *bytes)
 {
-    int err = OK, rank, sharers;
+    int err = OK;
     struct layout layout = {0};
+    size_t most;
     *bytes = SIZE_MAX;
     while (next_layout(job, wanted, n_ranks, &layout)) {
-        TRY(forecast_memory(job, &layout, needs));
-        const size_t most = fullest(needs, n_ranks, room, &rank, &sharers);
+        TRY(find_traffic(job, room, needs, &layout, &most));
         if (most < *bytes) {
             *bytes = most;
             *leanest = layout;
@@ -136,22 +161,22 @@ static int refuse(const struct memory_needs *needs, const struct layout *layout,
 
 /* ---- which is best? ---------------------------------------------------------------------------------------------------------- */
 
-static int look_at(const struct forecast_job *job, const struct room *room, const struct layout *layout,
-                   const double *rate, struct grid_row *row)
+static int look_at(const struct forecast_job *job, const struct room *room, struct layout *layout, const double *rate,
+                   struct grid_row *row)
 {
-    int err = OK, rank, sharers;
+    int err = OK;
     struct forecast plan = {0};
+    size_t bytes;
     struct memory_needs *needs = calloc((size_t)ranks_of(layout), sizeof *needs);
     if (!needs)
         FAIL(ERR_NOMEM, "a plan for %d ranks", ranks_of(layout));
+    TRY(find_traffic(job, room, needs, layout, &bytes));
     TRY(forecast_create(job, layout, &plan));
     *row = (struct grid_row){.layout = plan.layout, .seconds = rate ? plan_seconds(&plan, rate) : -1};
-    for (int p = 0; p < plan.n_ranks; p++) {
-        needs[p] = plan.rank[p].memory;
+    for (int p = 0; p < plan.n_ranks; p++)
         row->network = max_i64(row->network, max_i64(forecast_sent(&plan, p), forecast_received(&plan, p)));
-    }
     row->memory = memory_total(&plan.rank[plan_neediest(&plan)].memory);
-    row->fits = fullest(needs, plan.n_ranks, room, &rank, &sharers) <= room->bytes;
+    row->fits = bytes <= room->bytes;
 out:
     forecast_free(&plan);
     free(needs);

@@ -172,6 +172,10 @@ void plan_print(const struct answer *a)
     out_print(", %d solver steps\n", a->job->steps);
     out_print("ranks           %d, as %dx%d; %d rank%s would fit: %s %s\n", n, a->plan->layout.stages,
               a->plan->layout.replicas, a->grids->fewest, a->grids->fewest == 1 ? "" : "s", a->room->what, room);
+    if (config->n_experts > 0 && !c->stats && a->plan->layout.replicas > 1)
+        out_print("experts         %s\n", a->plan->layout.traffic == SEND_TOKENS
+                                              ? "tokens travel to them: about as many bytes as below, by the router"
+                                              : "their weights travel to the tokens");
     print_grids(a->grids);
     print_memory(a->plan);
     print_ranks(a->plan);
@@ -261,6 +265,8 @@ int plan_print_json(const struct answer *a)
                   (json_int_t)(plan->result_bytes + plan->hidden_bytes + (c->keep_stats ? plan->stats_bytes : 0)),
                   "memory_bytes", (json_int_t)memory_total(&plan->rank[plan_neediest(plan)].memory), "ranks", ranks,
                   "seconds", times_json(a), "command", command ? command : "");
+    if (a->job->config->n_experts > 0 && !c->stats)
+        json_object_set_new(json, "expert_traffic", json_string(expert_traffic_name(plan->layout.traffic)));
     free(command);
     return out_json(json);
 }

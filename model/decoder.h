@@ -44,11 +44,19 @@ size_t layer_bytes(const struct layer *layer);
 
 /* Called with the input of each group before it is multiplied: x act [T, d_in of this rank]. Of a layer with experts these are
  * qkv, o, gate_up and the shared expert's down, if there is one; the routed experts' downs have on_experts (NULL: not asked for),
- * once, before the shared one's: product act [T top_k, d_expert], sorted as routes says, rows from offset[n] on undefined.
- * Non-OK stops the pass. */
+ * once, before the shared one's: product act [T top_k, d_expert], sorted as routes says, rows from offset[n] on undefined; NULL
+ * where an expert_road ran them. Non-OK stops the pass. */
 struct observer {
     int (*on_group_input)(void *ctx, int64_t layer, enum group group, const struct mat *x);
     int (*on_experts)(void *ctx, int64_t layer, const struct routes *routes, const struct mat *product);
+    void *ctx;
+};
+
+/* Who runs the routed experts of a layer in place of the decoder, which then neither asks for their weights nor sees their products:
+ * y f32 [T top_k, d_model] gets what expert routes->first + e makes of its rows of x, sorted as routes says. In memory hidden, gate,
+ * up, product and parts of the decoder are free for its use meanwhile. */
+struct expert_road {
+    int (*run)(void *ctx, const struct layer *layer, const struct routes *routes, const struct mat *x, struct mat *y);
     void *ctx;
 };
 
@@ -60,6 +68,7 @@ struct decoder {
     int64_t max_tokens;
     int64_t max_rank;
     struct layer *layers;          /* [n_layers] for inference; NULL in calibration, which holds one layer at a time */
+    const struct expert_road *road; /* NULL: a layer holds the experts of this shape */
     struct packed embedding, head; /* vocabulary rows of this rank; tied: head is a view of embedding */
     struct buf norm_buf, inv_freq_buf;
     struct mat norm;

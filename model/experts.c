@@ -103,7 +103,7 @@ static int route(struct decoder *dec, const struct experts *experts, const struc
     *routes = (struct routes){.weight = mat_view(dec->route_weight, DT_F32, t, k),
                               .id = mat_view(dec->route_id, DT_I32, t, k),
                               .first = dec->shape.experts.begin,
-                              .n = experts->n,
+                              .n = dec->shape.experts.end - dec->shape.experts.begin,
                               .offset = dec->route_offset,
                               .token = dec->route_token,
                               .slot = dec->route_slot};
@@ -132,13 +132,27 @@ static int apply_column(struct backend *be, const struct experts *experts, enum 
     return be->ops->grouped_linear(be, x, &args, y);
 }
 
-/* down of the same: y f32 [T top_k, d_model]. An expert's R = B product is its own: f32 [T top_k, rank] at `room`. */
-static int apply_down(struct backend *be, const struct experts *experts, const struct routes *routes,
-                      const struct mat *product, float *room, struct mat *y)
+int experts_product(struct decoder *dec, const struct experts *experts, const struct routes *routes,
+                    const struct mat *x, const struct mat *r, struct mat *product)
 {
     int err = OK;
+    struct mat gate = mat_view(dec->gate, DT_F32, product->rows, product->cols);
+    struct mat up = mat_view(dec->up, DT_F32, product->rows, product->cols);
+    TRY(apply_column(dec->be, experts, MOD_GATE, routes, x, r, &gate));
+    TRY(apply_column(dec->be, experts, MOD_UP, routes, x, r, &up));
+    TRY(dec->be->ops->silu_mul(dec->be, &gate, &up, product));
+out:
+    return err;
+}
+
+/* An expert's R = B product is its own. It takes up's room, which has been read: a rank is at most its d_in, d_expert. */
+int experts_down(struct decoder *dec, const struct experts *experts, const struct routes *routes,
+                 const struct mat *product, struct mat *y)
+{
+    int err = OK;
+    struct backend *be = dec->be;
     const int64_t rank = experts->rank[MOD_DOWN];
-    struct mat r = mat_view(room, DT_F32, product->rows, rank);
+    struct mat r = mat_view(dec->up, DT_F32, product->rows, rank);
     struct grouped_args args = {.n = routes->n, .offset = routes->offset};
     if (rank > 0) {
         args.w = experts->b;
@@ -162,7 +176,6 @@ static int apply_routed(struct decoder *dec, const struct layer *layer, int64_t 
     const struct experts *experts = &layer->experts;
     const struct model_config *c = dec->config;
     const int64_t rows = x->rows * c->top_k;
-    struct mat gate = mat_view(dec->gate, DT_F32, rows, c->d_expert), up = mat_view(dec->up, DT_F32, rows, c->d_expert);
     struct mat product = mat_view(dec->product, be->act, rows, c->d_expert);
     struct mat y = mat_view(dec->expert_y, DT_F32, rows, c->d_model);
     const struct combine_args sum = {.first = routes->first,
@@ -170,13 +183,12 @@ static int apply_routed(struct decoder *dec, const struct layer *layer, int64_t 
                                      .offset = routes->offset,
                                      .slot = routes->slot,
                                      .split = &dec->shape.expert_split};
-    TRY(apply_column(be, experts, MOD_GATE, routes, x, r, &gate));
-    TRY(apply_column(be, experts, MOD_UP, routes, x, r, &up));
-    TRY(be->ops->silu_mul(be, &gate, &up, &product));
+    if (!dec->road)
+        TRY(experts_product(dec, experts, routes, x, r, &product));
     if (observer && observer->on_experts)
-        TRY(observer->on_experts(observer->ctx, l, routes, &product));
-    /* R of the downs takes up's room, which has been read: a rank is at most its d_in, d_expert. */
-    TRY(apply_down(be, experts, routes, &product, dec->up, &y));
+        TRY(observer->on_experts(observer->ctx, l, routes, dec->road ? NULL : &product));
+    TRY(dec->road ? dec->road->run(dec->road->ctx, layer, routes, x, &y)
+                  : experts_down(dec, experts, routes, &product, &y));
     TRY(be->ops->moe_combine(be, &y, &routes->weight, &routes->id, &sum, parts));
 out:
     return err;

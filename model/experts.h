@@ -56,6 +56,15 @@ size_t experts_routed_bytes(const struct experts *experts); /* without the route
 void expert_share(const struct model_config *config, const struct shape *shape, int64_t expert, enum module module,
                   struct range *rows, struct range *columns);
 
+/* silu(gate) * up of every expert of `experts`: product act [rows, d_expert], of rows of x that routes names; r: R of the group,
+ * empty without a correction. Through gate and up of the decoder, whose rows are enough for what a batch of its size can choose. */
+int experts_product(struct decoder *dec, const struct experts *experts, const struct routes *routes, const struct mat *x,
+                    const struct mat *r, struct mat *product);
+/* down of that: y f32 [rows, d_model]. routes needn't be experts_product's: row j of product belongs to the expert that its offsets
+ * say. */
+int experts_down(struct decoder *dec, const struct experts *experts, const struct routes *routes,
+                 const struct mat *product, struct mat *y);
+
 /* hidden += y of x act [T, d_model], for layer l; r: R of the group of gates and ups, empty without a correction. Collective over
  * the decoder's ranks. Where the router's softmax doesn't exist for a token, its row of hidden becomes NaN. observer (or NULL)
  * learns of the routed experts' products and of the input of the shared one's down. */

@@ -41,7 +41,7 @@ struct run {
     struct forward forward;
 };
 
-static void run_open(const char *family, struct comm *comm, struct run *r)
+static inline void run_open_sequences(const char *family, struct comm *comm, int64_t n_sequences, struct run *r)
 {
     char dir[PATH_MAX];
     memset(r, 0, sizeof *r);
@@ -49,14 +49,19 @@ static void run_open(const char *family, struct comm *comm, struct run *r)
     folder_of(family, dir);
     assert_int_equal(config_read(dir, &r->config), OK);
     assert_int_equal(weights_open_checkpoint(&backend, dir, &r->config, &r->weights), OK);
-    r->corpus = (struct corpus){.n_sequences = N_SEQ, .seq_len = LENGTH, .block_sequences = BLOCK_SEQUENCES};
-    r->corpus.n_blocks = (N_SEQ + BLOCK_SEQUENCES - 1) / BLOCK_SEQUENCES;
+    r->corpus = (struct corpus){.n_sequences = n_sequences, .seq_len = LENGTH, .block_sequences = BLOCK_SEQUENCES};
+    r->corpus.n_blocks = (n_sequences + BLOCK_SEQUENCES - 1) / BLOCK_SEQUENCES;
     r->corpus.ids = malloc((size_t)(N_SEQ * LENGTH) * sizeof *r->corpus.ids);
     assert_non_null(r->corpus.ids);
     for (int64_t i = 0; i < N_SEQ * LENGTH; i++)
         r->corpus.ids[i] = (int32_t)(philox_u64(7, STREAM_WINDOWS, 0, (uint64_t)i) % (uint64_t)r->config.vocab_size);
     assert_int_equal(forward_create(comm, &r->config, &r->corpus, 1, &r->forward), OK);
     assert_int_equal(forward_embed(&r->forward, &r->weights), OK);
+}
+
+static inline void run_open(const char *family, struct comm *comm, struct run *r)
+{
+    run_open_sequences(family, comm, N_SEQ, r);
 }
 
 static void run_close(struct run *r)
@@ -79,9 +84,9 @@ static void observed_open(struct run *r, int64_t l, struct observed *o)
 {
     memset(o, 0, sizeof *o);
     assert_int_equal(slices_plan(r->comm, &r->config, l, &o->slices), OK);
+    o->slices.experts_stay = r->forward.dispatch.comm != NULL && config_is_moe(&r->config, l);
     assert_int_equal(slices_read(&o->slices, &r->weights), OK);
-    const struct module_source source = slices_source(&o->slices);
-    assert_int_equal(load_layer_weights(&r->weights, &r->forward.dec.shape, l, &source, NULL, &o->layer), OK);
+    assert_int_equal(slices_load(&o->slices, &r->weights, &r->forward.dec.shape, &o->layer), OK);
     assert_int_equal(bounds_create(&o->slices, &r->weights, &o->bounds), OK);
     const int is_moe = config_is_moe(&r->config, l);
     if (is_moe)
@@ -100,16 +105,24 @@ static void observed_close(struct observed *o)
     slices_free(&o->slices);
 }
 
-static int forward_blocks(struct run *r, struct observed *o)
+/* All of this rank's super-blocks; one that failed goes on without any, as calibrate.c does. */
+static inline int forward_rounds(struct run *r, struct observed *o, struct covariance *cov)
 {
     int err = OK;
     struct forward *f = &r->forward;
-    for (int64_t b = f->blocks.begin; b < f->blocks.end; b++) {
-        TRY(forward_begin(f, b));
-        TRY(forward_layer(f, &o->layer, o->slices.layer, b, &o->cov));
+    for (int64_t i = 0; i < f->n_rounds; i++) {
+        const int64_t block = !err && f->blocks.begin + i < f->blocks.end ? f->blocks.begin + i : -1;
+        int ran = block >= 0 ? forward_begin(f, block) : OK;
+        const int met = forward_layer(f, &o->layer, o->slices.layer, ran ? -1 : block, cov);
+        ran = ran ? ran : met;
+        err = err ? err : ran;
     }
-out:
     return err;
+}
+
+static inline int forward_blocks(struct run *r, struct observed *o)
+{
+    return forward_rounds(r, o, &o->cov);
 }
 
 static inline void run_layer(struct run *r, int64_t l, struct observed *o)
@@ -117,6 +130,23 @@ static inline void run_layer(struct run *r, int64_t l, struct observed *o)
     observed_open(r, l, o);
     assert_int_equal(forward_blocks(r, o), OK);
     assert_int_equal(covariance_reduce(&o->cov), OK);
+}
+
+/* Rows [row0, row0 + n) of a packed matrix become a number. */
+static inline void set_rows(struct packed *w, int64_t row0, int64_t n, float value)
+{
+    struct buf buf;
+    struct mat panel;
+    assert_true(w->dtype == DT_BF16 || w->dtype == DT_F32);
+    assert_int_equal(mat_alloc(&backend, w->dtype, n, w->d_in, &buf, &panel), OK);
+    void *wide = malloc(mat_bytes(&panel));
+    assert_non_null(wide);
+    for (int64_t i = 0; i < n * w->d_in; i++)
+        convert((char *)wide + (size_t)i * dtype_bytes(w->dtype), w->dtype, &value, DT_F32, 1);
+    assert_int_equal(backend.ops->put(&backend, panel.data, wide, mat_bytes(&panel)), OK);
+    assert_int_equal(backend.ops->weight_put_dense(&backend, w, row0, &panel), OK);
+    free(wide);
+    buf_free(&buf);
 }
 
 /* ---- the oracle's: sums in f64, token by token ---------------------------------------------------------------------- */
@@ -210,7 +240,7 @@ static void oracle_open(struct oracle *o, const struct model_config *config, int
     assert_true(o->x && o->chosen);
 }
 
-static void oracle_close(struct oracle *o)
+static inline void oracle_close(struct oracle *o)
 {
     for (int g = 0; g < MAX_GROUPS; g++)
         free(o->sum[g]);
@@ -219,7 +249,7 @@ static void oracle_close(struct oracle *o)
 }
 
 /* Layer l over all sequences of a run of one rank, with weights read by nobody else. */
-static void oracle_layer(struct run *r, int64_t l, struct oracle *o)
+static inline void oracle_layer(struct run *r, int64_t l, struct oracle *o)
 {
     struct layer layer;
     struct forward *f = &r->forward;

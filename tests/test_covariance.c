@@ -322,23 +322,6 @@ static void test_nan_is_named(void **state)
     run_close(&r);
 }
 
-/* Rows [row0, row0 + n) of a packed matrix become a number. */
-static void set_rows(struct packed *w, int64_t row0, int64_t n, float value)
-{
-    struct buf buf;
-    struct mat panel;
-    assert_true(w->dtype == DT_BF16 || w->dtype == DT_F32);
-    assert_int_equal(mat_alloc(&backend, w->dtype, n, w->d_in, &buf, &panel), OK);
-    void *wide = malloc(mat_bytes(&panel));
-    assert_non_null(wide);
-    for (int64_t i = 0; i < n * w->d_in; i++)
-        convert((char *)wide + (size_t)i * dtype_bytes(w->dtype), w->dtype, &value, DT_F32, 1);
-    assert_int_equal(backend.ops->put(&backend, panel.data, wide, mat_bytes(&panel)), OK);
-    assert_int_equal(backend.ops->weight_put_dense(&backend, w, row0, &panel), OK);
-    free(wide);
-    buf_free(&buf);
-}
-
 /* A router whose logits overflow, and an expert whose output does. */
 static void test_experts_are_named(void **state)
 {

@@ -4,10 +4,13 @@
 #include "calib/forecast.h"
 
 #include "base/err.h"
+#include "base/philox.h"
 #include "calib/calibrate_memory.h"
+#include "calib/slices.h"
 #include "comm/shard.h"
 
 #include <limits.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -118,16 +121,17 @@ static int64_t matrices_bytes(const struct model_config *c)
     return n;
 }
 
-static void check_shape(const char *shape, int64_t layers)
+static void check_shape(const char *shape, int64_t layers, enum expert_traffic traffic)
 {
     struct fixture f;
     struct forecast plan;
     int64_t result = 0;
     fixture_open(shape, layers, &f);
+    f.options.expert_traffic = traffic;
     const int64_t matrices = matrices_bytes(&f.config), embedding = f.config.vocab_size * f.config.d_model * 2;
     for (int n = 1; n <= 12; n += n < 4 ? 1 : 4) {
         int64_t reads = 0, sent = 0, received = 0;
-        assert_int_equal(forecast_create(&f.job, &(struct layout){1, n, 0}, &plan), OK);
+        assert_int_equal(forecast_create(&f.job, &(struct layout){1, n, 0, SEND_AUTO}, &plan), OK);
         for (int p = 0; p < n; p++) {
             struct memory_needs needs[12];
             struct comm place = {.rank = p, .size = n, .be = &backend};
@@ -145,7 +149,7 @@ static void check_shape(const char *shape, int64_t layers)
                                               .stored = DT_BF16};
             assert_int_equal(calibrate_memory(&memory, &(struct metric_cases){.any = S_IN_ANY}, &needs[0]), OK);
             assert_int_equal(memory_total(&needs[0]), memory_total(&plan.rank[p].memory));
-            assert_int_equal(forecast_memory(&f.job, &(struct layout){1, n, 0}, needs), OK);
+            assert_int_equal(forecast_memory(&f.job, &(struct layout){1, n, 0, SEND_AUTO}, needs), OK);
             assert_int_equal(memory_total(&needs[p]), memory_total(&plan.rank[p].memory));
         }
         /* matrices once in all; embedding once a rank with tokens, and with the head once more for the result */
@@ -154,7 +158,7 @@ static void check_shape(const char *shape, int64_t layers)
         assert_true(reads >= matrices + with_tokens * embedding + ends);
         assert_true(reads <= matrices + with_tokens * embedding + ends + matrices / 50 * (n + 1));
         assert_true(llabs((long long)(sent - received)) <= 16 * n * N_STAGES); /* bytes that divisions drop */
-        assert_true(n == 1 ? sent == 0 : sent > matrices * (n - 1));
+        assert_true(n == 1 ? sent == 0 : traffic == SEND_TOKENS || sent > matrices * (n - 1));
         result = n == 1 ? plan.result_bytes : result;
         assert_int_equal(plan.result_bytes, result); /* whoever makes it */
         forecast_free(&plan);
@@ -170,8 +174,9 @@ static void test_grids(void **state)
     struct fixture f;
     struct forecast plan;
     int64_t result = 0;
-    static const struct layout layouts[] = {{1, 1, 0}, {2, 1, 0}, {2, 2, 0}, {2, 2, 1},
-                                            {4, 1, 0}, {3, 2, 2}, {6, 1, 1}};
+    static const struct layout layouts[] = {{1, 1, 0, SEND_AUTO},    {2, 1, 0, SEND_AUTO}, {2, 2, 0, SEND_TOKENS},
+                                            {2, 2, 1, SEND_WEIGHTS}, {4, 1, 0, SEND_AUTO}, {3, 2, 2, SEND_WEIGHTS},
+                                            {6, 1, 1, SEND_TOKENS}};
     fixture_open("qwen1.5-moe-a2.7b", 6, &f);
     const int64_t matrices = matrices_bytes(&f.config), embedding = f.config.vocab_size * f.config.d_model * 2;
     const int64_t tokens = f.job.corpus.n_sequences * f.job.corpus.seq_len;
@@ -210,8 +215,8 @@ static void test_pipeline(void **state)
     for (int i = 0; i < N_RATES; i++)
         rate[i] = i == RATE_NETWORK ? 1e30 : 1e9;
     fixture_open("llama-2-70b", 8, &f);
-    assert_int_equal(forecast_create(&f.job, &(struct layout){1, 1, 0}, &one), OK);
-    assert_int_equal(forecast_create(&f.job, &(struct layout){4, 1, 0}, &four), OK);
+    assert_int_equal(forecast_create(&f.job, &(struct layout){1, 1, 0, SEND_AUTO}, &one), OK);
+    assert_int_equal(forecast_create(&f.job, &(struct layout){4, 1, 0, SEND_AUTO}, &four), OK);
     const double alone = forecast_stage_s(&one, STAGE_FORWARD, rate), n = (double)f.job.corpus.n_blocks;
     const double expected = alone / 4 * (n + 3) / n, together = forecast_stage_s(&four, STAGE_FORWARD, rate);
     assert_true(together > expected * (1 - 1e-9) && together < expected * (1 + 1e-9));
@@ -226,15 +231,127 @@ static void test_pipeline(void **state)
 static void test_dense(void **state)
 {
     (void)state;
-    check_shape("llama-2-70b", 3);
-    check_shape("qwen2.5-7b", 2);
+    check_shape("llama-2-70b", 3, SEND_AUTO);
+    check_shape("qwen2.5-7b", 2, SEND_AUTO);
 }
 
 static void test_experts(void **state)
 {
     (void)state;
-    check_shape("qwen3-30b-a3b", 2);
-    check_shape("qwen1.5-moe-a2.7b", 2);
+    for (int traffic = SEND_WEIGHTS; traffic <= SEND_TOKENS; traffic++) {
+        check_shape("qwen3-30b-a3b", 2, (enum expert_traffic)traffic);
+        check_shape("qwen1.5-moe-a2.7b", 2, (enum expert_traffic)traffic);
+    }
+}
+
+/* ---- tokens that travel ------------------------------------------------------------------------------------------------ */
+
+/* Choices of a token that picks k of n experts alike, without replacement. */
+static void draw(int64_t token, int64_t k, int64_t n, int64_t *chosen)
+{
+    uint64_t word = 0;
+    for (int64_t i = 0; i < k;) {
+        const uint64_t bits = philox_u64(11, STREAM_WINDOWS, (uint32_t)token, word++);
+        int is_new = 1;
+        chosen[i] = (int64_t)(bits % (uint64_t)n);
+        for (int64_t j = 0; j < i; j++)
+            is_new &= chosen[j] != chosen[i];
+        i += is_new;
+    }
+}
+
+/* Bytes that a token of rank p makes the ranks exchange. */
+static void count_token(const struct model_config *c, const int64_t *chosen, int p, int n, int64_t *out, int64_t *in)
+{
+    const int64_t x = c->d_model * 4 + c->top_k * 4, y = c->d_model * 4;
+    for (int q = 0; q < n; q++) {
+        const struct range own = experts_of_rank(c, q, n);
+        int64_t choices = 0;
+        for (int64_t j = 0; j < c->top_k; j++)
+            choices += chosen[j] >= own.begin && chosen[j] < own.end;
+        if (q == p || choices == 0)
+            continue;
+        out[p] += x;
+        in[q] += x;
+        out[q] += choices * y;
+        in[p] += choices * y;
+    }
+}
+
+/* What is expected against 32 thousand tokens that choose. */
+static void test_tokens_expected(void **state)
+{
+    (void)state;
+    static const char *const shapes[] = {"qwen3-30b-a3b", "mixtral-8x7b", "qwen1.5-moe-a2.7b"};
+    enum { MOST = 11 };
+    for (size_t i = 0; i < 3; i++) {
+        struct fixture f;
+        fixture_open(shapes[i], 1, &f);
+        const struct corpus corpus = corpus_shape(64, 512, 1024); /* 32 super-blocks */
+        for (int n = 2; n <= MOST; n += 3) {
+            int64_t out[MOST] = {0}, in[MOST] = {0}, t = 0;
+            for (int p = 0; p < n; p++)
+                for (int64_t end = t + corpus_tokens(&corpus, p, n); t < end; t++) {
+                    int64_t chosen[16];
+                    draw(t, f.config.top_k, f.config.n_experts, chosen);
+                    count_token(&f.config, chosen, p, n, out, in);
+                }
+            assert_int_equal(t, 64 * 512);
+            for (int p = 0; p < n; p++) { /* 2900 tokens a rank and more: a standard error of 1% or less */
+                int64_t want_out, want_in;
+                expert_traffic_tokens(&f.config, &corpus, DT_F32, p, n, &want_out, &want_in);
+                assert_true(fabs((double)(out[p] - want_out)) <= 0.04 * (double)want_out);
+                assert_true(fabs((double)(in[p] - want_in)) <= 0.04 * (double)want_in);
+            }
+        }
+        weights_close(&f.weights);
+    }
+}
+
+/* What is less, around the numbers of tokens that forward.h names. */
+static void test_less_is_chosen(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *shape;
+        int n;
+        int64_t tokens;
+    } cases[] = {{"qwen3-30b-a3b", 2, 37000},   {"qwen3-30b-a3b", 4, 63000}, {"qwen3-30b-a3b", 8, 110000},
+                 {"qwen3-30b-a3b", 16, 202000}, {"mixtral-8x7b", 2, 321000}, {"mixtral-8x7b", 4, 595000}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct fixture f;
+        fixture_open(cases[i].shape, 1, &f);
+        for (int more = 0; more < 2; more++) {
+            const struct corpus corpus = corpus_shape(cases[i].tokens / 100 * (more ? 102 : 98) / 100, 100, 100);
+            assert_int_equal(expert_traffic_choose(SEND_AUTO, &f.config, &corpus, DT_F32, DT_BF16, cases[i].n),
+                             more ? SEND_WEIGHTS : SEND_TOKENS);
+            for (int wanted = SEND_WEIGHTS; wanted <= SEND_TOKENS; wanted++)
+                assert_int_equal(
+                    expert_traffic_choose((enum expert_traffic)wanted, &f.config, &corpus, DT_F32, DT_BF16, cases[i].n),
+                    wanted);
+        }
+        weights_close(&f.weights);
+    }
+}
+
+/* Where tokens travel a rank holds the weights of its own experts and their downs' moments, and next to nothing else in their place. */
+static void test_experts_stay(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct memory_needs needs[2][4];
+    fixture_open("qwen3-30b-a3b", 1, &f);
+    const int64_t d = f.config.d_model, w = f.config.d_expert, e = f.config.n_experts;
+    for (int i = 0; i < 2; i++) {
+        f.options.expert_traffic = i == 0 ? SEND_WEIGHTS : SEND_TOKENS;
+        assert_int_equal(forecast_memory(&f.job, &(struct layout){1, 4, 0, SEND_AUTO}, needs[i]), OK);
+    }
+    const double saved = (double)(e - e / 4) * ((double)(3 * d * w * 2) + (double)(w * (w + 1) / 2 * 8));
+    for (int p = 0; p < 4; p++) {
+        const double less = (double)memory_total(&needs[0][p]) - (double)memory_total(&needs[1][p]);
+        assert_true(less > 0.9 * saved && less <= saved); /* the forward pass needs most, or solving takes its place */
+    }
+    weights_close(&f.weights);
 }
 
 /* A layer more costs the same again, in time and traffic; twice the rates take half the time. */
@@ -250,7 +367,7 @@ static void test_linear(void **state)
     }
     for (int i = 0; i < 3; i++) {
         fixture_open("llama-2-70b", 4 * (i + 1), &f); /* on four ranks all have written as often */
-        assert_int_equal(forecast_create(&f.job, &(struct layout){1, 4, 0}, &plan[i]), OK);
+        assert_int_equal(forecast_create(&f.job, &(struct layout){1, 4, 0, SEND_AUTO}, &plan[i]), OK);
         weights_close(&f.weights);
     }
     for (int s = 0; s < N_STAGES; s++) {
@@ -283,9 +400,12 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_conservation), cmocka_unit_test(test_convention), cmocka_unit_test(test_dense),
-        cmocka_unit_test(test_experts),      cmocka_unit_test(test_linear),     cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_grids),        cmocka_unit_test(test_pipeline),
+        cmocka_unit_test(test_conservation),   cmocka_unit_test(test_convention),
+        cmocka_unit_test(test_dense),          cmocka_unit_test(test_tokens_expected),
+        cmocka_unit_test(test_less_is_chosen), cmocka_unit_test(test_experts_stay),
+        cmocka_unit_test(test_experts),        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_refused),        cmocka_unit_test(test_grids),
+        cmocka_unit_test(test_pipeline),
     };
     if (backend_open(&backend, "cpu", 1) != OK)
         return 1;

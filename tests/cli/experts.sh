@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # calibrate of mixtures of experts: the same bytes for any number of ranks, experts that don't divide among them or are fewer than
-# they; every way to weigh, refit and share; an expert that no token chose; routers that answer NaN; what comes out runs.
+# they, whether experts' weights travel to the tokens or tokens to them; every way to weigh, refit and share; an expert that no token chose; routers that answer NaN; what comes out runs.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need python3
 MOE=$GOLDEN/families/moe_cut # five experts of odd width and a shared one, random weights, a tokenizer
@@ -20,17 +20,34 @@ calibrate_shape() { # OUT, FAMILY, more options
 # Same bytes on 1 to 4 ranks and on more ranks than there are experts.
 for settings in "--bits 4" "--bits 3 --solver qr-rsvd --expert-weights gates" "--bits 2 --sharing module" \
     "--bits 4 --expert-refit layer --expert-weights none --factor-dtype f16" "--bits 8 --rank 0 --expert-rank -1"; do
-    same_on "1 2 3 4 7" r calibrate_moe --overwrite $settings
+    same_on "1 2 3 4 7" r calibrate_moe --overwrite --expert-traffic weights $settings
     expect 0 "sound" alone verify r3.glowq
+    with_weights=$same_bytes counts=3
+    [ "$settings" = "--bits 4" ] && counts="1 2 3 4 7"
+    same_on "$counts" t calibrate_moe --overwrite --expert-traffic tokens $settings
+    same "$same_bytes" "$with_weights" "bytes of $settings with tokens that travel, and with weights"
+    grep -q '"expert_traffic": "tokens"' t3.glowq/run.json || fail "run.json doesn't say what travelled"
 done
 # Of other families: experts without a shared one, dense layers between, many experts of which few tokens come to each.
 for family in mixtral qwen2moe_norm qwen2moe_layers qwen3moe_layers; do
     same_on "1 2 3 4" f calibrate_shape "$family" --overwrite
     expect 0 "sound" alone verify f2.glowq
     expect 0 "tokens/s" alone bench --model f2.glowq --batch 1 --prompt 8 --generate 2 --repeat 1
+    by_default=$same_bytes
+    same_on "2 3" s calibrate_shape "$family" --overwrite --expert-traffic tokens
+    same "$same_bytes" "$by_default" "bytes of $family with tokens that travel, and by default"
 done
+# Within a stage of a grid, in each layer of a wave; with more ranks than super-blocks.
+for waves in 1 2; do
+    launch_on 4
+    calibrate_shape grid.glowq qwen3moe_layers --overwrite --expert-traffic tokens --grid 2x2 --waves $waves ||
+        fail "a grid in $waves waves: $(why)"
+    grep -q "tokens travel to their experts: about" err || fail "what travels isn't told: $(cat err)"
+    same "$(bytes_of grid.glowq)" "$by_default" "bytes of a grid in $waves waves, tokens travelling, and of one rank"
+done
+LAUNCH=""
 
-# Resuming, on another number of ranks; the experts' settings belong to what a layer was made with.
+# Resuming, on another number of ranks and with tokens that travel; the experts' settings belong to what a layer was made with.
 calibrate_moe whole.glowq || fail "a whole run: $(why)"
 before=$(bytes_of whole.glowq)
 rm whole.glowq/manifest.json whole.glowq/model.h5 whole.glowq/layers/0001.h5
@@ -38,7 +55,7 @@ for other in "--expert-rank 5" "--expert-weights none" "--expert-refit layer" "-
     expect 2 "--overwrite" calibrate_moe whole.glowq $other
 done
 launch_on 3
-expect 0 n_resumed calibrate_moe whole.glowq
+expect 0 n_resumed calibrate_moe whole.glowq --expert-traffic tokens
 LAUNCH=""
 same "$(field n_resumed)" 1 "layers resumed"
 same "$(bytes_of whole.glowq)" "$before" "bytes after resuming"
@@ -133,7 +150,9 @@ golden=$MOE
 MOE=idle
 for n in 1 2 3; do
     launch_on "$n"
-    expect 0 starved calibrate_moe "idle$n.glowq"
+    traffic=weights
+    [ "$n" = 3 ] && traffic=tokens
+    expect 0 starved calibrate_moe "idle$n.glowq" --expert-traffic $traffic
     same "$(bytes_of "idle$n.glowq")" "$(bytes_of idle1.glowq)" "bytes with an idle expert on $n ranks and on 1"
 done
 LAUNCH=""
@@ -150,8 +169,10 @@ END
 expect 0 perplexity alone eval --model idle1.glowq --text "$GOLDEN/text.txt" --ctx 64
 for LAUNCH in "" "$GLOWQ_MPIEXEC -n 2"; do
     MOE=overflows
-    expect 1 "layer 0, router" calibrate_moe bad.glowq
-    grep -q "calibration sequence 0, token 0" err || fail "the token isn't named: $(cat err)"
+    for traffic in weights tokens; do
+        expect 1 "layer 0, router" calibrate_moe bad.glowq --expert-traffic $traffic
+        grep -q "calibration sequence 0, token 0" err || fail "the token isn't named: $(cat err)"
+    done
     MOE=nan
     expect 3 "mlp.gate.weight" calibrate_moe bad.glowq
     MOE=greedy
@@ -165,20 +186,30 @@ MOE=$golden
 # Wrong values of the options.
 expect 2 "expert-weights" calibrate_moe bad.glowq --expert-weights loud
 expect 2 "expert-rank" calibrate_moe bad.glowq --expert-rank -2
+expect 2 "expert-traffic" calibrate_moe bad.glowq --expert-traffic both
 
 # Checked memory, and the GPU's kernels on the CPU where there are some.
 calibrate_moe checked.glowq --samples 4 --device cpu:check || fail "on cpu:check: $(why)"
 expect 0 "sound" alone verify checked.glowq
+launch_on 2
+calibrate_moe checked2.glowq --samples 4 --device cpu:check --expert-traffic tokens || fail "on two of cpu:check: $(why)"
+same "$(bytes_of checked2.glowq)" "$(bytes_of checked.glowq)" "bytes on two of cpu:check, tokens travelling, and on one"
+LAUNCH=""
 if calibrate_moe sim.glowq --samples 2 --device cuda:sim --dtype f32; then
     calibrate_moe cpu.glowq --samples 2 || fail "the same on the CPU: $(why)"
-    python3 - sim.glowq/manifest.json cpu.glowq/manifest.json <<'END' || fail "experts on cuda:sim and on the CPU differ"
+    launch_on 2
+    calibrate_moe sim2.glowq --samples 2 --device cuda:sim --dtype f32 --expert-traffic tokens || fail "on two of cuda:sim: $(why)"
+    LAUNCH=""
+    python3 - cpu.glowq/manifest.json sim.glowq/manifest.json sim2.glowq/manifest.json <<'END' ||
 import json, sys
-a, b = (json.load(open(p))["experts"] for p in sys.argv[1:])
-for x, y in zip(a, b):
-    assert x["tokens"] == y["tokens"]
-    for key in ("gate_up_energy", "down_energy"):
-        assert all(abs(p - q) < 1e-4 for p, q in zip(x[key], y[key])), (key, x[key], y[key])
+b, *others = (json.load(open(p))["experts"] for p in sys.argv[1:])
+for a in others:
+    for x, y in zip(a, b):
+        assert x["tokens"] == y["tokens"]
+        for key in ("gate_up_energy", "down_energy"):
+            assert all(abs(p - q) < 1e-4 for p, q in zip(x[key], y[key])), (key, x[key], y[key])
 END
+        fail "experts on cuda:sim and on the CPU differ"
 else
     grep -q "libglowq_cuda_sim" err || fail "on cuda:sim: $(why)"
     echo "not run on cuda:sim: $(why)"
