@@ -2,16 +2,16 @@
  * Communication between ranks: one table, callers never test size == 1.
  *
  * Memory: a `struct mat` lives in the memory of comm->be; `void *` arguments are host memory. Counts and roots are the
- * same on every rank unless said otherwise. All calls but send and recv are collective; errors of the transport are
- * ERR_COMM. Ordinary failures (a missing file) are agreed before ranks go on: err = comm_agree(comm, open_it(...)).
+ * same on every rank unless said otherwise. All calls but messages from one rank to another are collective; errors of the transport
+ * are ERR_COMM. Ordinary failures (a missing file) are agreed before ranks go on: err = comm_agree(comm, open_it(...)).
  *
  * Mats travel by one of three roads. In the CPU's memory they are sent from where they stand. From a GPU they go through the
  * host in pieces of stage_bytes ("staged": comm_stage.c), which waits for the device; or NCCL carries them from GPU to GPU, in
- * the backend's own queue and waited for by nobody (comm_use_nccl).
+ * the backend's own queue and waited for by nobody (comm_use_nccl). Messages are host memory on every road.
  *
- * Reproducibility: sums are comm_sum_exact and comm_reduce_exact (64-bit integers: any order, any algorithm, same bits) or comm_tree_sum (f32
- * in one fixed binary tree over TREE_LEAVES leaves, however many ranks own them). NCCL's comm_tree_sum is the exception: it adds
- * in an order of its own, which no rank count shares; the GPUs' promise is a bound, not bits.
+ * Reproducibility: sums are comm_sum_exact, comm_reduce_exact and comm_reduce_scatter_exact (64-bit integers: any order, any
+ * algorithm, same bits) or comm_tree_sum (f32 in one fixed binary tree over TREE_LEAVES leaves, however many ranks own them). NCCL's
+ * comm_tree_sum is the exception: it adds in an order of its own, which no rank count shares; the GPUs' promise is a bound, not bits.
  */
 #ifndef GLOWQ_COMM_COMM_H
 #define GLOWQ_COMM_COMM_H

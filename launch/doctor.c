@@ -95,7 +95,8 @@ static void judge_mpi(const struct comm *comm, const struct place *all, struct c
     for (int p = 0; p < comm->size; p++)
         hosts += is_first_of_host(all, p);
     check_add(checks, "mpi", level >= MPI_THREAD_MULTIPLE ? VERDICT_OK : VERDICT_WARN,
-              "without MPI_THREAD_MULTIPLE there is no watchdog: a rank that hangs is waited for without end",
+              "without MPI_THREAD_MULTIPLE there is no watchdog: a rank that hangs is waited for without end; and between "
+              "stages nothing large travels while a rank computes",
               "%d rank%s on %d host%s, %.80s, thread level %s", comm->size, comm->size == 1 ? "" : "s", hosts,
               hosts == 1 ? "" : "s", version, level >= MPI_THREAD_MULTIPLE ? "multiple" : "too low");
 }
