@@ -6,6 +6,16 @@
 
 #include "tests/kernels_help.h"
 
+static const char *backend_name;
+
+static inline void with_backend(void (*test)(struct backend *be))
+{
+    struct backend be;
+    assert_ok(backend_open(&be, backend_name, 2));
+    test(&be);
+    backend_close(&be);
+}
+
 /* Unit roundoff of f64. */
 static const double U64 = 1.0 / (1ull << 53);
 

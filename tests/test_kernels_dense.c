@@ -4,16 +4,6 @@
 #include "model/safetensors.h"
 #include "tests/dense_help.h"
 
-static const char *backend_name;
-
-static void with_backend(void (*test)(struct backend *be))
-{
-    struct backend be;
-    assert_ok(backend_open(&be, backend_name, 2));
-    test(&be);
-    backend_close(&be);
-}
-
 /* ---- products, conversions
  * ------------------------------------------------------------------------------------------- */
 

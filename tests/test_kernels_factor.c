@@ -3,16 +3,6 @@
  * a few n u. */
 #include "tests/dense_help.h"
 
-static const char *backend_name;
-
-static void with_backend(void (*test)(struct backend *be))
-{
-    struct backend be;
-    assert_ok(backend_open(&be, backend_name, 2));
-    test(&be);
-    backend_close(&be);
-}
-
 static double tolerance(int64_t n)
 {
     return 8 * (double)(n + 8) * U64;
