@@ -1,30 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
- * For tests of comm, which every rank runs: checks count failures instead of leaving the function, so that ranks stay in step.
- *
- * Mats live in a backend of these tests whose device memory is readable only through its entries: get, put and host_begin hand
- * out copies, as on a GPU, so that a call that touches device memory itself, or forgets host_end, gives wrong numbers here.
+ * For tests of comm, which every rank runs (check_help.h): mats live in a backend of these tests whose device memory is readable only
+ * through its entries: get, put and host_begin hand out copies, as on a GPU, so that a call that touches device memory itself, or
+ * forgets host_end, gives wrong numbers here.
  */
 #ifndef GLOWQ_TESTS_COMM_HELP_H
 #define GLOWQ_TESTS_COMM_HELP_H
 
-#include "comm/comm.h"
+#include "tests/check_help.h"
 
-#include "base/err.h"
-
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static int n_failed, n_checked, my_rank;
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        n_checked++;                                                                                                   \
-        if (!(condition)) {                                                                                            \
-            n_failed++;                                                                                                \
-            fprintf(stderr, "rank %d: %s:%d: %s\n", my_rank, __FILE__, __LINE__, #condition);                          \
-        }                                                                                                              \
-    } while (0)
 
 /* ---- a backend that stages -------------------------------------------------------------------------------------- */
 

@@ -423,10 +423,7 @@ int main(int argc, char **argv)
         }
     }
     CHECK(open_views == 0);
-    int err = comm_agree(&c, n_failed ? ERR_FORMAT : OK);
-    if (c.rank == 0)
-        printf("%d ranks (%s): %d checks on this rank, %s\n", c.size, c.ops->name, n_checked,
-               err ? "FAILED" : "passed");
+    const int status = check_end(&c, c.ops->name);
     comm_close(&c);
-    return err ? 1 : 0;
+    return status;
 }

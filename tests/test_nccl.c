@@ -10,11 +10,9 @@
  *   real        one rank, the real library, a real GPU (LIBRARY isn't used; skipped where either is missing)
  * LIBRARY is the stand-in of nccl_double.c, DEVICE "cpu" or "cuda:sim", of which each rank takes the GPU of its number. Ranks stay in step: checks count failures instead of leaving.
  */
-#include "comm/comm.h"
 #include "comm/comm_nccl.h"
 #include "comm/shard.h"
-
-#include "base/err.h"
+#include "tests/check_help.h"
 
 #include <limits.h>
 #include <math.h>
@@ -55,17 +53,6 @@ static void test_initializer(void)
 {
 }
 #endif
-
-static int n_failed, n_checked, my_rank;
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        n_checked++;                                                                                                   \
-        if (!(condition)) {                                                                                            \
-            n_failed++;                                                                                                \
-            fprintf(stderr, "rank %d: %s:%d: %s\n", my_rank, __FILE__, __LINE__, #condition);                          \
-        }                                                                                                              \
-    } while (0)
 
 static uint64_t mix(uint64_t a, uint64_t b)
 {
@@ -500,11 +487,9 @@ int main(int argc, char **argv)
         return 1;
     c.be = &be;
     run(&c, scenario);
-    int err = comm_agree(&c, n_failed ? ERR_FORMAT : OK);
-    if (c.rank == 0)
-        printf("%s, %d ranks: %d checks on this rank, %s\n", scenario, c.size, n_checked, err ? "FAILED" : "passed");
+    const int status = check_end(&c, scenario);
     backend_close(&be);
     c.be = NULL;
     comm_close(&c);
-    return err ? 1 : 0;
+    return status;
 }
