@@ -113,7 +113,9 @@ def table_of_traffic(runs):
             if counted["sent"] + counted["received"] + by_plan["sent"] + by_plan["received"] > 0:
                 row([grid, stage, str(rank)] + ["{:,}".format(r[way]) for way in ("sent", "received")
                                                 for r in (counted, by_plan)])
-    print("\nCounted differs from planned by at most %.2f%% in a stage of a rank." % (100 * worst))
+    groups = runs[args.grids[0]]["ranks"][0]["groups"]
+    print("\nCounted differs from planned by at most %.2f%% in a stage of a rank. %d of %d groups were solved in f64, which sends more and "
+          "which no plan foresees." % (100 * worst, groups["f64"], groups["f32"] + groups["f64"]))
 
 
 def main():
