@@ -22,8 +22,8 @@ static int lane_create(int peer, int64_t n, size_t bytes, struct lane *lane)
 {
     int err = OK;
     lane->peer = peer;
-    lane->buffer = calloc((size_t)n, sizeof *lane->buffer);
-    lane->message = calloc((size_t)n, sizeof *lane->message);
+    lane->buffer = calloc((size_t)n + 1, sizeof *lane->buffer);
+    lane->message = calloc((size_t)n + 1, sizeof *lane->message);
     if (!lane->buffer || !lane->message)
         FAIL(ERR_NOMEM, "%lld messages", (long long)n);
     for (; lane->n < n; lane->n++)

@@ -20,7 +20,8 @@ static const struct option_spec table[] = {
     OPT_CHOICE("stats", 0, "keep|drop", "drop",
                "keep the statistics in OUT/stats, to `glowq solve` with other settings without running the model"),
     OPT_INT("hidden-every", 0, "N", "-1", -1, 1 << 20,
-            "keep hidden states after every N layers, so that a resume needn't run finished ones again; 0: never, -1: "
+            "keep hidden states after every N layers (at their wave's end), so that a resume needn't run finished ones "
+            "again; 0: never, -1: "
             "when running them again would take ten times as long"),
     OPTIONS_GRID,
     OPTIONS_COMPUTE,
