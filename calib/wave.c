@@ -2,8 +2,9 @@
  * Wave: see wave.h. wave_run is the pipeline.
  *
  * Errors. What a rank finds alone while super-blocks pass is agreed over its stage behind the last one, as what in between is collective
- * (dispatch.h) takes nobody's success for granted; what it finds elsewhere is agreed over its stage where it happens. A stage that failed goes on passing messages, marked so
- * (relay.h), and meets the others at the wave's end, where the outcome is agreed over all ranks. */
+ * (dispatch.h) takes nobody's success for granted; what it finds elsewhere is agreed over its stage where it happens. A stage that
+ * failed goes on passing messages, marked so (relay.h), and meets the others at the wave's end, where the outcome is agreed over all
+ * ranks. */
 #include "calib/wave.h"
 
 #include "base/err.h"
@@ -194,20 +195,22 @@ static int run_block(struct wave *w, int64_t block)
     return err;
 }
 
-/* All of this rank's, in as many rounds as all ranks make. *status: what failed here, or before in another stage. What is returned is the transport's. */
+/* All of this rank's, in as many rounds as any rank of its stage has blocks. *status: what failed here, or before in another stage; as it
+ * comes in, where the stage's layers couldn't be loaded, it is the same on all its ranks. What is returned is the transport's. */
 static int run_blocks(struct wave *w, int *status)
 {
     int err = OK;
     struct job *job = w->job;
     struct backend *be = job->comm->be;
     const struct range blocks = job->forward.blocks;
+    const int is_loaded = !*status;
     const double start = now_s();
     TRY(relay_begin(&job->relay, w->is_last));
     for (int64_t i = 0; i < job->forward.n_rounds; i++) {
         const int has_block = i < blocks.end - blocks.begin;
         if (has_block)
             TRY(relay_take(&job->relay, i, status));
-        const int ran = run_block(w, has_block && !*status ? blocks.begin + i : -1);
+        const int ran = is_loaded ? run_block(w, has_block && !*status ? blocks.begin + i : -1) : OK;
         *status = *status ? *status : ran;
         if (has_block)
             TRY(relay_pass(&job->relay, i, status));

@@ -67,6 +67,7 @@ stats=$(cd whole.glowq/stats && sha256sum *.h5)
 made out.glowq 2x2 $MOE --stats keep --waves 1
 same "$(cd out.glowq/stats && sha256sum *.h5)" "$stats" "statistics of 2x2"
 made out.glowq 3x1 $MOE
+made out.glowq 2x2 $MOE --expert-traffic tokens # to the experts of their stage
 on 1x1 solve --stats whole.glowq --model "$EXAMPLES/moe" --out solved.glowq --bits 3 --rank 8 || fail "solve: $(why)"
 want=$(bytes_of solved.glowq)
 for grid in 2x1 2x2; do
@@ -113,10 +114,10 @@ cp -r whole.glowq cut.glowq && rm cut.glowq/manifest.json cut.glowq/layers/0001.
 resume 0 2x2 --waves 1
 
 # ---- what fails in the second stage ends both
-patch() { # OUT TENSOR VALUE: the dense model with row 5 of a tensor all VALUE
-    cp -r "$DENSE" "$1" && python3 - "$@" <<'END'
+patch() { # OUT TENSOR VALUE [MODEL]: the dense model, or another, with row 5 of a tensor all VALUE
+    cp -r "${4:-$DENSE}" "$1" && python3 - "$@" <<'END'
 import json, struct, sys
-out, tensor, value = sys.argv[1:]
+out, tensor, value = sys.argv[1:4]
 with open(out + "/model.safetensors", "r+b") as f:
     n = struct.unpack("<Q", f.read(8))[0]
     t = json.loads(f.read(n))[tensor]
@@ -127,21 +128,27 @@ END
 patch reading model.layers.3.self_attn.o_proj.weight nan
 patch running model.layers.3.self_attn.o_proj.weight 3e38
 patch quantizing model.layers.5.mlp.down_proj.weight 1e30
-while read -r model grid code published word; do
+patch experts-reading model.layers.3.self_attn.o_proj.weight nan "$EXAMPLES/moe"
+patch experts-running model.layers.3.self_attn.o_proj.weight 3e38 "$EXAMPLES/moe"
+while read -r model grid code published told word; do # told: one error of each rank that finds it
+    roads=""
+    case $model in experts*) roads="--expert-traffic tokens" ;; esac
     rm -rf bad.glowq
-    on "$grid" calibrate --model "$model" $TEXT --out bad.glowq
+    on "$grid" calibrate --model "$model" $TEXT --out bad.glowq $roads
     same "$?" "$code" "exit code of $model on $grid"
     grep -a "glowq: error" err | grep -qF -e "$word" || fail "$model on $grid: no \"$word\": $(why)"
-    same "$(grep -ac "glowq: error" err)" 1 "errors of $model on $grid"
+    same "$(grep -ac "glowq: error" err)" "$told" "errors of $model on $grid"
     same "$(n_layers bad.glowq)" "$published" "layers of $model on $grid"
     same "$(find bad.glowq -name '.*.tmp' -o -name manifest.json)" "" "what $model left on $grid"
     grep -q '"event":"failed"' bad.glowq/events.jsonl || fail "$model on $grid: events.jsonl tells of no failure"
 done <<'END'
-reading 2x1 3 2 reading/model.safetensors: tensor model.layers.3.self_attn.o_proj.weight: nan at row 5
-running 2x1 1 2 layer 3, group gate_up: the input holds NaN or infinity at calibration sequence 0, token 0
-running 3x1 1 3 layer 3, group gate_up: the input holds NaN or infinity at calibration sequence 0, token 0
-quantizing 2x1 1 5 model.layers.5.mlp.down_proj.weight, row 5: the range of a quantization group has no scale
-quantizing 2x2 1 5 model.layers.5.mlp.down_proj.weight, row 5: the range of a quantization group has no scale
+reading 2x1 3 2 1 reading/model.safetensors: tensor model.layers.3.self_attn.o_proj.weight: nan at row 5
+running 2x1 1 2 1 layer 3, group gate_up: the input holds NaN or infinity at calibration sequence 0, token 0
+running 3x1 1 3 1 layer 3, group gate_up: the input holds NaN or infinity at calibration sequence 0, token 0
+quantizing 2x1 1 5 1 model.layers.5.mlp.down_proj.weight, row 5: the range of a quantization group has no scale
+quantizing 2x2 1 5 1 model.layers.5.mlp.down_proj.weight, row 5: the range of a quantization group has no scale
+experts-reading 2x2 3 3 1 experts-reading/model.safetensors: tensor model.layers.3.self_attn.o_proj.weight: nan at row 5
+experts-running 2x2 1 3 2 layer 3, group gate_up: the input holds NaN or infinity at calibration sequence 0, token 0
 END
 # One that hangs is found by the watchdog, which knows nothing of stages.
 rm -rf cut.glowq
