@@ -80,13 +80,20 @@ def row(cells):
     print("| " + " | ".join(cells) + " |")
 
 
+def seconds(run, stage):
+    """The rest: the embedding and the head among it, and whatever else is outside the layers."""
+    if stage == "all":
+        return run["seconds"]
+    return run["stages"][stage] if stage in STAGES else run["seconds"] - sum(run["stages"].values())
+
+
 def table_of_times(runs):
     first = args.grids[0]
     row(["stage"] + ["%s, %d rank%s" % (g, n_ranks(g), "s" * (n_ranks(g) > 1)) for g in args.grids] +
         ["efficiency of " + g for g in args.grids[1:]])
     row(["---"] * (2 * len(args.grids)))
-    for stage in STAGES + ["all"]:
-        times = [runs[g]["seconds"] if stage == "all" else runs[g]["stages"][stage] for g in args.grids]
+    for stage in STAGES + ["the rest", "all"]:
+        times = [seconds(runs[g], stage) for g in args.grids]
         if max(times) < 0.005:
             continue
         ideal = times[0] * n_ranks(first)
