@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """glowq serve as its clients meet it. Called by cli/serve.sh in an empty folder:
-    serve.py WHAT RANKS     WHAT: api | limits | lost | bytes: PROMPTS (1600) random prompts; clients: OpenAI's;
+    serve.py WHAT RANKS     WHAT: api | limits | lost (LOST_RUNS) | bytes: PROMPTS (1600) random prompts; clients: OpenAI's;
                             slow, soak: by hand, see there
 Truth comes from the other commands (generate, eval, tokenize), from the same request made alone, and from the interface's
 definition. The standard library alone is used."""
@@ -456,20 +456,41 @@ def processes():
     return found
 
 
-def lost(ranks):
-    for how in (signal.SIGKILL, signal.SIGSTOP):
-        os.environ["GLOWQ"], os.environ["MPIRUN"] = GLOWQ, MPIEXEC
-        s = Server(DENSE, ranks, "--linger", "3", launch=[SOURCE + "/launch/serve.sh", str(ranks)])
-        c, r = s.open("POST", "/v1/completions", {"prompt": "Once", "max_tokens": 490, "ignore_eos": True, "stream": True, "n": 8})
-        r.read(300)
-        os.kill(processes()[1], how)
-        answer = r.read()
-        check(b'"error"' in answer and b"rank 1" in answer and b"[DONE]" not in answer, "no error event: %r" % answer[-200:])
+def lose(ranks, how, victim, r):
+    """A rank is lost in mid-stream: seconds until the stream's client knows (None: rank 0, who would tell him) and until all ended."""
+    os.environ["GLOWQ"], os.environ["MPIRUN"] = GLOWQ, MPIEXEC
+    s = Server(DENSE, ranks, "--linger", "3", launch=[SOURCE + "/launch/serve.sh", str(ranks)])
+    c, answer = s.open("POST", "/v1/completions", {"prompt": "Once", "max_tokens": 490, "ignore_eos": True, "stream": True, "n": 8})
+    answer.read(r.randrange(1, 2000))
+    os.kill(processes()[victim], how)
+    begin, told, what = time.monotonic(), None, "%s of rank %d" % (how.name, victim)
+    if victim > 0:
+        rest = answer.read()
+        told = time.monotonic() - begin
+        check(b'"error"' in rest and b"rank %d" % victim in rest and b"[DONE]" not in rest, "%s: no error event: %r" % (what, rest[-200:]))
         status, body, _ = s.ask("GET", "/health")
-        same((status, body["status"]), (503, "dead"), "health after %s" % how)
+        same((status, body["status"]), (503, "dead"), "health after " + what)
         status, body, _ = s.ask("POST", "/v1/completions", {"prompt": "x"})
-        same((status, body["error"]["code"]), (503, "engine_dead"), "a request after %s" % how)
-        same(s.process.wait(PATIENCE_S), 6, "exit code after %s" % how)
+        same((status, body["error"]["code"]), (503, "engine_dead"), "a request after " + what)
+    same(s.process.wait(PATIENCE_S), 6, "exit code after " + what)
+    ended = time.monotonic() - begin
+    c.close()
+    time.sleep(1)
+    same(processes(), {}, "ranks left after " + what)
+    return told, ended
+
+
+def lost(ranks):
+    """LOST_RUNS (1) times a KILL and a STOP, then a KILL of rank 0."""
+    r = random.Random(3)
+    kills, stops = [], []
+    for _ in range(int(os.environ.get("LOST_RUNS", 1))):
+        kills.append(lose(ranks, signal.SIGKILL, r.randrange(1, ranks), r))
+        stops.append(lose(ranks, signal.SIGSTOP, r.randrange(1, ranks), r))
+        lose(ranks, signal.SIGKILL, 0, r)
+    for how, runs in (("KILL", kills), ("STOP", stops)):
+        print("%s: %d runs; told after %.2f s at most, all ended after %.1f s at most (3 s of them --linger)" %
+              (how, len(runs), max(t for t, _ in runs), max(e for _, e in runs)))
 
 
 # ---- OpenAI's client -----------------------------------------------------------------------------------------------
