@@ -373,7 +373,7 @@ def test_broken_characters(ranks):
 
 
 def api(ranks):
-    s = Server(DENSE, ranks, "--access-log", "access.log")
+    s = Server(DENSE, ranks, "--access-log", "access.log", "--drain-timeout", "600")
     for test in (test_short_answers, test_texts, test_sampling, test_stops, test_logprobs, test_bad_requests, test_random_bytes,
                  test_load, test_load_generator):
         begin = time.time()
