@@ -316,7 +316,8 @@ static int left_early(struct completion *c)
     return left;
 }
 
-static void explain(struct completion *c, enum submitted result, const char *why)
+/* state: the server's, which may have begun to drain since the request was let in. */
+static void explain(struct completion *c, enum submitted result, enum api_state state, const char *why)
 {
     switch (result) {
     case SUBMIT_QUEUE_FULL:
@@ -329,7 +330,10 @@ static void explain(struct completion *c, enum submitted result, const char *why
         fail(c, 400, NULL, why);
         break;
     case SUBMIT_STOPPING:
-        fail(c, 503, "stopping", "the server is stopping");
+        if (state == API_DRAINING)
+            fail(c, 503, "draining", "the server is draining");
+        else
+            fail(c, 503, "stopping", "the server is stopping");
         break;
     default:
         fail(c, 503, NULL, "out of memory");
@@ -380,9 +384,10 @@ void completion_run(struct completion *c)
         const enum submitted result = submit(c, &c->choices[i], why, sizeof why);
         if (result == SUBMIT_OK)
             continue;
+        const enum api_state state = api_state(api); /* takes a lock that comes before the completion's */
         pthread_mutex_lock(&c->lock);
         c->n_left--;
-        explain(c, result, why);
+        explain(c, result, state, why);
         pthread_mutex_unlock(&c->lock);
         break;
     }
