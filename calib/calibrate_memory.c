@@ -50,7 +50,8 @@ static size_t slice_bytes(const struct slices *slices, int64_t first, enum dtype
     return n;
 }
 
-/* Rows of a group's triangle: all, or what is left of it on this rank when it is summed. */
+/* Rows of a group's triangle: all, or what is left of it on this rank when it is summed; of a routed down that its owner alone observes
+ * nothing elsewhere. */
 static size_t moment_bytes(const struct slices *slices, int64_t group, int is_summed)
 {
     const struct slice_group *g = &slices->group[group];
@@ -58,7 +59,7 @@ static size_t moment_bytes(const struct slices *slices, int64_t group, int is_su
     struct range rows = {0, g->d_in};
     if (is_summed && g->id.expert < 0)
         rows = moment_share(g->d_in, rank, slices->comm->size);
-    else if (is_summed && slices_owner(slices, g->id.expert) != rank)
+    else if ((is_summed || slices->experts_stay) && g->id.expert >= 0 && slices_owner(slices, g->id.expert) != rank)
         rows.end = 0;
     return (size_t)(packed_elements(rows.end) - packed_elements(rows.begin)) * sizeof(int64_t);
 }
@@ -79,7 +80,7 @@ static void waiting_needs(const struct memory_job *job, const struct slices *sli
 {
     const struct model_config *config = job->config;
     memory_add(needs, "layer weights", slice_bytes(slices, 0, job->stored));
-    memory_add(needs, "second moments", moments_bytes(slices, 0, slices->experts_stay));
+    memory_add(needs, "second moments", moments_bytes(slices, 0, 0));
     if (config_is_moe(config, slices->layer) && job->options->expert_refit == REFIT_OWN)
         memory_add(needs, "hidden states",
                    (size_t)rows * ((size_t)config->d_model * dtype_bytes(job->comm->be->act) +
