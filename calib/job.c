@@ -340,10 +340,12 @@ static int check_memory(struct job *job)
     char advice[160];
     TRY(comm_agree(job->world, job_memory(job, &(struct metric_cases){.any = S_IN_ANY}, &needs)));
     TRY(comm_agree(job->world, job_memory(job, &(struct metric_cases){.any = S_IN_F32}, &least)));
-    snprintf(advice, sizeof advice,
-             "more ranks on more machines, fewer --samples or a shorter --seq-len (%.2f of it would do without massive "
-             "channels)",
-             (double)memory_total(&least) / (double)memory_total(&needs));
+    snprintf(
+        advice, sizeof advice,
+        "%smore ranks on more machines, fewer --samples or a shorter --seq-len (%.2f of it would do without massive "
+        "channels)",
+        job->n_waves < grid_default_waves(&job->grid, job->config.n_layers) ? "more --waves, " : "",
+        (double)memory_total(&least) / (double)memory_total(&needs));
     TRY(memory_check(job->world, &needs, advice));
     job->planned_bytes = (int64_t)memory_total(&needs);
 out:

@@ -135,10 +135,13 @@ out:
 }
 
 /* ERR_FIT, with what is missing and what would do. fewest: that many ranks fit; 0: no number up to most does. */
-static int refuse(const struct memory_needs *needs, const struct layout *layout, const struct room *room, int fewest,
-                  int most)
+static int refuse(const struct forecast_job *job, const struct memory_needs *needs, const struct layout *layout,
+                  const struct room *room, int fewest, int most)
 {
-    char what[512], advice[128], together[64] = "", grid[32] = "";
+    const struct grid shape = {.stages = layout->stages, .replicas = layout->replicas};
+    const int64_t usual = grid_default_waves(&shape, job->config->n_layers);
+    const char *waves = layout->n_waves > 0 && layout->n_waves < usual ? "more --waves, or " : "";
+    char what[512], advice[160], together[64] = "", grid[32] = "";
     int rank = 0, sharers = 1;
     const int n_ranks = ranks_of(layout);
     const size_t all = fullest(needs, n_ranks, room, &rank, &sharers);
@@ -151,10 +154,10 @@ static int refuse(const struct memory_needs *needs, const struct layout *layout,
         snprintf(together, sizeof together, " and %d ranks together %.2f %s", sharers, (double)all / unit,
                  is_small ? "MiB" : "GiB");
     if (fewest > 0)
-        snprintf(advice, sizeof advice, "try %d rank%s", fewest, fewest == 1 ? "" : "s");
+        snprintf(advice, sizeof advice, "try %s%d rank%s", waves, fewest, fewest == 1 ? "" : "s");
     else
         snprintf(advice, sizeof advice,
-                 "up to %d ranks none fits: try fewer --samples, a shorter --seq-len or more memory", most);
+                 "up to %d ranks none fits: try %sfewer --samples, a shorter --seq-len or more memory", most, waves);
     return err_set(ERR_FIT, __FILE__, __LINE__, "rank %d of %d%s needs %s%s, %s %.2f %s: %s", rank, n_ranks, grid, what,
                    together, room->what, (double)room->bytes / unit, is_small ? "MiB" : "GiB", advice);
 }
@@ -224,7 +227,7 @@ int grids_choose(const struct forecast_job *job, const struct room *room, const 
     grids->best = best_of(grids, usual_stages(job, room, (int)max_i64(n_ranks, 1)));
     if (grids->best < 0) {
         TRY(find_leanest(job, room, wanted, n_ranks > 0 ? n_ranks : most, needs, &layout, &bytes));
-        err = refuse(needs, &layout, room, grids->fewest, most);
+        err = refuse(job, needs, &layout, room, grids->fewest, most);
     }
 out:
     free(needs);

@@ -115,6 +115,7 @@ expect 0 "as 2x4" alone plan $eight
 expect 0 "as 4x2" alone plan $eight --grid 4x2
 expect 0 "4x2 --waves 10" alone plan --synthetic "$LLAMA" --gpu-memory 80 --grid 4x2 --waves 10
 expect 4 "rank 0 of 8 as 8x1 needs" alone plan $eight --gpu-memory 15 --grid 8x1
+expect 4 "try more --waves, or 9 ranks" alone plan $eight --samples 128 --grid 8x1 --waves 1
 expect 2 "--grid 4x2 is for 8 ranks, not --ranks 4" alone plan --synthetic "$LLAMA" --grid 4x2 --ranks 4
 expect 2 "--grid \"4by2\"" alone plan --synthetic "$LLAMA" --grid 4by2
 
