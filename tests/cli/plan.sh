@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Plans, and the calibrations that were planned: memory, network, disk. plan.sh dense | experts compares them on 1 to 4 ranks and
-# several grids; plan.sh words: what is refused, the fewest ranks, the best grid, profiles, the batch file.
+# several grids; plan.sh serve: a server's KV cache; plan.sh words: what is refused, the fewest ranks, the best grid, serving,
+# profiles, the batch file.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need python3
 LIMIT_S=600
@@ -88,6 +89,26 @@ experts)
     both 4 moe --grid 2x2 --expert-traffic tokens
     solved 4 moe --grid 2x2
     both 3 moe --expert-refit layer --rank 16 --expert-rank 8
+    finish ;;
+serve) # the simulated GPU has the memory that it is told: what is planned for it is what a server then has
+    calibrate_tiny tiny.glowq || fail "calibrate: $(why)"
+    export GLOWQ_SIM_MEMORY=20000000
+    set -- --device cuda:sim --model tiny.glowq --max-sequences 4096
+    alone plan --serve "$@" --ranks 1 --json
+    case $? in
+    0) ;;
+    3) skip "$(why)" ;;
+    *) fail "plan --serve: $(why)" ;;
+    esac
+    mv out plan.json
+    timeout -k 5 "$LIMIT_S" "$GLOWQ" serve "$@" --port 0 >out 2>err &
+    server=$!
+    while kill -0 $server 2>/dev/null && ! grep -q "ready: http" err; do sleep 0.1; done
+    kill $server
+    wait $server || fail "serve: $(why)"
+    planned=$(sed -n 's/.*"kv_tokens": \([0-9]*\),.*/\1/p' plan.json)
+    [ "$planned" -gt 0 ] && [ "$planned" -lt $((4096 * 512)) ] || fail "the memory is no limit: $planned tokens"
+    same "$planned" "$(sed -n 's/^KV cache: \([0-9]*\) tokens.*/\1/p' err)" "tokens of the KV cache, planned and had"
     finish ;;
 esac
 
