@@ -30,8 +30,8 @@ struct facts {
     struct weights *weights;
     json_t *manifest, *run;
     double stage_s[N_STAGES];
-    double compute_s;           /* of the forward pass on this rank, without waiting for others */
-    int64_t max_rank;           /* of any group */
+    double compute_s; /* of the forward pass on this rank; of waiting for others only that for tokens that travel */
+    int64_t max_rank; /* of any group */
     double captured, trace;     /* of all groups */
     int64_t planned_bytes;      /* of this rank's device memory, before the start, */
     int64_t planned_run_bytes;  /* and with every S in the type that it had (calibrate_memory.h) */

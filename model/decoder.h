@@ -67,9 +67,9 @@ struct decoder {
     struct shape shape;
     int64_t max_tokens;
     int64_t max_rank;
-    struct layer *layers;          /* [n_layers] for inference; NULL in calibration, which holds one layer at a time */
+    struct layer *layers;           /* [n_layers] for inference; NULL in calibration, which holds one layer at a time */
     const struct expert_road *road; /* NULL: a layer holds the experts of this shape */
-    struct packed embedding, head; /* vocabulary rows of this rank; tied: head is a view of embedding */
+    struct packed embedding, head;  /* vocabulary rows of this rank; tied: head is a view of embedding */
     struct buf norm_buf, inv_freq_buf;
     struct mat norm;
     /* activations, capacity max_tokens: what products read in the backend's act, all else f32 */

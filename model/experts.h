@@ -58,8 +58,8 @@ void expert_share(const struct model_config *config, const struct shape *shape, 
 
 /* silu(gate) * up of every expert of `experts`: product act [rows, d_expert], of rows of x that routes names; r: R of the group,
  * empty without a correction. Through gate and up of the decoder, whose rows are enough for what a batch of its size can choose. */
-int experts_product(struct decoder *dec, const struct experts *experts, const struct routes *routes, const struct mat *x,
-                    const struct mat *r, struct mat *product);
+int experts_product(struct decoder *dec, const struct experts *experts, const struct routes *routes,
+                    const struct mat *x, const struct mat *r, struct mat *product);
 /* down of that: y f32 [rows, d_model]. routes needn't be experts_product's: row j of product belongs to the expert that its offsets
  * say. */
 int experts_down(struct decoder *dec, const struct experts *experts, const struct routes *routes,
