@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What both solvers are given and what they give back. Only calib/ includes this: the files of the solvers and refit.c. */
+ * What both solvers are given and what they give back. The solvers' own files and refit.c include this, and a benchmark of
+ * what they are made of. */
 #ifndef GLOWQ_CALIB_PROBLEM_H
 #define GLOWQ_CALIB_PROBLEM_H
 

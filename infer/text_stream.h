@@ -22,7 +22,7 @@ struct text_stream {
     size_t window_given; /* bytes of the window's text that are in `text` or are the prompt's */
     struct text text;    /* of all ids so far, as far as it is settled */
     size_t given;        /* bytes of text handed out */
-    size_t echoed; /* bytes of text that are the prompt\'s (text_stream_echo): no stop string is looked for there */
+    size_t echoed; /* bytes of text that are the prompt's (text_stream_echo): no stop string is looked for there */
     const struct text *stops; /* [n_stops], kept */
     int n_stops;
     size_t longest_stop;

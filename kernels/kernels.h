@@ -17,7 +17,7 @@
  *
  * "cpu:ref" is plain C and accumulates in f64: the oracle. "cpu" overwrites entries by AVX2 / AVX-512 versions the processor
  * has (GLOWQ_DISABLE=avx512,avx2 leaves them out). "cpu:check" queues the ops of "cpu" behind protected memory filled with NaN.
- * "cuda" is a module loaded at run time (kernels/cuda/module.h); "cuda:sim" is its kernels compiled for the host.
+ * "cuda" is a module loaded at run time (kernels/module.h); "cuda:sim" is its kernels compiled for the host.
  */
 #ifndef GLOWQ_KERNELS_KERNELS_H
 #define GLOWQ_KERNELS_KERNELS_H
@@ -287,7 +287,7 @@ struct backend_ops {
     /* A f64 [m, n] = U diag(s) V^T, k = min(m, n): u [m, k], s [1, k] descending, vt [k, n]. A is destroyed. */
     int (*svd)(struct backend *be, struct mat *a, struct mat *u, struct mat *s, struct mat *vt);
 
-    /* ---- exact sums (calibration; DESIGN: leaves are summed in 64-bit fixed point) -------------------------------- */
+    /* ---- exact sums (calibration: leaves are summed in 64-bit fixed point) ---------------------------------------- */
     /* acc i64 [rows, cols] += rint(leaf * 2^(shift - row_exp[i] - col_exp[j])); leaf f32 or f64; exponents i32 [1, n].
      * *overflow |= 1 if any |leaf| > 2^(row_exp + col_exp) or is not finite. */
     int (*fixed_add)(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp,
@@ -311,7 +311,7 @@ struct backend_ops {
                       double factor, int64_t row0, int64_t col0, struct mat *s);
 
     /* ---- quantization (calibration) ----------------------------------------------------------------------------- */
-    /* Round to nearest, asymmetric, per row and group of group_size columns (the last group may be shorter); MATH section 3:
+    /* Round to nearest, asymmetric, per row and group of group_size columns (the last group may be shorter):
      * min <= 0 <= max; s = f16((max - min) / (2^bits - 1)); z = clamp(rint(-min / s)); c = clamp(rint(w / s) + z).
      * W f32 [rows, d] becomes the error E = W - s (c - z). codes u8 [rows, d], scales f16 [rows, n_groups], zeros u8.
      * *bad_row: first row whose scale leaves f16's normal range or that isn't finite, or -1. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Families: how each architecture names its tensors. A new family is a new entry here and in config.c.
+ * Families: how each architecture names its tensors. A new family is a new entry in families.c and in config_family.c.
  *
  * A layer is dense or has experts (config_is_moe). Of a layer with experts the modules gate, up and down are those of each of its
  * experts, and enum module stays the same: it says what a matrix does, the number of an expert says whose it is.

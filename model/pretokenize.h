@@ -3,7 +3,7 @@
  *
  * Normalizers: Sequence, NFC, Prepend, Replace of a string. Pre-tokenizers: Sequence, Split by regex or string
  * (Isolated or Removed), ByteLevel (with GPT-2's regex or without), Metaspace. Others are ERR_UNSUPPORTED by name. Not
- * collective; const use is thread safe, a words_run belongs to one thread.
+ * collective; const use is thread safe, a regex_run belongs to one thread.
  */
 #ifndef GLOWQ_MODEL_PRETOKENIZE_H
 #define GLOWQ_MODEL_PRETOKENIZE_H

@@ -7,7 +7,7 @@
  * hidden state neither dies nor explodes. Real models have a few massive channels: MASSIVE_CHANNELS of d_model, the same in every
  * layer, leave the norms 8 to 60 times larger than the others (half of the group's trace in an 8B model); in the second layer
  * and the last but one so many of d_ff leave up_proj 30 to 1000 times larger, which is more than f32 products of Sigma_x
- * bear (MATH: precision). The columns that read them are smaller in turn; together they make a fifth of the output's variance.
+ * bear. The columns that read them are smaller in turn; together they make a fifth of the output's variance.
  * Experts are independent of each other and have no massive inner channels; routers' logits have deviation 1.
  */
 #ifndef GLOWQ_MODEL_SYNTHETIC_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The decoder against transformers: every family's committed random-weight checkpoint, logits to 1e-4 of the reference's, on 1
- * to 8 ranks; and the promises of DESIGN: the same bits for any number of ranks, any batch composition, chunked prefill and
+ * to 8 ranks; and its promises: the same bits for any number of ranks, any batch composition, chunked prefill and
  * decoding token by token. Goldens: tests/golden/make_families.py. */
 #include "base/err.h"
 #include "base/file.h"

@@ -102,7 +102,7 @@ int add_gated_ref(struct backend *be, struct mat *x, const struct mat *gate, con
 int logsumexp_target_ref(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
                          struct mat *out);
 
-/* dense.c: OpenBLAS and LAPACKE, one thread a call, fixed tiles spread over threads */
+/* dense.c and, from qr on, factor.c: OpenBLAS and LAPACKE, one thread a call, fixed tiles spread over threads */
 int gemm_cpu(struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b,
              double beta, struct mat *c);
 int convert_cpu(struct backend *be, const struct mat *from, struct mat *to);

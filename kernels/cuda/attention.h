@@ -29,7 +29,7 @@ struct attention_view {
 };
 
 /* The fast tiers against attention_simt on small random batches; waits. One that disagrees is left out on this GPU from now on,
- * with a warning. Once a backend, outside steps. */
+ * with a warning. Outside steps. */
 int attention_self_check(struct backend *be);
 
 struct attention_view attention_view_of(const struct mat *q, const struct mat *k_cache, const struct mat *v_cache,

@@ -19,7 +19,7 @@ extern "C" {
 
 #include <assert.h>
 
-/* ---- state.cu: the device, its memory, and running kernels ---- */
+/* ---- state.cu and scratch.cu: the device, its memory, and running kernels ---- */
 struct cuda_state; /* be->state */
 cudaStream_t cuda_stream(const struct backend *be);
 /* What LAUNCH ends with: OK, or ERR_GPU with the kernel's name and the runtime's text. */
