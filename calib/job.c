@@ -403,6 +403,7 @@ static int output_open(struct job *job, int *has_head)
         FAIL(ERR_ARG, "%s is finished: give --overwrite to make it again, or another --out", dir);
     if (job->options->overwrite) {
         TRY(remove_finished(dir));
+        TRY(store_remove_layers(dir, job->config.n_layers)); /* the others are replaced one by one */
         goto out;
     }
     for (int64_t l = 0; l < job->config.n_layers; l++) {

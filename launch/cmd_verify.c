@@ -31,7 +31,9 @@ const struct command command_verify = {
     .name = "verify",
     .summary = "check every checksum of a .glowq folder",
     .positional = "DIR.glowq",
-    .about = "Reads a .glowq folder whole and checks every file and every block of rows against its checksum. Every "
+    .about = "Reads a .glowq folder whole, with the statistics that it may keep, and checks every file and every block "
+             "of rows "
+             "against its checksum. Every "
              "difference is named with file, dataset and rows; any of them ends with exit code 3.",
     .examples = "Examples:\n  glowq verify llama.glowq\n",
     .options = table,

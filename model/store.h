@@ -157,6 +157,8 @@ int store_lock(const char *dir, int *lock);
 void store_unlock(const char *dir, int lock);
 /* A job holds the folder now, as far as its file system says. */
 int store_locked(const char *dir);
+/* Removes layers' files, and their statistics, from number `from` on: what is left of a deeper model. */
+int store_remove_layers(const char *dir, int64_t from);
 struct store_settings {
     int bits;
     int64_t group_size; /* 0: one group a row */
@@ -272,7 +274,7 @@ void store_head_close(struct store_head *head);
 int store_head_has(const struct store_head *head, enum store_end end, enum dtype *dtype);
 int store_read_end(struct store_head *head, enum store_end end, int64_t row0, int64_t rows, void *data);
 
-/* Every file's SHA-256 and size against the manifest, every dataset's blocks. Each problem is printed; the first one's
+/* Every file's SHA-256 and size against the manifest, every dataset's blocks, those of statistics that are there too. Each problem is printed; the first one's
  * code is returned, n_problems (may be NULL) counts them. */
 int store_verify(const char *dir, int64_t *n_problems);
 

@@ -320,6 +320,23 @@ out:
     return err;
 }
 
+int stats_verify(const char *dir, int64_t layer, const struct model_config *config, int64_t *n_bad)
+{
+    int err = OK;
+    struct stats_file *f = NULL;
+    TRY(stats_open(dir, layer, config, &f));
+    TRY(tables_verify(f->tables, n_bad));
+out:
+    stats_close(f);
+    return err;
+}
+
+int stats_exist(const char *dir, int64_t layer)
+{
+    char path[PATH_MAX];
+    return stats_path(dir, layer, path, sizeof path) == OK && file_exists(path);
+}
+
 int stats_are_kept(const char *dir, int64_t layer, const struct model_config *config, const char *fingerprint)
 {
     struct stats_file *f = NULL;

@@ -61,6 +61,10 @@ int stats_read_moment(struct stats_file *file, struct group_id id, int64_t at, i
 int stats_read_exponents(struct stats_file *file, struct group_id id, int64_t *exponents);
 int stats_read_experts(struct stats_file *file, int64_t *tokens, int64_t *gates);
 
+/* Checks all blocks; counts and names the bad. ERR_IO or ERR_FORMAT if it can't be opened as a layer's statistics. */
+int stats_verify(const char *dir, int64_t layer, const struct model_config *config, int64_t *n_bad);
+/* Statistics of this layer stand there, whole or not. */
+int stats_exist(const char *dir, int64_t layer);
 /* A whole file with this fingerprint and the configuration's shapes stands there; its data, which can be very large, are not read. */
 int stats_are_kept(const char *dir, int64_t layer, const struct model_config *config, const char *fingerprint);
 

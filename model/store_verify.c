@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "model/manifest.h"
+#include "model/store_stats.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -106,6 +107,22 @@ static void verify_data(const char *dir, int64_t n_layers, const char *fingerpri
     }
 }
 
+/* Statistics that are there; the manifest doesn't list them. What can't be told for want of a configuration is told of that already. */
+static void verify_stats(const char *dir, int64_t n_layers, struct tally *tally)
+{
+    struct model_config config;
+    const int before = err_quiet(1);
+    const int known = config_read(dir, &config) == OK;
+    err_quiet(before);
+    for (int64_t l = 0; known && l < n_layers; l++) {
+        int64_t n_bad = 0;
+        if (!stats_exist(dir, l))
+            continue;
+        const int err = stats_verify(dir, l, &config, &n_bad);
+        note_blocks(tally, err, n_bad);
+    }
+}
+
 /* Every file a finished folder must have is listed. */
 static int check_listed(const char *dir, const json_t *files, int64_t n_layers)
 {
@@ -150,6 +167,7 @@ int store_verify(const char *dir, int64_t *n_problems)
         json_object_foreach(files, name, entry) note(&tally, manifest_check(dir, manifest, name));
     }
     verify_data(dir, n_layers, err ? "" : facts.fingerprint, &tally);
+    verify_stats(dir, n_layers, &tally);
     json_decref(manifest);
     if (n_problems)
         *n_problems = tally.n;

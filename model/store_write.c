@@ -51,6 +51,50 @@ out:
     return err;
 }
 
+/* "0012.h5" -> 12; -1: no name of ours. */
+static int64_t layer_of_name(const char *name)
+{
+    char *end;
+    if (name[0] < '0' || name[0] > '9')
+        return -1;
+    const long long l = strtoll(name, &end, 10);
+    return strcmp(end, ".h5") == 0 ? (int64_t)l : -1;
+}
+
+static int remove_numbered(const char *folder, int64_t from)
+{
+    int err = OK;
+    DIR *d = NULL;
+    char path[PATH_MAX];
+    if (!(d = opendir(folder)))
+        FAIL(ERR_IO, "cannot list %s: %s", folder, strerror(errno));
+    for (struct dirent *e; (e = readdir(d));) {
+        if (layer_of_name(e->d_name) < from)
+            continue;
+        TRY(file_join(path, sizeof path, folder, e->d_name));
+        if (unlink(path) != 0)
+            FAIL(ERR_IO, "cannot remove %s: %s", path, strerror(errno));
+    }
+out:
+    if (d)
+        closedir(d);
+    return err;
+}
+
+int store_remove_layers(const char *dir, int64_t from)
+{
+    int err = OK;
+    char path[PATH_MAX];
+    static const char *const folders[] = {"layers", "stats"};
+    for (int i = 0; i < 2; i++) {
+        TRY(file_join(path, sizeof path, dir, folders[i]));
+        if (file_is_dir(path))
+            TRY(remove_numbered(path, from));
+    }
+out:
+    return err;
+}
+
 /* store_locked holds it for a moment: that isn't a job. */
 static int take_lock(int fd)
 {

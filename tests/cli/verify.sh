@@ -7,10 +7,8 @@ expect 0 "good.glowq: sound" alone verify good.glowq
 expect 0 '"sound": true' alone verify good.glowq --json
 expect 0 "sound" ranks 2 verify good.glowq
 
-# One flipped bit in each file, in its middle; a truncated file; a missing one.
-for file in layers/0000.h5 layers/0001.h5 head.h5 model.h5 config.json tokenizer.json manifest.json; do
-    rm -rf bad.glowq && cp -r good.glowq bad.glowq
-    python3 - "bad.glowq/$file" <<'END'
+flip_middle() { # FILE: one bit
+    python3 - "$1" <<'END'
 import os, sys
 size = os.path.getsize(sys.argv[1])
 with open(sys.argv[1], "r+b") as f:
@@ -19,6 +17,12 @@ with open(sys.argv[1], "r+b") as f:
     f.seek(size // 2)
     f.write(bytes([b ^ 4]))
 END
+}
+
+# One flipped bit in each file, in its middle; a truncated file; a missing one.
+for file in layers/0000.h5 layers/0001.h5 head.h5 model.h5 config.json tokenizer.json manifest.json; do
+    rm -rf bad.glowq && cp -r good.glowq bad.glowq
+    flip_middle "bad.glowq/$file"
     "$GLOWQ" verify bad.glowq >out 2>err
     same $? 3 "exit code of verify with a flipped bit in $file"
     grep -q "${file##*/}" err || fail "verify doesn't name $file: $(head -n 2 err)"
@@ -37,6 +41,13 @@ for change in "truncate -s -1" "rm"; do
     case $code in 1 | 3) ;; *) fail "$change: eval ends with $code" ;; esac
     grep -q "0001.h5" err || fail "$change: eval doesn't name the file: $(head -n 2 err)"
 done
+# Statistics, which no manifest lists: a flipped bit, a truncated file.
+calibrate_tiny kept.glowq --stats keep || fail "calibrate --stats keep: $(why)"
+expect 0 "kept.glowq: sound" alone verify kept.glowq
+flip_middle kept.glowq/stats/0001.h5
+expect 3 "stats/0001.h5" alone verify kept.glowq
+truncate -s -1 kept.glowq/stats/0000.h5
+expect 3 "stats/0000.h5" alone verify kept.glowq
 expect 1 "nowhere" alone verify nowhere.glowq
 
 # inspect sees the same facts as the manifest, and every dataset of a layer's file.
