@@ -3,8 +3,8 @@
  * appended by rank 0, over all runs that it takes.
  *   {"time": "2026-01-31T12:00:00Z", "event": "start", "ranks": 4, "stages": 2, "waves": 16, "layers": 32, "finished": 7, "first": 8,
  *    "host", "pid", "command"}
- *   {.., "event": "layer", "layer": 8, "seconds": 61.2, "solved": true}     false: it was finished and only run forward; layers of
- *                                                                           other stages than the first are told at their wave's end
+ *   {.., "event": "layer", "layer": 8, "seconds": 61.2, "solved": true}     false: it was finished and only run forward; told when it
+ *                                                                           is on disk, of another stage than the first a wave later
  *   {.., "event": "hidden", "layer": 8}                                     its hidden states are kept
  *   {.., "event": "signal", "signal": "SIGUSR1", "layer": 9}                stopped after this layer
  *   {.., "event": "failed", "code": 1}   {.., "event": "end", "seconds": 700.1}
