@@ -51,6 +51,8 @@ struct calibrate_options {
                            * are refitted under the layer's statistics. NULL: observe */
     int64_t hidden_every; /* resume.h: hidden states are kept after so many layers */
     int overwrite;        /* replace a finished or foreign output */
+    size_t memory;        /* bytes that a rank may take of its device; 0: what is free */
+    const char *scratch;  /* folder for sums that don't fit in it; NULL: out */
     int stages, replicas; /* of the grid; 0: grid_default */
     int64_t waves;        /* that all layers are cut into; 0: one layer a wave and stage */
     const char *command;  /* the command line, for run.json */

@@ -38,6 +38,11 @@ static int sends_tokens(const struct memory_job *job)
                                                                comm->be->act, job->stored, comm->size) == SEND_TOKENS;
 }
 
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
 /* This rank's rows of the groups from `first` on. */
 static size_t slice_bytes(const struct slices *slices, int64_t first, enum dtype stored)
 {
@@ -73,6 +78,12 @@ static size_t moments_bytes(const struct slices *slices, int64_t first, int is_s
     return n;
 }
 
+/* Of sums, where they aren't spilled. */
+static size_t in_memory(const struct memory_job *job, size_t bytes)
+{
+    return job->spills ? 0 : bytes;
+}
+
 /* What is there of every layer of a wave while super-blocks pass and until it is solved: this rank's slices, sums; and, of one with
  * experts, inputs and routes for the second sweep. */
 static void waiting_needs(const struct memory_job *job, const struct slices *slices, int64_t rows,
@@ -80,7 +91,7 @@ static void waiting_needs(const struct memory_job *job, const struct slices *sli
 {
     const struct model_config *config = job->config;
     memory_add(needs, "layer weights", slice_bytes(slices, 0, job->stored));
-    memory_add(needs, "second moments", moments_bytes(slices, 0, 0));
+    memory_add(needs, "second moments", in_memory(job, moments_bytes(slices, 0, 0)));
     if (config_is_moe(config, slices->layer) && job->options->expert_refit == REFIT_OWN)
         memory_add(needs, "hidden states",
                    (size_t)rows * ((size_t)config->d_model * dtype_bytes(job->comm->be->act) +
@@ -113,14 +124,14 @@ static void keep_larger(const struct memory_needs *needs, struct memory_needs *m
 
 /* Sums over the ranks, group after group: one's share beside all of it, those before it as shares, those after it whole. The weights
  * that ran are gone. */
-static void sum_needs(const struct slices *slices, enum dtype stored, const struct memory_needs *always,
+static void sum_needs(const struct memory_job *job, const struct slices *slices, const struct memory_needs *always,
                       struct memory_needs *most)
 {
     size_t left = moments_bytes(slices, 0, 0);
     for (int64_t i = 0; i < slices->n_groups; i++) {
         struct memory_needs needs = *always;
-        memory_add(&needs, "layer weights", slice_bytes(slices, 0, stored));
-        memory_add(&needs, "second moments", left + moment_bytes(slices, i, 1));
+        memory_add(&needs, "layer weights", slice_bytes(slices, 0, job->stored));
+        memory_add(&needs, "second moments", in_memory(job, left + moment_bytes(slices, i, 1)));
         if (slices->comm->size > 1)
             keep_larger(&needs, most);
         left -= moment_bytes(slices, i, 0) - moment_bytes(slices, i, 1);
@@ -140,7 +151,7 @@ static void group_needs(const struct memory_job *job, const struct slices *slice
     const int64_t columns = o->group_size > 0 ? min_i64(o->group_size, s.d) : s.d;
     const int is_refit = is_moe && group == GROUP_GATE_UP;
     struct memory_needs needs = *always, other;
-    memory_add(&needs, "second moments", moments_bytes(slices, group, 1));
+    memory_add(&needs, "second moments", in_memory(job, moments_bytes(slices, group, 1)));
     memory_add(&needs, "error and codes",
                (size_t)(s.m_p * s.d) * (sizeof(float) + 1) + (size_t)(s.m_p * ((s.d + columns - 1) / columns)) * 3);
     other = needs; /* quantized, */
@@ -180,6 +191,8 @@ static size_t working_bytes(const struct memory_job *job, const struct slices *s
 struct kind {
     int is_known;
     size_t working;                               /* of a GPU's ops */
+    size_t sums, share;                           /* whole; the largest share of one group */
+    size_t step;                                  /* of the widest group's sums, as they are gone through */
     struct memory_needs waiting, passing, solved; /* solved: the most while its groups are, they included */
 };
 
@@ -203,7 +216,7 @@ static int kind_needs(const struct memory_job *job, int64_t l, int64_t rows, con
     slices.experts_stay = is_moe && sends_tokens(job);
     if (job->options->stats) { /* it doesn't run: slices, and sums where they are wanted */
         memory_add(&kind->solved, "layer weights", slice_bytes(&slices, 0, job->stored));
-        memory_add(&kind->solved, "second moments", moments_bytes(&slices, 0, 1));
+        memory_add(&kind->solved, "second moments", in_memory(job, moments_bytes(&slices, 0, 1)));
     } else {
         waiting_needs(job, &slices, rows, &kind->waiting);
         passing_needs(job, &slices, &kind->passing);
@@ -212,8 +225,14 @@ static int kind_needs(const struct memory_job *job, int64_t l, int64_t rows, con
         if (is_moe && strcmp(kind->waiting.item[i].name, "hidden states") == 0)
             memory_add(&always, "hidden states", kind->waiting.item[i].bytes);
     kind->working = job->comm->be->host_memory ? 0 : working_bytes(job, &slices);
+    kind->sums = moments_bytes(&slices, 0, job->options->stats != NULL);
+    for (int64_t i = 0; i < slices.n_groups; i++) {
+        const int64_t d = slices.group[i].d_in, rest = max_i64(0, d - MOMENT_STEP);
+        kind->share = max_size(kind->share, moment_bytes(&slices, i, 1));
+        kind->step = max_size(kind->step, (size_t)(packed_elements(d) - packed_elements(rest)) * sizeof(int64_t));
+    }
     if (!job->options->stats)
-        sum_needs(&slices, job->stored, &always, &kind->solved);
+        sum_needs(job, &slices, &always, &kind->solved);
     for (int64_t i = 0; i < slices.n_groups; i++) {
         const int which = of ? of[i] : cases->any;
         if (which & S_IN_F32)
@@ -273,11 +292,35 @@ int calibrate_memory(const struct memory_job *job, const struct metric_cases *ca
         if (!kinds[config_is_moe(config, l)].is_known)
             TRY(kind_needs(job, l, rows, cases, &kinds[config_is_moe(config, l)]));
     if (kinds[0].working + kinds[1].working > 0)
-        memory_add(&common, "working memory",
-                   kinds[0].working > kinds[1].working ? kinds[0].working : kinds[1].working);
+        memory_add(&common, "working memory", max_size(kinds[0].working, kinds[1].working));
+    if (job->spills && job->comm->be->host_memory)
+        memory_add(&common, "second moments", max_size(kinds[0].step, kinds[1].step));
     for (int64_t i = 0; i < job->n_waves; i++) {
         const struct range wave = grid_wave((struct range){0, config->n_layers}, i, job->n_waves);
         wave_needs(job, kinds, grid_layers(&job->grid, wave, job->grid.stage), &common, needs);
+    }
+out:
+    return err;
+}
+
+int calibrate_spilled(const struct memory_job *job, size_t *bytes)
+{
+    int err = OK;
+    const struct model_config *config = job->config;
+    struct kind kinds[2] = {{0}, {0}};
+    *bytes = 0;
+    for (int64_t l = 0; l < config->n_layers; l++)
+        if (!kinds[config_is_moe(config, l)].is_known)
+            TRY(kind_needs(job, l, 0, &(struct metric_cases){0}, &kinds[config_is_moe(config, l)]));
+    for (int64_t i = 0; i < job->n_waves; i++) {
+        const struct range wave = grid_wave((struct range){0, config->n_layers}, i, job->n_waves);
+        const struct range layers = grid_layers(&job->grid, wave, job->grid.stage);
+        size_t sums = 0, share = 0;
+        for (int64_t l = layers.begin; l < layers.end; l++) {
+            sums += kinds[config_is_moe(config, l)].sums;
+            share = max_size(share, kinds[config_is_moe(config, l)].share);
+        }
+        *bytes = max_size(*bytes, sums + (job->comm->size > 1 ? share : 0));
     }
 out:
     return err;

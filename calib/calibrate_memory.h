@@ -36,8 +36,11 @@ struct memory_job {
     const struct store_settings *settings;
     const struct corpus *corpus;
     enum dtype stored; /* dtype of the weights */
+    int spills;        /* sums aren't held in the device's memory (buf_spill) */
 };
 /* For all layers: what is left of them after a resume needs no more. Not collective, for all its comm. */
 int calibrate_memory(const struct memory_job *job, const struct metric_cases *cases, struct memory_needs *needs);
+/* Bytes outside it where sums are spilled: the most at once. Not collective. */
+int calibrate_spilled(const struct memory_job *job, size_t *bytes);
 
 #endif

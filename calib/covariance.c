@@ -71,9 +71,17 @@ out:
 
 static int add_leaf(struct covariance *cov, int64_t group, const struct mat *x)
 {
+    int err = OK;
     struct backend *be = cov->comm->be;
     struct moment *m = &cov->moment[group];
-    return be->ops->moment_add(be, x, &m->exp, m->shift, 0, m->d, &m->acc, (int32_t *)cov->outside.p + group);
+    for (int64_t first = 0, last; first < m->d; first = last) {
+        last = min_i64(first + moment_step(m), m->d);
+        struct mat rows = moment_rows(m, first, last);
+        TRY(be->ops->moment_add(be, x, &m->exp, m->shift, first, last, &rows, (int32_t *)cov->outside.p + group));
+        TRY(moment_page_out(m, first, last));
+    }
+out:
+    return err;
 }
 
 int covariance_observe(void *ctx, int64_t layer, enum group group, const struct mat *x)
@@ -247,16 +255,41 @@ out:
 
 /* ---- over the ranks ----------------------------------------------------------------------------------------------- */
 
+/* Elements of rows [begin, end) that are of shares before rank p's. */
+static int64_t share_begin(const struct comm *comm, const struct moment *m, int64_t begin, int64_t end, int p)
+{
+    const int64_t row = p == comm->size ? end : moment_share(m->d, p, comm->size).begin;
+    return packed_elements(max_i64(begin, min_i64(row, end))) - packed_elements(begin);
+}
+
 /* Each rank gets the sum of its rows. first: room for the ranks' first elements. *local: what went wrong on this rank. */
 static int share_moment(struct comm *comm, struct moment *m, int64_t *first, int *local)
 {
     int err = OK;
-    for (int p = 0; p < comm->size; p++)
-        first[p] = packed_elements(moment_share(m->d, p, comm->size).begin);
-    first[comm->size] = m->acc.cols;
-    TRY(comm_reduce_scatter_exact(comm, &m->acc, first));
+    for (int64_t i = 0, last; i < m->d; i = last) {
+        last = min_i64(i + moment_step(m), m->d);
+        struct mat rows = moment_rows(m, i, last);
+        for (int p = 0; p <= comm->size; p++)
+            first[p] = share_begin(comm, m, i, last, p);
+        TRY(comm_reduce_scatter_exact(comm, &rows, first));
+        TRY(moment_page_out(m, i, last));
+    }
     if (!*local)
         *local = moment_keep(m, moment_share(m->d, comm->rank, comm->size));
+out:
+    return err;
+}
+
+/* The owner gets the sum of all rows. */
+static int reduce_moment(struct comm *comm, struct moment *m, int owner)
+{
+    int err = OK;
+    for (int64_t i = 0, last; i < m->d; i = last) {
+        last = min_i64(i + moment_step(m), m->d);
+        struct mat rows = moment_rows(m, i, last);
+        TRY(comm_reduce_exact(comm, &rows, owner));
+        TRY(moment_page_out(m, i, last));
+    }
 out:
     return err;
 }
@@ -278,7 +311,7 @@ int covariance_reduce(struct covariance *cov)
         }
         const int owner = slices_owner(s, expert);
         if (!s->experts_stay)
-            TRY(comm_reduce_exact(cov->comm, &m->acc, owner));
+            TRY(reduce_moment(cov->comm, m, owner));
         if (owner != cov->comm->rank)
             moment_free(m);
     }

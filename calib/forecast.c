@@ -75,8 +75,14 @@ static int memory_of(const struct forecast_job *job, const struct layout *layout
     const struct grid grid = grid_of(layout, rank);
     struct comm place = place_of(job, grid.replica, grid.replicas);
     struct calibrate_options options = *job->options;
-    const struct memory_job memory = {&place,      grid,           waves_of(job, layout), &options,
-                                      job->config, &job->settings, &job->corpus,          job->stored};
+    const struct memory_job memory = {.comm = &place,
+                                      .grid = grid,
+                                      .n_waves = waves_of(job, layout),
+                                      .options = &options,
+                                      .config = job->config,
+                                      .settings = &job->settings,
+                                      .corpus = &job->corpus,
+                                      .stored = job->stored};
     options.expert_traffic = forecast_expert_traffic(job, layout);
     return calibrate_memory(&memory, &(struct metric_cases){.any = metric}, needs);
 }

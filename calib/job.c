@@ -8,6 +8,7 @@
 #include "calib/budget.h"
 #include "calib/write.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -263,13 +264,24 @@ out:
     return err;
 }
 
+static int memory_job_of(struct job *job, struct memory_job *memory)
+{
+    *memory = (struct memory_job){.comm = job->comm,
+                                  .grid = job->grid,
+                                  .n_waves = job->n_waves,
+                                  .options = job->options,
+                                  .config = &job->config,
+                                  .settings = &job->settings,
+                                  .corpus = &job->corpus,
+                                  .spills = job->spills};
+    return weights_dtype(&job->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q, 0}, &memory->stored);
+}
+
 int job_memory(struct job *job, const struct metric_cases *cases, struct memory_needs *needs)
 {
     int err = OK;
-    struct memory_job memory = {
-        job->comm, job->grid, job->n_waves, job->options, &job->config, &job->settings, &job->corpus, DT_F32,
-    };
-    TRY(weights_dtype(&job->weights, &(struct tensor_id){PART_WEIGHT, 0, MOD_Q, 0}, &memory.stored));
+    struct memory_job memory;
+    TRY(memory_job_of(job, &memory));
     TRY(calibrate_memory(&memory, cases, needs));
 out:
     return err;
@@ -332,23 +344,105 @@ out:
     return err;
 }
 
-/* Refuses what can't fit, before anything is loaded or written. */
+/* ---- what doesn't fit --------------------------------------------------------------------------------------------------- */
+
+/* Or to the host's memory, from a GPU. */
+static int spills_to_disk(const struct job *job)
+{
+    return strncmp(job->world->be->name, "cuda", 4) != 0;
+}
+
+/* Bytes free where this rank spills to: the disk, or the host's memory. The output may have to be made yet: then its place counts. */
+static int spill_room(struct job *job, const char *folder, size_t *room)
+{
+    int err = OK;
+    char path[PATH_MAX];
+    struct statvfs fs;
+    size_t total;
+    if (!spills_to_disk(job)) {
+        TRY(backend_host_memory(room, &total));
+        goto out;
+    }
+    if (snprintf(path, sizeof path, "%s", folder) >= (int)sizeof path)
+        FAIL(ERR_ARG, "%s: the path is too long", folder);
+    while (statvfs(path, &fs) != 0) {
+        char *slash = strrchr(path, '/');
+        if (job->options->scratch || errno != ENOENT || strcmp(path, ".") == 0 || strcmp(path, "/") == 0)
+            FAIL(ERR_IO, "%s: %s", path, strerror(errno));
+        if (slash)
+            slash[slash == path] = 0;
+        else
+            strcpy(path, ".");
+    }
+    *room = (size_t)fs.f_bavail * (size_t)fs.f_frsize;
+out:
+    return err;
+}
+
+/* Sums go outside the memory, if there is room for those of all ranks of this host. Collective over all ranks. */
+static int spill(struct job *job, size_t *bytes)
+{
+    int err = OK;
+    struct comm *world = job->world;
+    struct memory_job memory;
+    const char *folder = job->options->scratch ? job->options->scratch : job->options->out;
+    struct {
+        int host;
+        size_t bytes;
+    } mine = {.host = world->host}, *all = calloc((size_t)world->size, sizeof *all);
+    size_t together = 0, room = 0;
+    int local = all ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "the claims of %d ranks", world->size);
+    job->spills = 1;
+    local = local ? local : memory_job_of(job, &memory);
+    local = local ? local : calibrate_spilled(&memory, &mine.bytes);
+    local = local ? local : spill_room(job, folder, &room);
+    TRY(comm_agree(world, local));
+    TRY(comm_allgather_each(world, &mine, sizeof mine, all));
+    for (int p = 0; p < world->size; p++)
+        together += all[p].host == mine.host ? all[p].bytes : 0;
+    if (together > room)
+        local = err_set(ERR_FIT, __FILE__, __LINE__,
+                        "second moments of %.1f MB on each rank don't fit beside the rest in memory; for all of this "
+                        "host's, %.1f MB, %s has %.1f MB free%s",
+                        (double)mine.bytes / 1e6, (double)together / 1e6,
+                        spills_to_disk(job) ? folder : "the host's memory", (double)room / 1e6,
+                        spills_to_disk(job) ? ": --scratch names another folder" : "");
+    TRY(comm_agree(world, local));
+    world->be->spill = folder;
+    *bytes = mine.bytes;
+out:
+    free(all);
+    return err;
+}
+
+/* Refuses what can't fit, before anything is loaded or written; what fits if sums are spilled spills them. */
 static int check_memory(struct job *job)
 {
     int err = OK;
-    struct memory_needs needs, least;
+    struct memory_needs needs = {0}, least;
     char advice[160];
-    TRY(comm_agree(job->world, job_memory(job, &(struct metric_cases){.any = S_IN_ANY}, &needs)));
-    TRY(comm_agree(job->world, job_memory(job, &(struct metric_cases){.any = S_IN_F32}, &least)));
-    snprintf(
-        advice, sizeof advice,
-        "%smore ranks on more machines, fewer --samples or a shorter --seq-len (%.2f of it would do without massive "
-        "channels)",
-        job->n_waves < grid_default_waves(&job->grid, job->config.n_layers) ? "more --waves, " : "",
-        (double)memory_total(&least) / (double)memory_total(&needs));
-    TRY(memory_check(job->world, &needs, advice));
-    job->planned_bytes = (int64_t)memory_total(&needs);
+    size_t spilled = 0;
+    for (int again = 0; again < 2; again++) {
+        TRY(comm_agree(job->world, job_memory(job, &(struct metric_cases){.any = S_IN_ANY}, &needs)));
+        TRY(comm_agree(job->world, job_memory(job, &(struct metric_cases){.any = S_IN_F32}, &least)));
+        snprintf(advice, sizeof advice,
+                 "%smore ranks on more machines, fewer --samples or a shorter --seq-len (%.2f of it would do without "
+                 "massive channels)",
+                 job->n_waves < grid_default_waves(&job->grid, job->config.n_layers) ? "more --waves, " : "",
+                 (double)memory_total(&least) / (double)memory_total(&needs));
+        const int before = err_quiet(!again);
+        err = memory_check(job->world, &needs, job->options->memory, advice);
+        err_quiet(before);
+        if (again || err != ERR_FIT)
+            goto out;
+        err = OK;
+        TRY(spill(job, &spilled));
+    }
 out:
+    if (!err && job->spills)
+        log_info("second moments don't fit beside the rest in memory: up to %.1f MB of each rank go to %s",
+                 (double)spilled / 1e6, spills_to_disk(job) ? job->world->be->spill : "the host's memory");
+    job->planned_bytes = (int64_t)memory_total(&needs);
     return err;
 }
 

@@ -45,6 +45,7 @@ struct job {
     struct unpublished unpublished; /* of this stage */
     struct stats_origin origin;     /* of what is observed, or was */
     char fingerprint[65], stats_fingerprint[65];
+    int spills;            /* sums of Sigma_x don't fit in memory */
     int64_t planned_bytes;     /* of this rank's device */
     struct metric_cases cases; /* how this rank's groups were solved */
     int lock;                  /* rank 0 */

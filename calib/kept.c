@@ -55,8 +55,12 @@ out:
 /* Elements [at, at + n) of the triangle, all of which are here. */
 static int get_piece(struct backend *be, const struct moment *m, int64_t at, int64_t n, int64_t *piece)
 {
-    const int64_t *own = (const int64_t *)m->acc.data + (at - packed_elements(m->row0));
-    return be->ops->get(be, piece, own, (size_t)n * sizeof *piece);
+    int err = OK;
+    const int64_t begin = at - packed_elements(m->row0);
+    TRY(be->ops->get(be, piece, (const int64_t *)m->acc.data + begin, (size_t)n * sizeof *piece));
+    TRY(buf_page_out(&m->acc_buf, (size_t)begin * sizeof *piece, (size_t)n * sizeof *piece));
+out:
+    return err;
 }
 
 /* From the rank that has it to root, if that is another: one that failed goes on sending, so that nobody waits. */
@@ -203,6 +207,7 @@ static int read_group(struct stats_file *file, struct covariance *cov, int64_t g
         const int64_t k = min_i64(last - at, PIECE_ELEMENTS);
         TRY(stats_read_moment(file, g->id, at, k, p->piece));
         TRY(be->ops->put(be, (int64_t *)m->acc.data + (at - first), p->piece, (size_t)k * sizeof *p->piece));
+        TRY(buf_page_out(&m->acc_buf, (size_t)(at - first) * sizeof *p->piece, (size_t)k * sizeof *p->piece));
     }
 out:
     return err;

@@ -82,7 +82,13 @@ static int own_block(const struct metric *s, int64_t row0, int64_t col0, double 
     double *host = NULL;
     if (block->rows == 0 || block->cols == 0)
         goto out;
-    TRY(s->be->ops->moment_get(s->be, &m->acc, m->row0, &m->exp, m->shift, s->factor * scale, row0, col0, block));
+    for (int64_t i = 0, n; i < block->rows; i += n) {
+        n = min_i64(moment_step(m), block->rows - i);
+        struct mat rows = mat_rows(block, i, n);
+        TRY(s->be->ops->moment_get(s->be, &m->acc, m->row0, &m->exp, m->shift, s->factor * scale, row0 + i, col0,
+                                   &rows));
+        TRY(moment_page_out(m, m->row0, m->row1)); /* mirrored elements are all over the place */
+    }
     if (s->ridge == 0 || end <= begin)
         goto out;
     const struct mat rows = mat_rows(block, begin - row0, end - begin), first = mat_cols(&rows, begin - col0, 1);

@@ -14,14 +14,24 @@ struct range moment_share(int64_t d, int rank, int n_ranks)
     return (struct range){min_i64(panels.begin * PANEL_ROWS, d), min_i64(panels.end * PANEL_ROWS, d)};
 }
 
+/* Zero sums of these rows. */
+static int sums_alloc(struct backend *be, struct range rows, struct buf *buf, struct mat *sums)
+{
+    int err = OK;
+    const int64_t n = packed_elements(rows.end) - packed_elements(rows.begin);
+    TRY(buf_spill(be, (size_t)n * sizeof(int64_t), buf));
+    *sums = mat_view(buf->p, DT_I64, 1, n);
+out:
+    return err;
+}
+
 int moment_create(struct backend *be, int64_t d, struct range rows, const int32_t *exp, int shift, int64_t n_tokens,
                   struct moment *m)
 {
     int err = OK;
     *m = (struct moment){.d = d, .row0 = rows.begin, .row1 = rows.end, .shift = shift, .n_tokens = n_tokens};
-    TRY(mat_alloc(be, DT_I64, 1, packed_elements(rows.end) - packed_elements(rows.begin), &m->acc_buf, &m->acc));
+    TRY(sums_alloc(be, rows, &m->acc_buf, &m->acc));
     TRY(mat_alloc(be, DT_I32, 1, d, &m->exp_buf, &m->exp));
-    TRY(be->ops->zero(be, m->acc.data, m->acc_buf.bytes));
     TRY(be->ops->put(be, m->exp.data, exp, (size_t)d * sizeof *exp));
 out:
     if (err)
@@ -29,28 +39,49 @@ out:
     return err;
 }
 
+int64_t moment_step(const struct moment *m)
+{
+    return m->acc_buf.is_spilled ? MOMENT_STEP : max_i64(m->row1 - m->row0, 1);
+}
+
+struct mat moment_rows(const struct moment *m, int64_t first, int64_t last)
+{
+    const int64_t begin = packed_elements(first) - packed_elements(m->row0);
+    assert(m->row0 <= first && first <= last && last <= m->row1);
+    return mat_view((int64_t *)m->acc.data + begin, DT_I64, 1, packed_elements(last) - packed_elements(first));
+}
+
+int moment_page_out(const struct moment *m, int64_t first, int64_t last)
+{
+    const struct mat rows = moment_rows(m, first, last);
+    return buf_page_out(&m->acc_buf, (size_t)((char *)rows.data - (char *)m->acc.data), mat_bytes(&rows));
+}
+
 int moment_keep(struct moment *m, struct range rows)
 {
     int err = OK;
     struct backend *be = m->exp_buf.be;
-    const int64_t before = packed_elements(rows.begin) - packed_elements(m->row0);
-    const struct mat from = mat_cols(&m->acc, before, packed_elements(rows.end) - packed_elements(rows.begin));
-    struct buf kept_buf = {0};
-    struct mat kept;
+    struct moment kept = *m;
+    kept.acc_buf = (struct buf){0};
+    kept.row0 = rows.begin;
+    kept.row1 = rows.end;
     assert(m->row0 <= rows.begin && rows.begin <= rows.end && rows.end <= m->row1);
-    if (from.cols == m->acc.cols)
+    if (packed_elements(rows.end) - packed_elements(rows.begin) == m->acc.cols)
         goto out;
-    TRY(mat_alloc(be, DT_I64, 1, from.cols, &kept_buf, &kept));
-    if (from.cols > 0)
-        TRY(be->ops->copy(be, &from, &kept));
+    TRY(sums_alloc(be, rows, &kept.acc_buf, &kept.acc));
+    for (int64_t i = rows.begin, last; i < rows.end; i = last) {
+        last = min_i64(i + moment_step(&kept), rows.end);
+        const struct mat from = moment_rows(m, i, last);
+        struct mat to = moment_rows(&kept, i, last);
+        TRY(be->ops->copy(be, &from, &to));
+        TRY(moment_page_out(m, i, last));
+        TRY(moment_page_out(&kept, i, last));
+    }
     buf_free(&m->acc_buf);
-    m->acc_buf = kept_buf;
-    m->acc = kept;
-    m->row0 = rows.begin;
-    m->row1 = rows.end;
-    kept_buf = (struct buf){0};
+    *m = kept;
+    kept.acc_buf = (struct buf){0};
 out:
-    buf_free(&kept_buf);
+    buf_free(&kept.acc_buf);
     return err;
 }
 
@@ -82,6 +113,7 @@ static int gather_diagonal(const struct moment *m, int64_t *diagonal)
     TRY(mat_alloc(be, DT_I64, n, 1, &out_buf, &out));
     TRY(be->ops->put(be, rows.data, index, mat_bytes(&rows)));
     TRY(be->ops->gather_rows(be, &packed, rows.data, &out));
+    TRY(moment_page_out(m, m->row0, m->row1));
     TRY(be->ops->get(be, diagonal, out.data, mat_bytes(&out)));
 out:
     buf_free(&rows_buf);

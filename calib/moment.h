@@ -4,7 +4,9 @@
  * acc is the packed lower triangle of sum over leaves of rint(X_leaf^T X_leaf * 2^(shift - e_i - e_j)); leaves are fixed
  * super-blocks of whole sequences, so acc has the same bits for any number of ranks and any order.
  *
- * A rank holds some of its rows: all while leaves are added; its share (moment_share) when they are summed over the ranks.
+ * A rank holds some of its rows: all while leaves are added; its share (moment_share) when they are summed over the ranks. Where
+ * be->spill is set they don't stay in memory (buf_spill): who goes through them does so moment_step rows at a time, and pages each
+ * step out.
  */
 #ifndef GLOWQ_CALIB_MOMENT_H
 #define GLOWQ_CALIB_MOMENT_H
@@ -33,6 +35,11 @@ struct range moment_share(int64_t d, int rank, int n_ranks);
 /* A zero sum over n_tokens of these rows. exp: host [d]. Queued. Not collective. */
 int moment_create(struct backend *be, int64_t d, struct range rows, const int32_t *exp, int shift, int64_t n_tokens,
                   struct moment *moment);
+/* Rows that are gone through at once: all of them, or where they are spilled so many. */
+int64_t moment_step(const struct moment *moment);
+/* Rows [first, last), packed, which are here; and that they aren't needed for a while. Queued. */
+struct mat moment_rows(const struct moment *moment, int64_t first, int64_t last);
+int moment_page_out(const struct moment *moment, int64_t first, int64_t last);
 /* Of the rows that are here only these stay; the memory of the others is given back. Queued. Not collective. */
 int moment_keep(struct moment *moment, struct range rows);
 void moment_free(struct moment *moment);

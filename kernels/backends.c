@@ -127,6 +127,11 @@ int backend_count(const char *name, char *why, size_t n_why)
     return module ? module->count(why, n_why) : 0;
 }
 
+int backend_host_memory(size_t *n_free, size_t *total)
+{
+    return cpu_ops()->memory(NULL, n_free, total);
+}
+
 void backend_version(const char *name, char *text, size_t n)
 {
     char why[512];
@@ -176,11 +181,39 @@ out:
 void buf_free(struct buf *buf)
 {
     if (buf->p) {
-        buf->be->ops->free(buf->be, buf->p, buf->bytes);
-        buf->be->bytes_now -= buf->bytes;
+        if (buf->is_spilled) {
+            buf->be->ops->unspill(buf->be, buf->p, buf->bytes);
+        } else {
+            buf->be->ops->free(buf->be, buf->p, buf->bytes);
+            buf->be->bytes_now -= buf->bytes;
+        }
     }
     buf->p = NULL;
     buf->bytes = 0;
+    buf->is_spilled = 0;
+}
+
+int buf_spill(struct backend *be, size_t bytes, struct buf *buf)
+{
+    int err = OK;
+    if (!be->spill || bytes == 0) {
+        TRY(buf_alloc(be, bytes, buf));
+        TRY(be->ops->zero(be, buf->p, bytes));
+        goto out;
+    }
+    *buf = (struct buf){.be = be};
+    TRY(be->ops->spill(be, bytes, &buf->p));
+    buf->bytes = bytes;
+    buf->is_spilled = 1;
+out:
+    if (err)
+        buf_free(buf);
+    return err;
+}
+
+int buf_page_out(const struct buf *buf, size_t at, size_t bytes)
+{
+    return buf->is_spilled ? buf->be->ops->page_out(buf->be, (char *)buf->p + at, bytes) : OK;
 }
 
 int mat_alloc(struct backend *be, enum dtype dtype, int64_t rows, int64_t cols, struct buf *buf, struct mat *m)

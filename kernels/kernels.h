@@ -46,6 +46,7 @@ struct backend {
     int index;                   /* of the GPU; 0 elsewhere */
     int host_memory;             /* device memory is the host's own, and host_begin costs nothing */
     struct backend_guest *guest; /* or NULL */
+    const char *spill;           /* folder that buf_spill may use; NULL: it takes device memory */
     enum dtype act;              /* of what products read and of the KV cache: F32 or BF16 */
     int64_t leaf_tokens;  /* of a leaf of Sigma_x: enough that summing it costs little beside making it, few enough
                                    * that activations stay small and that short texts spread over many ranks */
@@ -62,6 +63,8 @@ int backend_open(struct backend *be, const char *device, int n_threads);
 void backend_close(struct backend *be);
 /* GPUs that answer to "cuda" or "cuda:sim"; 0: why says what is missing. "cpu" and its kin: 1. */
 int backend_count(const char *name, char *why, size_t n_why);
+/* Bytes of the host's memory that are free, and all of it. */
+int backend_host_memory(size_t *free, size_t *total);
 /* Versions of the libraries behind "cuda", as loaded, or why there is none. */
 void backend_version(const char *name, char *text, size_t n);
 /* What be computes on: "NVIDIA H100 80GB HBM3" and "0000:17:00.0"; the description and "" on the CPU. */
@@ -75,10 +78,16 @@ struct buf {
     void *p;
     size_t bytes;
     struct backend *be;
+    int is_spilled;
 };
 /* Content is undefined (NaN patterns under cpu:check). bytes = 0 gives an empty buf. */
 int buf_alloc(struct backend *be, size_t bytes, struct buf *buf);
 void buf_free(struct buf *buf); /* accepts an empty one; leaves it empty */
+/* Memory for what is large and touched a little at a time, zeroed: where be->spill is set outside the device's (the op `spill`), else in
+ * it. Counted in bytes_now only in the latter case. */
+int buf_spill(struct backend *be, size_t bytes, struct buf *buf);
+/* Bytes [at, at + bytes) aren't touched for a while. Nothing where they are device memory. Queued. */
+int buf_page_out(const struct buf *buf, size_t at, size_t bytes);
 /* buf_alloc of rows x cols and a dense view of it. */
 int mat_alloc(struct backend *be, enum dtype dtype, int64_t rows, int64_t cols, struct buf *buf, struct mat *m);
 
@@ -176,6 +185,12 @@ struct backend_ops {
     void (*close)(struct backend *be);
     int (*alloc)(struct backend *be, size_t bytes, void **p);
     void (*free)(struct backend *be, void *p, size_t bytes);
+    /* Memory outside the device's that ops reach all the same, more slowly; zeroed. CPU: a mapped file without a name in be->spill;
+     * ERR_IO when the disk is full. GPUs: pinned memory of the host. page_out says that a part may leave the memory until it is
+     * touched again: on the CPU it leaves this process, on a GPU it stays. */
+    int (*spill)(struct backend *be, size_t bytes, void **p);
+    void (*unspill)(struct backend *be, void *p, size_t bytes);
+    int (*page_out)(struct backend *be, void *p, size_t bytes);
     int (*put)(struct backend *be, void *device, const void *host, size_t bytes);
     int (*get)(struct backend *be, void *host, const void *device, size_t bytes); /* waits */
     int (*copy)(struct backend *be, const struct mat *from, struct mat *to); /* same shape and dtype; ld may differ */

@@ -4,6 +4,7 @@
 
 #include "base/err.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -65,6 +66,34 @@ void grid_options(const struct options *o, struct calibrate_options *c)
     if (grid)
         grid_parse(grid, &c->stages, &c->replicas); /* grid_check has seen it */
     c->waves = options_int(o, "waves");
+}
+
+/* "5G", "800M", "0.5"; 0: that is no size. */
+static size_t parse_size(const char *text)
+{
+    static const char units[] = "KMGT";
+    char *end = NULL;
+    double size = strtod(text, &end);
+    const char *unit = *end ? strchr(units, *end) : strchr(units, 'G');
+    if (end == text || !unit || (*end && end[1]) || !(size > 0))
+        return 0;
+    size = ldexp(size, 10 * (int)(unit - units + 1));
+    return size >= 1 && size < 0x1p62 ? (size_t)size : 0;
+}
+
+int memory_option_check(struct options *o)
+{
+    const char *memory = options_string(o, "memory");
+    if (memory && parse_size(memory) == 0)
+        return options_refuse(o, "--memory \"%s\": give a size like 5G or 800M", memory);
+    return OK;
+}
+
+void memory_options(const struct options *o, struct calibrate_options *c)
+{
+    const char *memory = options_string(o, "memory");
+    c->memory = memory ? parse_size(memory) : 0;
+    c->scratch = options_string(o, "scratch");
 }
 
 /* ---- the command line --------------------------------------------------------------------------------------------- */

@@ -69,6 +69,16 @@
                 "parts that the layers are worked on in, one after another; 0: so many that a stage has one layer at " \
                 "a time, which takes least memory")
 
+/* Of the machine: after OPTIONS_COMPUTE. */
+#define OPTIONS_MEMORY                                                                                                 \
+    OPT_STRING("memory", 0, "SIZE",                                                                                    \
+               "what a rank may take of its device's memory: 5G, 800M (a bare number is in GiB); unless said, what "   \
+               "is free. Statistics that don't fit beside the rest are spilled, what doesn't fit even then is "        \
+               "refused"),                                                                                             \
+        OPT_STRING("scratch", 0, "DIR",                                                                                \
+                   "folder for statistics that are spilled (a GPU's go to the host's memory); unless said, that of "   \
+                   "the result")
+
 /* All that the options of OPTIONS_CALIBRATION and of source.h say; no texts, out or command. */
 struct calibrate_options calibration_options(const struct options *options);
 /* What its three parts and source.h say, and nothing of what is observed. solve.seed: 0. */
@@ -76,6 +86,9 @@ struct calibrate_options solving_options(const struct options *options);
 /* OPTIONS_GRID: what is wrong with it as long as nobody knows how many ranks there are; and into c. */
 int grid_check(struct options *options);
 void grid_options(const struct options *options, struct calibrate_options *c);
+/* OPTIONS_MEMORY likewise. */
+int memory_option_check(struct options *options);
+void memory_options(const struct options *options, struct calibrate_options *c);
 /* "glowq calibrate --model ..." (name: calibrate) as a shell would take it: what was said of the command's own options, and not only by
  * default. leave: names of options to leave out, ending with NULL; or NULL. Caller frees; NULL: out of memory. */
 char *calibration_command(const struct options *options, const char *name, const char *const *leave);

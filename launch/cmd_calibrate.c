@@ -25,6 +25,7 @@ static const struct option_spec table[] = {
             "when running them again would take ten times as long"),
     OPTIONS_GRID,
     OPTIONS_COMPUTE,
+    OPTIONS_MEMORY,
     OPT_END,
 };
 
@@ -32,7 +33,7 @@ static const struct option_spec table[] = {
 static int check(struct options *o)
 {
     int n_texts = 0;
-    if (source_check(o) != OK || grid_check(o) != OK)
+    if (source_check(o) != OK || grid_check(o) != OK || memory_option_check(o) != OK)
         return ERR_ARG;
     options_list(o, "text", &n_texts);
     if (n_texts == 0 && !options_string(o, "synthetic"))
@@ -55,6 +56,7 @@ static int run(struct comm *comm, const struct options *o)
     c.keep_stats = options_choice(o, "stats") == 0;
     c.hidden_every = options_int(o, "hidden-every");
     grid_options(o, &c);
+    memory_options(o, &c);
     c.texts = options_list(o, "text", &c.n_texts);
     char *folder = c.synthetic.config ? folder_of(c.synthetic.config) : NULL;
     if (c.synthetic.config)

@@ -16,6 +16,7 @@ static const struct option_spec table[] = {
     OPT_INT("seed", 0, "N", "-1", -1, 9007199254740992.0, "seed of sketches; -1: that of the calibration"),
     OPTIONS_GRID,
     OPTIONS_COMPUTE,
+    OPTIONS_MEMORY,
     OPT_END,
 };
 
@@ -24,6 +25,7 @@ static int run(struct comm *comm, const struct options *o)
     struct calibrate_options c = solving_options(o);
     c.stats = options_string(o, "stats");
     grid_options(o, &c);
+    memory_options(o, &c);
     c.out = options_string(o, "out");
     c.overwrite = options_flag(o, "overwrite");
     c.solve.seed = options_int(o, "seed") < 0 ? SEED_OF_STATS : (uint64_t)options_int(o, "seed");
@@ -32,8 +34,9 @@ static int run(struct comm *comm, const struct options *o)
 
 static int check(struct options *o)
 {
-    const int err = source_check(o);
-    return err ? err : grid_check(o);
+    int err = source_check(o);
+    err = err ? err : grid_check(o);
+    return err ? err : memory_option_check(o);
 }
 
 const struct command command_solve = {

@@ -248,14 +248,19 @@ out:
     return err;
 }
 
-int memory_check(struct comm *comm, const struct memory_needs *needs, const char *advice)
+int memory_check(struct comm *comm, const struct memory_needs *needs, size_t most, const char *advice)
 {
     int err = OK, local = OK;
     struct backend *be = comm->be;
     struct sharing sharing;
     char what[512], where[64];
     TRY(ask_around(comm, needs, &sharing));
-    if (sharing.together > sharing.free) {
+    if (most > 0 && memory_total(needs) > most) {
+        const int small = memory_total(needs) < (size_t)1 << 30;
+        memory_describe(needs, small, what, sizeof what);
+        local = err_set(ERR_FIT, __FILE__, __LINE__, "needs %s, --memory allows %.2f %s: try %s", what,
+                        in_unit(most, small), small ? "MiB" : "GiB", advice);
+    } else if (sharing.together > sharing.free) {
         const int small = sharing.together < (size_t)1 << 30;
         const char *unit = small ? "MiB" : "GiB";
         memory_describe(needs, small, what, sizeof what);

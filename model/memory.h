@@ -57,8 +57,9 @@ void memory_of_model(const struct model_config *config, const struct shape *shap
                      struct memory_needs *needs);
 
 /* ERR_FIT, on every rank, when some rank's device has fewer bytes free than those who share it need together:
- * "needs 21.3 GiB (weights 14.9, KV cache 4.0, ...), GPU 1 has 15.8 GiB free: try ADVICE". Collective. */
-int memory_check(struct comm *comm, const struct memory_needs *needs, const char *advice);
+ * "needs 21.3 GiB (weights 14.9, KV cache 4.0, ...), GPU 1 has 15.8 GiB free: try ADVICE"; or when a rank needs more than `most`
+ * (0: as much as there is). Collective. */
+int memory_check(struct comm *comm, const struct memory_needs *needs, size_t most, const char *advice);
 /* What each of `sharers` may still take when `fraction` of what is free is shared among them and they have taken so much together. */
 size_t memory_left(size_t free, double fraction, size_t together, int sharers);
 /* Bytes left on each rank's device when `fraction` of what is free there is shared among its ranks and each has taken its needs:

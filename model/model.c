@@ -166,7 +166,7 @@ static int check_memory(struct comm *tp, const struct model_options *options, co
     memory_of_model(&model->config, &shape, &origin->format, tp->be->act, options->max_batch_tokens, layers,
                     model->kv_tokens, &needs);
     model->planned_bytes = memory_total(&needs);
-    TRY(memory_check(tp, &needs,
+    TRY(memory_check(tp, &needs, 0,
                      origin->format.bits == 0 ? "more ranks on more machines, or fewer bits (calibrate)"
                                               : "more ranks on more machines, or a shorter context"));
 out:

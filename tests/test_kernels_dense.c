@@ -4,6 +4,8 @@
 #include "model/safetensors.h"
 #include "tests/dense_help.h"
 
+#include <unistd.h>
+
 /* ---- products, conversions
  * ------------------------------------------------------------------------------------------- */
 
@@ -409,6 +411,108 @@ static void moments(struct backend *be)
     buf_free(&overflow.buf);
 }
 
+/* Bytes of this process that are in memory. */
+static int64_t resident_bytes(void)
+{
+    long long all = 0, resident = 0;
+    FILE *f = must(fopen("/proc/self/statm", "r"));
+    assert_int_equal(fscanf(f, "%lld %lld", &all, &resident), 2);
+    fclose(f);
+    return resident * sysconf(_SC_PAGESIZE);
+}
+
+static void assert_zero(struct backend *be, const struct buf *buf)
+{
+    char *host = must(malloc(buf->bytes));
+    assert_ok(be->ops->get(be, host, buf->p, buf->bytes));
+    for (size_t i = 0; i < buf->bytes; i++)
+        assert_int_equal(host[i], 0);
+    free(host);
+}
+
+/* What is paged out leaves the process, but on a GPU, whose memory it isn't; and comes back as it was. */
+static void page_out_and_in(struct backend *be)
+{
+    enum { BYTES = 64 << 20, WORDS = BYTES / 8 };
+    struct buf buf;
+    int64_t *host = must(malloc(BYTES)), *back = must(malloc(BYTES));
+    for (int64_t i = 0; i < WORDS; i++)
+        host[i] = back[i] = i * 3 + 1;
+    assert_ok(buf_spill(be, BYTES, &buf));
+    assert_true(buf.is_spilled);
+    const int64_t before = resident_bytes();
+    for (int64_t i = 0; i < BYTES; i += BYTES / 8) {
+        assert_ok(be->ops->put(be, (char *)buf.p + i, (char *)host + i, BYTES / 8));
+        assert_ok(buf_page_out(&buf, (size_t)i, BYTES / 8));
+        assert_ok(be->ops->sync(be));
+    }
+    if (strncmp(be->name, "cpu", 3) == 0)
+        assert_true(resident_bytes() - before < BYTES / 2);
+    memset(back, 0, BYTES);
+    assert_ok(be->ops->get(be, back, buf.p, BYTES));
+    assert_memory_equal(host, back, BYTES);
+    buf_free(&buf);
+    free(host);
+    free(back);
+}
+
+/* A folder that isn't there, more than any disk has: errors, and no memory. */
+static void spill_refused(struct backend *be)
+{
+    struct buf buf;
+    const int before = err_quiet(1);
+    if (strncmp(be->name, "cpu", 3) == 0) {
+        be->spill = "no/such/folder";
+        assert_int_equal(buf_spill(be, 4096, &buf), ERR_IO);
+        assert_null(buf.p);
+        be->spill = ".";
+        assert_int_equal(buf_spill(be, (size_t)1 << 45, &buf), ERR_IO);
+        assert_null(buf.p);
+    }
+    err_quiet(before);
+}
+
+/* Sums outside the device's memory have the bits of those inside. */
+static void spilled(struct backend *be)
+{
+    enum { T = 5, D = 1500 };
+    int32_t exps[D];
+    struct buf buf;
+    float *x = draw_floats(T * D);
+    int64_t *zero = must(calloc((size_t)packed_elements(D), sizeof *zero));
+    for (int j = 0; j < D; j++)
+        exps[j] = 8;
+    struct device_mat dx = device_of(be, DT_F32, T, D, x), de = device_of(be, DT_I32, 1, D, exps);
+    struct device_mat acc = device_of(be, DT_I64, 1, packed_elements(D), zero), overflow = device_flag(be);
+    assert_ok(buf_spill(be, acc.buf.bytes, &buf)); /* nowhere to go */
+    assert_false(buf.is_spilled);
+    assert_zero(be, &buf);
+    buf_free(&buf);
+    be->spill = ".";
+    const size_t held = be->bytes_now;
+    assert_ok(buf_spill(be, acc.buf.bytes, &buf));
+    assert_true(buf.is_spilled && be->bytes_now == held);
+    assert_zero(be, &buf);
+    struct mat sums = mat_view(buf.p, DT_I64, 1, acc.m.cols);
+    assert_ok(be->ops->moment_add(be, &dx.m, &de.m, 52, 0, D, &acc.m, overflow.m.data));
+    same_in_steps(be, &dx.m, &de.m, &sums, overflow.m.data);
+    assert_ok(buf_page_out(&buf, 0, buf.bytes));
+    assert_same_sums(be, &acc.m, &sums);
+    moment_blocks(be, &sums, &de.m);
+    buf_free(&buf);
+    page_out_and_in(be);
+    spill_refused(be);
+    be->spill = NULL;
+    free(x), free(zero);
+    buf_free(&dx.buf), buf_free(&de.buf), buf_free(&acc.buf), buf_free(&overflow.buf);
+}
+
+static void test_spilled(void **unused)
+{
+    (void)unused;
+    with_backend(spilled);
+}
+
 static void test_moments(void **unused)
 {
     (void)unused;
@@ -573,6 +677,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_random_matrices),
         cmocka_unit_test(test_fixed_point),
         cmocka_unit_test(test_moments),
+        cmocka_unit_test(test_spilled),
         cmocka_unit_test(test_quantize),
         cmocka_unit_test(test_threads_do_not_change_bits),
     };

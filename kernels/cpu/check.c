@@ -226,7 +226,13 @@ static void close_check(struct backend *be)
 static int alloc_check(struct backend *be, size_t bytes, void **p)
 {
     not_in_a_step(be, "alloc");
-    return region_create(&check_of(be)->regions, bytes, p);
+    return region_create(&check_of(be)->regions, bytes, NULL, p);
+}
+
+static int spill_check(struct backend *be, size_t bytes, void **p)
+{
+    not_in_a_step(be, "spill");
+    return region_create(&check_of(be)->regions, bytes, be->spill, p);
 }
 
 static void free_check(struct backend *be, void *p, size_t bytes)
@@ -416,6 +422,8 @@ static const struct backend_ops check_table = {
     .close = close_check,
     .alloc = alloc_check,
     .free = free_check,
+    .spill = spill_check,
+    .unspill = free_check,
     .get = get_check,
     .sync = sync_check,
     .stream = stream_check,

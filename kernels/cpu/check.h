@@ -47,7 +47,8 @@ struct region {
     struct region *next;
 };
 
-int region_create(struct region **regions, size_t bytes, void **p);
+/* spill: a folder for a file to map, whose zeros stay; NULL: memory. */
+int region_create(struct region **regions, size_t bytes, const char *spill, void **p);
 /* Its addresses stay closed for good: no later allocation gets them, so that a late use crashes, not reads another's data. */
 void region_close(struct region **regions, void *p);
 struct region *region_of(struct region *regions, const void *p); /* NULL: in none */

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Protected memory of "cpu:check": see check.h.
  *   - Every allocation has pages of its own, filled with 0xff bytes (NaN in every float format, -1 in integers): a value read
- *     before it was written shows.
+ *     before it was written shows. Spilled ones are a file's, and zero by their contract.
  *   - They are closed (PROT_NONE) but while ops run and between host_begin and host_end.
  *   - An allocation ends, within the 64 bytes of its alignment, at a page that is never opened: overruns crash too. */
 #include "kernels/cpu/check.h"
+#include "kernels/cpu/cpu.h"
 
 #include "base/err.h"
 
@@ -26,17 +27,33 @@ static void protect(const struct region *region, int prot)
     (void)failed;
 }
 
-int region_create(struct region **regions, size_t bytes, void **p)
+/* The file over the first pages of a region. */
+static int map_file(char *base, size_t pages, const char *folder)
+{
+    int err = OK, fd = -1;
+    TRY(spill_file(folder, pages, &fd));
+    void *mapped = mmap(base, pages, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_SHARED, fd, 0);
+    close(fd);
+    if (mapped == MAP_FAILED)
+        FAIL(ERR_NOMEM, "cannot map %zu bytes of a file", pages);
+out:
+    return err;
+}
+
+int region_create(struct region **regions, size_t bytes, const char *spill, void **p)
 {
     int err = OK;
     struct region *r = NULL;
     const size_t page = page_bytes(), pages = (bytes + page - 1) / page * page;
     if (!(r = calloc(1, sizeof *r)))
         FAIL(ERR_NOMEM, "cannot allocate %zu bytes of memory", sizeof *r);
-    r->base = mmap(NULL, pages + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    r->base = mmap(NULL, pages + page, spill ? PROT_NONE : PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (r->base == MAP_FAILED)
         FAIL(ERR_NOMEM, "cannot map %zu bytes of memory", pages + page);
-    memset(r->base, 0xff, pages);
+    if (spill)
+        TRY(map_file(r->base, pages, spill));
+    else
+        memset(r->base, 0xff, pages);
     if (mprotect(r->base, pages + page, PROT_NONE) != 0)
         FAIL(ERR_NOMEM, "cannot protect %zu bytes of memory", pages + page);
     r->bytes = pages;

@@ -8,6 +8,7 @@
 #define ARGS_put(A, _) A(void *, device) _ A(const void *, host) _ A(size_t, bytes)
 #define ARGS_copy(A, _) A(const struct mat *, from) _ A(struct mat *, to)
 #define ARGS_zero(A, _) A(void *, device) _ A(size_t, bytes)
+#define ARGS_page_out(A, _) A(void *, p) _ A(size_t, bytes)
 #define ARGS_weight_put_dense(A, _) A(struct packed *, w) _ A(int64_t, row0) _ A(const struct mat *, panel)
 #define ARGS_weight_put_codes(A, _) \
     A(struct packed *, w) _ A(int64_t, row0) _ A(const struct mat *, codes) _ A(const struct mat *, scales) _ \
@@ -81,7 +82,7 @@
 
 /* Ops that queue. Those of the second list read a host array among their arguments. */
 #define QUEUED_OPS(Q) \
-    Q(copy) Q(zero) Q(weight_put_dense) Q(weight_put_codes) Q(embed) Q(rmsnorm) Q(linear) Q(rope) Q(kv_append) \
+    Q(copy) Q(zero) Q(page_out) Q(weight_put_dense) Q(weight_put_codes) Q(embed) Q(rmsnorm) Q(linear) Q(rope) Q(kv_append) \
     Q(attention) Q(silu_mul) Q(add) Q(add_bias) Q(add_gated) Q(gather_rows) Q(logsumexp_target) Q(argmax) \
     Q(moe_route) Q(moe_sort) Q(grouped_linear) Q(moe_combine) Q(gemm) Q(convert) Q(transpose) Q(scale) Q(randn) Q(rand_sign) \
     Q(col_absmax) Q(col_sumsq) Q(trsm_right) Q(fixed_add) Q(fixed_get) Q(moment_add) Q(moment_get) Q(quantize)

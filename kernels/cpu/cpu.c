@@ -222,8 +222,7 @@ static const struct inner *choose_inner(void)
     if (kernels_are_enabled("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
         return &inner_avx512;
-    if (kernels_are_enabled("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        has_f16c())
+    if (kernels_are_enabled("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
         return &inner_avx2;
 #endif
     return &inner_c;
@@ -265,10 +264,11 @@ void close_cpu(struct backend *be)
 
 /* What both tables share: memory, weights, ops that only move or compare data, and the calibration's dense algebra. */
 #define COMMON_OPS                                                                                                     \
-    .open = open_cpu, .close = close_cpu, .alloc = alloc_cpu, .free = free_cpu, .put = put_cpu, .get = get_cpu,        \
-    .copy = copy_cpu, .zero = zero_cpu, .sync = sync_cpu, .stream = stream_cpu, .memory = memory_cpu,                  \
-    .step_begin = step_begin_cpu, .step_end = step_end_cpu, .step_free = step_free_cpu, .host_begin = host_begin_cpu,  \
-    .host_end = host_end_cpu, .weight_alloc = weight_alloc_cpu, .weight_put_dense = weight_put_dense_cpu,              \
+    .open = open_cpu, .close = close_cpu, .alloc = alloc_cpu, .free = free_cpu, .spill = spill_cpu,                    \
+    .unspill = unspill_cpu, .page_out = page_out_cpu, .put = put_cpu, .get = get_cpu, .copy = copy_cpu,                \
+    .zero = zero_cpu, .sync = sync_cpu, .stream = stream_cpu, .memory = memory_cpu, .step_begin = step_begin_cpu,      \
+    .step_end = step_end_cpu, .step_free = step_free_cpu, .host_begin = host_begin_cpu, .host_end = host_end_cpu,      \
+    .weight_alloc = weight_alloc_cpu, .weight_put_dense = weight_put_dense_cpu,                                        \
     .weight_put_codes = weight_put_codes_cpu, .embed = embed_cpu, .kv_append = kv_append_cpu, .add = add_cpu,          \
     .add_bias = add_bias_cpu, .gather_rows = gather_rows_cpu, .argmax = argmax_cpu, .gemm = gemm_cpu,                  \
     .convert = convert_cpu, .transpose = transpose_cpu, .scale = scale_cpu, .randn = randn_cpu,                        \

@@ -118,6 +118,11 @@ int cholesky_cpu(struct backend *be, struct mat *a);
 int trsm_right_cpu(struct backend *be, int trans_l, const struct mat *l, struct mat *b);
 int eigh_cpu(struct backend *be, struct mat *a, struct mat *w);
 int svd_cpu(struct backend *be, struct mat *a, struct mat *u, struct mat *s, struct mat *vt);
+/* spill.c; spill_file: a nameless file in this folder with all its room, which the caller closes */
+int spill_file(const char *folder, size_t bytes, int *fd);
+int spill_cpu(struct backend *be, size_t bytes, void **p);
+void unspill_cpu(struct backend *be, void *p, size_t bytes);
+int page_out_cpu(struct backend *be, void *p, size_t bytes);
 /* moments.c: exact sums and Sigma_x leaves */
 int fixed_add_cpu(struct backend *be, const struct mat *leaf, const struct mat *row_exp, const struct mat *col_exp,
                   int shift, struct mat *acc, int32_t *overflow);

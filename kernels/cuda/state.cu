@@ -187,8 +187,8 @@ int put_cuda(struct backend *be, void *device, const void *host, size_t bytes)
         }
         n = bytes - done < PIECE_BYTES - piece->used ? bytes - done : PIECE_BYTES - piece->used;
         memcpy(piece->host + piece->used, (const char *)host + done, n);
-        TRY_CUDA(cudaMemcpyAsync((char *)device + done, piece->host + piece->used, n, cudaMemcpyHostToDevice,
-                                 state->stream));
+        TRY_CUDA(
+            cudaMemcpyAsync((char *)device + done, piece->host + piece->used, n, cudaMemcpyDefault, state->stream));
         TRY_CUDA(cudaEventRecord(piece->done, state->stream));
         piece->used = (piece->used + n + 63) / 64 * 64; /* a divisor of PIECE_BYTES */
     }
@@ -208,8 +208,8 @@ int get_cuda(struct backend *be, void *host, const void *device, size_t bytes)
             struct piece *piece = &state->device->get[i % N_GET];
             const size_t at = i * PIECE_BYTES;
             TRY_CUDA(cudaMemcpyAsync(piece->host, (const char *)device + at,
-                                     bytes - at < PIECE_BYTES ? bytes - at : (size_t)PIECE_BYTES,
-                                     cudaMemcpyDeviceToHost, state->stream));
+                                     bytes - at < PIECE_BYTES ? bytes - at : (size_t)PIECE_BYTES, cudaMemcpyDefault,
+                                     state->stream));
             TRY_CUDA(cudaEventRecord(piece->done, state->stream));
         }
         if (i > 0) {
@@ -257,6 +257,32 @@ out:
     return err;
 }
 
+/* Pinned memory has one address for host and GPU: kernels read and write it over the bus. */
+int spill_cuda(struct backend *be, size_t bytes, void **p)
+{
+    int err = OK;
+    assert(!state_of(be)->in_step);
+    *p = NULL;
+    TRY(pin(bytes, p));
+    memset(*p, 0, bytes);
+out:
+    return err;
+}
+
+/* Unlike free_cuda's this memory is gone at once: what uses it comes first. */
+void unspill_cuda(struct backend *be, void *p, size_t)
+{
+    assert(!state_of(be)->in_step);
+    wait_for_all(be); /* an error is told, and will be found by the next wait */
+    if (cudaFreeHost(p) != cudaSuccess)
+        cudaGetLastError();
+}
+
+int page_out_cuda(struct backend *, void *, size_t)
+{
+    return OK; /* it is pinned */
+}
+
 /* A pinned block of at least `bytes` that nobody uses: the smallest that is kept, or a new one. */
 static int staging_take(struct backend *be, size_t bytes, struct staging **taken)
 {
@@ -296,7 +322,7 @@ int host_begin_cuda(struct backend *be, void *p, size_t bytes, void **host)
     assert(!state->in_step);
     TRY(staging_take(be, bytes, &s));
     if (bytes > 0)
-        TRY_CUDA(cudaMemcpyAsync(s->host, p, bytes, cudaMemcpyDeviceToHost, state->stream));
+        TRY_CUDA(cudaMemcpyAsync(s->host, p, bytes, cudaMemcpyDefault, state->stream));
     TRY_CUDA(cudaEventRecord(s->done, state->stream));
     TRY(wait_for(be, s->done));
     *host = s->host;
@@ -317,7 +343,7 @@ int host_end_cuda(struct backend *be, void *p, size_t bytes, void *host)
     assert(s && s->is_out && bytes <= s->bytes);
     s->is_out = 0;
     if (bytes > 0)
-        TRY_CUDA(cudaMemcpyAsync(p, host, bytes, cudaMemcpyHostToDevice, state->stream));
+        TRY_CUDA(cudaMemcpyAsync(p, host, bytes, cudaMemcpyDefault, state->stream));
     TRY_CUDA(cudaEventRecord(s->done, state->stream));
 out:
     return err;

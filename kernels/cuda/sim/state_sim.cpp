@@ -185,6 +185,31 @@ void free_cuda(struct backend *be, void *p, size_t bytes)
     free(p);
 }
 
+/* The host's memory: none of the device's is held. */
+int spill_cuda(struct backend *be, size_t bytes, void **p)
+{
+    int err = OK;
+    assert(!state_of(be)->in_step);
+    if (posix_memalign(p, 256, bytes) != 0)
+        FAIL(ERR_NOMEM, "cannot pin %zu bytes of the host's memory", bytes);
+    memset(*p, 0, bytes);
+    state_of(be)->device->n_held++;
+out:
+    return err;
+}
+
+void unspill_cuda(struct backend *be, void *p, size_t)
+{
+    assert(!state_of(be)->in_step);
+    state_of(be)->device->n_held--;
+    free(p);
+}
+
+int page_out_cuda(struct backend *, void *, size_t)
+{
+    return OK;
+}
+
 int put_cuda(struct backend *be, void *device, const void *host, size_t bytes)
 {
     int err = OK;
