@@ -314,7 +314,9 @@ static int traffic_fits(struct job *job, enum expert_traffic traffic, int *fits)
     job->own.expert_traffic = traffic;
     TRY(comm_agree(job->world, job_memory(job, &(struct metric_cases){.any = S_IN_ANY}, &needs)));
     TRY(memory_room(job->world, &needs, 1, &room));
-    *fits = room > 0;
+    int64_t is_over = job->options->memory > 0 && memory_total(&needs) > (size_t)job->options->memory;
+    TRY(comm_max_i64(job->world, &is_over, 1));
+    *fits = room > 0 && !is_over;
 out:
     return err;
 }
