@@ -139,8 +139,8 @@ double forecast_stage_s(const struct forecast *forecast, enum stage stage, const
 
 /* ---- the parts (forecast_traffic.c, forecast_work.c) ----------------------------------------------------------------------- */
 
-/* What the rank that slices are of sends and receives for their layer, but for results; and what it computes, with so many tokens (0: it isn't run).
- * Both add. */
+/* What the rank that slices are of sends and receives for their layer, but for results; and what it computes, with so many tokens
+ * (0: it isn't run). Both add. */
 struct slices;
 void forecast_layer_traffic(const struct forecast_job *job, const struct slices *slices, struct traffic *traffic);
 void forecast_layer_work(const struct forecast_job *job, const struct slices *slices, int64_t tokens,

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What report.c (the page), report_experts.c (its sections about experts) and report_figures.c (its drawings) share. Nobody else includes this.
+ * What report.c (the page), report_experts.c (its sections about experts) and report_figures.c (its drawings) share. Nobody else
+ * includes this.
  */
 #ifndef GLOWQ_CALIB_REPORT_PRIVATE_H
 #define GLOWQ_CALIB_REPORT_PRIVATE_H

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-# glowq serve over HTTP, see ../serve.py: serve.sh api|limits|lost|bytes|clients|soak RANKS
+# glowq serve over HTTP: serve.sh api|limits|lost|clients RANKS as in ../serve.py, serve.sh bytes|slow|soak RANKS as in ../serve_load.py
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 PYTHON=${PYTHON:-python3}
 need "$PYTHON"
+case $1 in bytes | slow | soak) program=serve_load.py ;; *) program=serve.py ;; esac
 code=0
-"$PYTHON" "$GLOWQ_SOURCE_DIR/tests/serve.py" "$@" || code=$?
+PYTHONDONTWRITEBYTECODE=1 "$PYTHON" "$GLOWQ_SOURCE_DIR/tests/$program" "$@" || code=$?
 [ $code != 77 ] || exit 77
-[ $code = 0 ] || fail "serve.py $*: $(tail -n 3 server.err)"
+[ $code = 0 ] || fail "$program $*: $(tail -n 3 server.err)"
 finish
