@@ -371,12 +371,12 @@ static void test_what_does_not_fit_is_refused(void **state)
     (void)state;
     struct memory_needs needs = {0};
     memory_add(&needs, "weights", 1 << 20);
-    assert_int_equal(memory_check(&self, &needs, "something smaller"), OK);
+    assert_int_equal(memory_check(&self, &needs, 0, "something smaller"), OK);
     memory_add(&needs, "KV cache", (size_t)1 << 60);
     memory_add(&needs, "KV cache", (size_t)1 << 60);
     assert_int_equal(needs.n, 2);
     err_quiet(1);
-    assert_int_equal(memory_check(&self, &needs, "something smaller"), ERR_FIT);
+    assert_int_equal(memory_check(&self, &needs, 0, "something smaller"), ERR_FIT);
     err_quiet(0);
     assert_non_null(strstr(err_last(), "KV cache 2147483648.00"));
     assert_non_null(strstr(err_last(), "GiB free: try something smaller"));
