@@ -69,8 +69,9 @@ enum expert_traffic forecast_expert_traffic(const struct forecast_job *job, cons
     return expert_traffic_choose(wanted, job->config, &job->corpus, job->be->act, job->stored, layout->replicas);
 }
 
+/* One rank's memory, or bytes outside it (needs: NULL). */
 static int memory_of(const struct forecast_job *job, const struct layout *layout, int rank, int metric,
-                     struct memory_needs *needs)
+                     struct memory_needs *needs, size_t *spilled)
 {
     const struct grid grid = grid_of(layout, rank);
     struct comm place = place_of(job, grid.replica, grid.replicas);
@@ -82,9 +83,17 @@ static int memory_of(const struct forecast_job *job, const struct layout *layout
                                       .config = job->config,
                                       .settings = &job->settings,
                                       .corpus = &job->corpus,
-                                      .stored = job->stored};
+                                      .stored = job->stored,
+                                      .spills = layout->spills};
     options.expert_traffic = forecast_expert_traffic(job, layout);
-    return calibrate_memory(&memory, &(struct metric_cases){.any = metric}, needs);
+    return needs ? calibrate_memory(&memory, &(struct metric_cases){.any = metric}, needs)
+                 : calibrate_spilled(&memory, spilled);
+}
+
+int forecast_spilled(const struct forecast_job *job, const struct layout *layout, int rank, size_t *bytes)
+{
+    *bytes = 0;
+    return layout->spills ? memory_of(job, layout, rank, 0, NULL, bytes) : OK;
 }
 
 static struct range blocks_of(const struct forecast_job *job, int replica, int n_replicas)
@@ -268,8 +277,11 @@ int forecast_create(const struct forecast_job *job, const struct layout *layout,
     TRY(add_ends(job, forecast));
     for (int p = 0; p < n_ranks; p++) {
         struct forecast_rank *rank = &forecast->rank[p];
-        TRY(memory_of(job, layout, p, S_IN_ANY, &rank->memory));
-        TRY(memory_of(job, layout, p, S_IN_F32, &rank->least));
+        size_t spilled;
+        TRY(memory_of(job, layout, p, S_IN_ANY, &rank->memory, NULL));
+        TRY(memory_of(job, layout, p, S_IN_F32, &rank->least, NULL));
+        TRY(forecast_spilled(job, layout, p, &spilled));
+        rank->spilled_bytes = (int64_t)spilled;
         for (int64_t i = 0; i < forecast->layout.n_waves; i++)
             add_wave(forecast, p, i, rank);
         forecast->result_bytes += rank->write_bytes;
@@ -295,7 +307,7 @@ int forecast_memory(const struct forecast_job *job, const struct layout *layout,
 {
     int err = OK;
     for (int p = 0; p < layout->stages * layout->replicas; p++)
-        TRY(memory_of(job, layout, p, S_IN_ANY, &needs[p]));
+        TRY(memory_of(job, layout, p, S_IN_ANY, &needs[p], NULL));
 out:
     return err;
 }

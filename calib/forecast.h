@@ -33,7 +33,8 @@
  * one behind another: its time in a wave is the slowest stage's for all super-blocks and the other stages' for one, to fill and
  * drain them, a super-block taking as long as its computing or its journey, whichever is longer. And the disk works beside the
  * rest: a wave's weights are read while the one before computes, its layers brought to disk while the one after does
- * (calib/prefetch.h, calib/write.h); what is longer than that counts.
+ * (calib/prefetch.h, calib/write.h); what is longer than that counts. What spilling costs isn't estimated: pages of a file stay in memory
+ * as long as nobody else needs it.
  */
 #ifndef GLOWQ_CALIB_FORECAST_H
 #define GLOWQ_CALIB_FORECAST_H
@@ -76,16 +77,18 @@ struct forecast_job {
     enum dtype stored;              /* dtype of the matrices */
 };
 
-/* Ranks, as stages x replicas, and waves. */
+/* Ranks, as stages x replicas, and waves; how they make do with their memory. */
 struct layout {
     int stages, replicas;
     int64_t n_waves;             /* 0: grid_default_waves */
     enum expert_traffic traffic; /* in layers with experts; SEND_AUTO: as options say, where they don't what is less */
+    int spills;                  /* second moments aren't held in the device's memory */
 };
 
 /* What one rank needs and does. */
 struct forecast_rank {
     struct memory_needs memory, least;    /* with a massive channel in every group's input; without any */
+    int64_t spilled_bytes;                /* outside it at most, where the layout spills */
     int64_t read_bytes, stats_read_bytes; /* of the former: statistics */
     int64_t write_bytes;
     struct traffic traffic[N_STAGES];   /* with its stage's ranks, */
@@ -126,6 +129,8 @@ int forecast_create(const struct forecast_job *job, const struct layout *layout,
 void forecast_free(struct forecast *forecast); /* accepts a zeroed one */
 /* The ranks' memory alone, needs[stages replicas]: all that the search for the fewest ranks looks at. */
 int forecast_memory(const struct forecast_job *job, const struct layout *layout, struct memory_needs *needs);
+/* Bytes that one of them has outside it at most, spilling second moments: what calibrate asks the disk or the host for. */
+int forecast_spilled(const struct forecast_job *job, const struct layout *layout, int rank, size_t *bytes);
 
 /* What travels between a stage's ranks in layers with experts: SEND_WEIGHTS or SEND_TOKENS. */
 enum expert_traffic forecast_expert_traffic(const struct forecast_job *job, const struct layout *layout);

@@ -30,7 +30,9 @@ static const struct option_spec table[] = {
     OPT_INT("ranks", 'N', "N", "0", 0, 4096, "ranks to plan for; 0: those of --grid, or the fewest that fit"),
     OPT_INT("max-ranks", 0, "N", "64", 1, 4096, "most to look at when looking for the fewest"),
     OPT_REAL("gpu-memory", 0, "0", 0, 1e6, "GiB of a GPU, each rank having one; 0: ranks compute on CPUs"),
-    OPT_REAL("memory", 0, "0", 0, 1e9, "GiB of a machine without GPUs; 0: what this one has free, for all ranks"),
+    OPT_REAL("host-memory", 0, "0", 0, 1e9,
+             "GiB of a machine, for its ranks that compute on CPUs, or with --gpu-memory for what GPUs spill to it; 0: "
+             "what this one has free, for all ranks; with --gpu-memory: nobody knows"),
     OPT_INT("ranks-per-host", 0, "N", "1", 1, 1024, "ranks that share a machine"),
     OPT_INT(
         "steps", 0, "N", "0", 0, 64,
@@ -48,6 +50,7 @@ static const struct option_spec table[] = {
     OPT_HEADING("Result:"),
     OPT_STRING("sbatch", 0, "FILE", "write a batch file for Slurm"),
     OPTIONS_COMPUTE,
+    OPTIONS_MEMORY,
     OPT_END,
 };
 
@@ -67,8 +70,8 @@ static int check_serve(struct options *o)
 {
     static const char *const serving[] = {"max-sequences", "max-batch-tokens", "max-length", "kv-tokens",
                                           "memory-fraction"};
-    static const char *const calibrating[] = {"grid",    "waves",   "stats",  "text",
-                                              "samples", "seq-len", "sbatch", "profile"};
+    static const char *const calibrating[] = {"grid",    "waves",  "stats",   "text",   "samples",
+                                              "seq-len", "sbatch", "profile", "memory", "scratch"};
     for (size_t i = 0; !options_flag(o, "serve") && i < sizeof serving / sizeof serving[0]; i++)
         if (options_find(o, serving[i])->origin == ORIGIN_FLAG)
             return options_refuse(o, "--%s goes with --serve", serving[i]);
@@ -88,15 +91,13 @@ static int check(struct options *o)
     int stages, replicas;
     const char *grid = options_string(o, "grid");
     const int64_t ranks = options_int(o, "ranks");
-    if (grid_check(o) != OK || check_solve(o) != OK || check_serve(o) != OK)
+    if (grid_check(o) != OK || check_solve(o) != OK || check_serve(o) != OK || memory_option_check(o) != OK)
         return ERR_ARG;
     if (grid && ranks > 0 && grid_parse(grid, &stages, &replicas) == OK && (int64_t)stages * replicas != ranks)
         return options_refuse(o, "--grid %s is for %lld ranks, not --ranks %lld", grid, (long long)stages * replicas,
                               (long long)ranks);
     if (options_string(o, "measure") && options_string(o, "profile"))
         return options_refuse(o, "--measure and --profile: give one of them");
-    if (options_real(o, "gpu-memory") > 0 && options_real(o, "memory") > 0)
-        return options_refuse(o, "--gpu-memory and --memory: give one of them");
     if (options_int(o, "ranks") > 0 && options_find(o, "max-ranks")->origin == ORIGIN_FLAG)
         return options_refuse(o, "--max-ranks goes without --ranks");
     return only_measures(o) ? OK : source_check(o);
@@ -129,18 +130,26 @@ static int find_room(const struct options *o, struct backend *be, struct room *r
 {
     int err = OK;
     const int per_host = (int)options_int(o, "ranks-per-host");
-    const double gpu = options_real(o, "gpu-memory"), host = options_real(o, "memory");
+    const double gpu = options_real(o, "gpu-memory"), host = options_real(o, "host-memory");
     size_t total;
     *room = (struct room){.per_host = per_host, .what = "a host of"};
     if (gpu > 0) {
-        *room = (struct room){
-            .bytes = (size_t)(gpu * gibi), .per_host = 1, .is_gpu = 1, .gpus_per_host = per_host, .what = "a GPU of"};
+        *room = (struct room){.bytes = (size_t)(gpu * gibi),
+                              .per_host = 1,
+                              .is_gpu = 1,
+                              .gpus_per_host = per_host,
+                              .spills_to_host = 1,
+                              .host_bytes = (size_t)(host * gibi),
+                              .what = "a GPU of"};
     } else if (host > 0) {
         room->bytes = (size_t)(host * gibi);
     } else {
         TRY(be->ops->memory(be, &room->bytes, &total));
         room->per_host = INT_MAX;
         room->what = be->host_memory ? "this machine has free" : "this GPU has free";
+        room->spills_to_host = strncmp(be->name, "cuda", 4) == 0; /* as calib/job.c has it */
+        if (room->spills_to_host)
+            TRY(backend_host_memory(&room->host_bytes, &total));
     }
 out:
     return err;
@@ -215,6 +224,7 @@ static int plan_one(const struct options *o, struct backend *be, const struct pr
     struct forecast_job job = {
         .options = &c, .config = &config, .weights = &weights, .be = &planned, .steps = expected_steps(o, &c.solve)};
     grid_options(o, &c);
+    memory_options(o, &c);
     const char *stats = options_string(o, "stats");
     c.keep_stats = stats && strcmp(stats, "keep") == 0;
     if (stats && !c.keep_stats) { /* as open_stats of calib/job.c has it */
@@ -262,8 +272,9 @@ const struct command command_plan = {
     .summary = "say what a calibration, or serving, will take: memory, network, disk, time, ranks",
     .about =
         "Plans a calibration from a model's shapes alone: what each rank needs of its memory (the figures by which "
-        "calibrate refuses what doesn't fit), what it reads, sends and writes, the fewest ranks that fit, and, given "
-        "how fast the machine is, how long each stage takes. Compares all grids of the ranks unless --grid names one, "
+        "calibrate spills second moments, and refuses what doesn't fit), what it reads, sends and writes, the fewest "
+        "ranks that fit, and, given how fast the machine is, how long each stage takes. Compares all grids of the "
+        "ranks unless --grid names one, "
         "and recommends the fastest. Takes calibrate's own options.",
     .examples = "Examples:\n"
                 "  glowq plan --model llama --gpu-memory 80                 the fewest GPUs of 80 GiB, and a command\n"
@@ -272,7 +283,8 @@ const struct command command_plan = {
                 "  glowq plan -m llama --grid 2x4 --waves 10 --gpu-memory 80 --profile machine.json\n"
                 "  glowq plan -m llama --stats llama.glowq --rank 128        what `glowq solve` will take\n"
                 "  glowq plan -m llama --serve --gpu-memory 80 --max-length 8192\n"
-                "  glowq plan --synthetic examples/shapes/llama-3-70b.json --memory 256 --json\n",
+                "  glowq plan --synthetic examples/shapes/llama-3-70b.json --host-memory 256\n"
+                "  glowq plan -m llama --host-memory 64 --memory 6G --scratch /scratch --json\n",
     .options = table,
     .check = check,
     .run = run,

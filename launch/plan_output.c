@@ -17,8 +17,8 @@ const double *plan_rates(const struct answer *a)
     return a->profile->rate;
 }
 
-const char *const plan_own_options[] = {"ranks",   "max-ranks", "gpu-memory", "memory", "ranks-per-host", "steps",
-                                        "profile", "measure",   "network",    "sbatch", "json",           NULL};
+const char *const plan_own_options[] = {"ranks",   "max-ranks", "gpu-memory", "host-memory", "ranks-per-host", "steps",
+                                        "profile", "measure",   "network",    "sbatch",      "json",           NULL};
 
 const char *plan_command_name(const struct answer *a)
 {
@@ -68,6 +68,24 @@ static void print_memory(const struct forecast *plan)
     out_print("  %-20s %10.2f %s; %.2f where no input has a massive channel\n", "together",
               (double)memory_total(needs) / unit, is_small ? "MiB" : "GiB",
               (double)memory_total(&plan->rank[most].least) / unit);
+}
+
+/* What doesn't fit beside that, and where it goes. */
+static void print_spilled(const struct answer *a)
+{
+    char each[32], all[32];
+    int64_t most;
+    format_bytes(plan_spilled(a->plan, &most), all, sizeof all);
+    format_bytes(most, each, sizeof each);
+    if (!a->plan->layout.spills)
+        return;
+    out_print("spilled         second moments of up to %s a rank go to ", each);
+    if (a->room->spills_to_host)
+        out_print("the host's memory");
+    else
+        out_print("disk, in %s",
+                  a->job->options->scratch ? a->job->options->scratch : "the result's folder (--scratch)");
+    out_print(", %s in all%s\n", all, plan_rates(a) ? "; times don't count that" : "");
 }
 
 static void print_ranks(const struct forecast *plan)
@@ -144,7 +162,10 @@ static void print_grids(const struct grids *grids)
             out_print(" %10.1f s", row->seconds);
         else
             out_print(" %12s", "");
-        out_print("%s\n", i == grids->best ? "  planned below" : row->fits ? "" : "  doesn't fit");
+        out_print("%s\n", i == grids->best     ? "  planned below"
+                          : !row->fits         ? "  doesn't fit"
+                          : row->layout.spills ? "  spills"
+                                               : "");
     }
 }
 
@@ -153,12 +174,15 @@ void plan_print(const struct answer *a)
     const struct calibrate_options *c = a->job->options;
     const struct model_config *config = a->job->config;
     const int n = a->plan->n_ranks;
-    char result[32], room[32], hidden[32], stats[32];
+    char result[32], room[32], hidden[32], stats[32], allowed[32], spilled[32];
+    int64_t most;
     char *command = command_of(a);
     format_bytes(a->plan->result_bytes, result, sizeof result);
     format_bytes((int64_t)a->room->bytes, room, sizeof room);
     format_bytes(a->plan->hidden_bytes, hidden, sizeof hidden);
     format_bytes(a->plan->stats_bytes, stats, sizeof stats);
+    format_bytes((int64_t)c->memory, allowed, sizeof allowed);
+    format_bytes(plan_spilled(a->plan, &most), spilled, sizeof spilled);
     out_print("model           %s: %s, %lld layers\n", source_name(a->options), config->family,
               (long long)config->n_layers);
     if (c->stats)
@@ -170,19 +194,26 @@ void plan_print(const struct answer *a)
         out_print(" (experts %lld and %lld)", (long long)a->job->settings.gate_up_rank,
                   (long long)a->job->settings.down_rank);
     out_print(", %d solver steps\n", a->job->steps);
-    out_print("ranks           %d, as %dx%d; %d rank%s would fit: %s %s\n", n, a->plan->layout.stages,
-              a->plan->layout.replicas, a->grids->fewest, a->grids->fewest == 1 ? "" : "s", a->room->what, room);
+    out_print("ranks           %d, as %dx%d; %d rank%s would fit%s: %s %s", n, a->plan->layout.stages,
+              a->plan->layout.replicas, a->grids->fewest, a->grids->fewest == 1 ? "" : "s",
+              a->grids->fewest_spills ? " if second moments are spilled" : "", a->room->what, room);
+    if (c->memory > 0)
+        out_print(", a rank may take %s", allowed);
+    out_print("\n");
     if (config->n_experts > 0 && !c->stats && a->plan->layout.replicas > 1)
         out_print("experts         %s\n", a->plan->layout.traffic == SEND_TOKENS
                                               ? "tokens travel to them: about as many bytes as below, by the router"
                                               : "their weights travel to the tokens");
     print_grids(a->grids);
     print_memory(a->plan);
+    print_spilled(a);
     print_ranks(a->plan);
     print_stages(a);
     out_print("disk            %s of result", result);
     if (c->keep_stats)
         out_print(", %s of statistics", stats);
+    if (a->plan->layout.spills && !a->room->spills_to_host)
+        out_print(", %s of second moments while it runs", spilled);
     if (!c->stats)
         out_print("; beside it until it is finished at most %s of hidden states (--hidden-every)", hidden);
     if (!c->stats && !c->keep_stats)
@@ -204,11 +235,12 @@ static json_t *rank_json(const struct forecast *plan, int p)
         json_object_set_new(stages, stage_name((enum stage)i),
                             json_pack("{s:I, s:I}", "sent", (json_int_t)forecast_stage_sent(plan, p, (enum stage)i),
                                       "received", (json_int_t)forecast_stage_received(plan, p, (enum stage)i)));
-    return json_pack("{s:i, s:I, s:o, s:I, s:I, s:I, s:{s:I, s:I, s:o}}", "rank", p, "memory_bytes",
+    return json_pack("{s:i, s:I, s:o, s:I, s:I, s:I, s:I, s:{s:I, s:I, s:o}}", "rank", p, "memory_bytes",
                      (json_int_t)memory_total(&r->memory), "memory", items, "memory_f32_bytes",
-                     (json_int_t)memory_total(&r->least), "read_bytes", (json_int_t)r->read_bytes, "write_bytes",
-                     (json_int_t)r->write_bytes, "network", "sent_bytes", (json_int_t)forecast_sent(plan, p),
-                     "received_bytes", (json_int_t)forecast_received(plan, p), "stages", stages);
+                     (json_int_t)memory_total(&r->least), "spilled_bytes", (json_int_t)r->spilled_bytes, "read_bytes",
+                     (json_int_t)r->read_bytes, "write_bytes", (json_int_t)r->write_bytes, "network", "sent_bytes",
+                     (json_int_t)forecast_sent(plan, p), "received_bytes", (json_int_t)forecast_received(plan, p),
+                     "stages", stages);
 }
 
 static json_t *grids_json(const struct grids *grids)
@@ -218,10 +250,11 @@ static json_t *grids_json(const struct grids *grids)
     for (int i = 0; i < grids->n; i++) {
         const struct grid_row *row = &grids->row[i];
         snprintf(name, sizeof name, "%dx%d", row->layout.stages, row->layout.replicas);
-        json_array_append_new(list, json_pack("{s:s, s:I, s:b, s:I, s:I, s:o}", "grid", name, "waves",
-                                              (json_int_t)row->layout.n_waves, "fits", row->fits, "memory_bytes",
-                                              (json_int_t)row->memory, "network_bytes", (json_int_t)row->network,
-                                              "seconds", row->seconds >= 0 ? json_number(row->seconds) : json_null()));
+        json_array_append_new(list, json_pack("{s:s, s:I, s:b, s:b, s:I, s:I, s:o}", "grid", name, "waves",
+                                              (json_int_t)row->layout.n_waves, "fits", row->fits, "spills",
+                                              row->layout.spills, "memory_bytes", (json_int_t)row->memory,
+                                              "network_bytes", (json_int_t)row->network, "seconds",
+                                              row->seconds >= 0 ? json_number(row->seconds) : json_null()));
     }
     return list;
 }
@@ -247,7 +280,8 @@ int plan_print_json(const struct answer *a)
     const struct calibrate_options *c = a->job->options;
     json_t *ranks = json_array();
     char *command = command_of(a);
-    int64_t reads = 0;
+    int64_t reads = 0, most;
+    const int64_t spilled = plan_spilled(plan, &most);
     for (int p = 0; p < plan->n_ranks; p++) {
         json_array_append_new(ranks, rank_json(plan, p));
         reads += plan->rank[p].read_bytes;
@@ -262,9 +296,15 @@ int plan_print_json(const struct answer *a)
                   (json_int_t)(a->job->corpus.n_sequences * a->job->corpus.seq_len), "steps", a->job->steps,
                   "read_bytes", (json_int_t)reads, "result_bytes", (json_int_t)plan->result_bytes, "hidden_bytes",
                   (json_int_t)plan->hidden_bytes, "stats_bytes", (json_int_t)plan->stats_bytes, "disk_bytes",
-                  (json_int_t)(plan->result_bytes + plan->hidden_bytes + (c->keep_stats ? plan->stats_bytes : 0)),
+                  (json_int_t)(plan->result_bytes + plan->hidden_bytes + (c->keep_stats ? plan->stats_bytes : 0) +
+                               (a->room->spills_to_host ? 0 : spilled)),
                   "memory_bytes", (json_int_t)memory_total(&plan->rank[plan_neediest(plan)].memory), "ranks", ranks,
                   "seconds", times_json(a), "command", command ? command : "");
+    json_object_set_new(json, "fewest_spills", json_boolean(a->grids->fewest_spills));
+    json_object_set_new(json, "allowed_bytes", c->memory > 0 ? json_integer((json_int_t)c->memory) : json_null());
+    json_object_set_new(json, "spilled_bytes", json_integer((json_int_t)spilled));
+    if (plan->layout.spills)
+        json_object_set_new(json, "spilled_to", json_string(a->room->spills_to_host ? "host memory" : "disk"));
     if (a->job->config->n_experts > 0 && !c->stats)
         json_object_set_new(json, "expert_traffic", json_string(expert_traffic_name(plan->layout.traffic)));
     free(command);

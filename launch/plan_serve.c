@@ -196,10 +196,10 @@ static double requests_of(const struct served *s, const struct row *row)
 /* "mpirun -n 2 glowq serve --model DIR": what calibrate makes isn't there yet. */
 static void print_command(const struct served *s, int format, const struct row *row)
 {
-    static const char *const leave[] = {"ranks",  "max-ranks", "gpu-memory", "memory",       "ranks-per-host",
-                                        "serve",  "json",      "model",      "bits",         "group-size",
-                                        "rank",   "sharing",   "synthetic",  "factor-dtype", "expert-rank",
-                                        "layers", NULL};
+    static const char *const leave[] = {
+        "ranks",  "max-ranks",  "gpu-memory", "host-memory", "ranks-per-host", "serve",        "json",        "model",
+        "bits",   "group-size", "rank",       "sharing",     "synthetic",      "factor-dtype", "expert-rank", "layers",
+        "memory", "scratch",    NULL};
     char *words = calibration_command(s->options, "serve", leave);
     const char *model = options_string(s->options, "model");
     out_print("run             ");

@@ -131,7 +131,7 @@ static void check_shape(const char *shape, int64_t layers, enum expert_traffic t
     const int64_t matrices = matrices_bytes(&f.config), embedding = f.config.vocab_size * f.config.d_model * 2;
     for (int n = 1; n <= 12; n += n < 4 ? 1 : 4) {
         int64_t reads = 0, sent = 0, received = 0;
-        assert_int_equal(forecast_create(&f.job, &(struct layout){1, n, 0, SEND_AUTO}, &plan), OK);
+        assert_int_equal(forecast_create(&f.job, &(struct layout){1, n, 0, SEND_AUTO, 0}, &plan), OK);
         for (int p = 0; p < n; p++) {
             struct memory_needs needs[12];
             struct comm place = {.rank = p, .size = n, .be = &backend};
@@ -149,7 +149,7 @@ static void check_shape(const char *shape, int64_t layers, enum expert_traffic t
                                               .stored = DT_BF16};
             assert_int_equal(calibrate_memory(&memory, &(struct metric_cases){.any = S_IN_ANY}, &needs[0]), OK);
             assert_int_equal(memory_total(&needs[0]), memory_total(&plan.rank[p].memory));
-            assert_int_equal(forecast_memory(&f.job, &(struct layout){1, n, 0, SEND_AUTO}, needs), OK);
+            assert_int_equal(forecast_memory(&f.job, &(struct layout){1, n, 0, SEND_AUTO, 0}, needs), OK);
             assert_int_equal(memory_total(&needs[p]), memory_total(&plan.rank[p].memory));
         }
         /* matrices once in all; embedding once a rank with tokens, and with the head once more for the result */
@@ -174,9 +174,9 @@ static void test_grids(void **state)
     struct fixture f;
     struct forecast plan;
     int64_t result = 0;
-    static const struct layout layouts[] = {{1, 1, 0, SEND_AUTO},    {2, 1, 0, SEND_AUTO}, {2, 2, 0, SEND_TOKENS},
-                                            {2, 2, 1, SEND_WEIGHTS}, {4, 1, 0, SEND_AUTO}, {3, 2, 2, SEND_WEIGHTS},
-                                            {6, 1, 1, SEND_TOKENS}};
+    static const struct layout layouts[] = {
+        {1, 1, 0, SEND_AUTO, 0}, {2, 1, 0, SEND_AUTO, 0},    {2, 2, 0, SEND_TOKENS, 0}, {2, 2, 1, SEND_WEIGHTS, 0},
+        {4, 1, 0, SEND_AUTO, 0}, {3, 2, 2, SEND_WEIGHTS, 0}, {6, 1, 1, SEND_TOKENS, 0}};
     fixture_open("qwen1.5-moe-a2.7b", 6, &f);
     const int64_t matrices = matrices_bytes(&f.config), embedding = f.config.vocab_size * f.config.d_model * 2;
     const int64_t tokens = f.job.corpus.n_sequences * f.job.corpus.seq_len;
@@ -215,8 +215,8 @@ static void test_pipeline(void **state)
     for (int i = 0; i < N_RATES; i++)
         rate[i] = i == RATE_NETWORK ? 1e30 : 1e9;
     fixture_open("llama-2-70b", 8, &f);
-    assert_int_equal(forecast_create(&f.job, &(struct layout){1, 1, 0, SEND_AUTO}, &one), OK);
-    assert_int_equal(forecast_create(&f.job, &(struct layout){4, 1, 0, SEND_AUTO}, &four), OK);
+    assert_int_equal(forecast_create(&f.job, &(struct layout){1, 1, 0, SEND_AUTO, 0}, &one), OK);
+    assert_int_equal(forecast_create(&f.job, &(struct layout){4, 1, 0, SEND_AUTO, 0}, &four), OK);
     const double alone = forecast_stage_s(&one, STAGE_FORWARD, rate), n = (double)f.job.corpus.n_blocks;
     const double expected = alone / 4 * (n + 3) / n, together = forecast_stage_s(&four, STAGE_FORWARD, rate);
     assert_true(together > expected * (1 - 1e-9) && together < expected * (1 + 1e-9));
@@ -346,12 +346,58 @@ static void test_experts_stay(void **state)
         const int64_t d = f.config.d_model, w = f.config.d_expert, e = f.config.n_experts;
         for (int i = 0; i < 2; i++) {
             f.options.expert_traffic = i == 0 ? SEND_WEIGHTS : SEND_TOKENS;
-            assert_int_equal(forecast_memory(&f.job, &(struct layout){1, 4, 0, SEND_AUTO}, needs[i]), OK);
+            assert_int_equal(forecast_memory(&f.job, &(struct layout){1, 4, 0, SEND_AUTO, 0}, needs[i]), OK);
         }
         const double saved = (double)(e - e / 4) * ((double)(3 * d * w * 2) + (double)(w * (w + 1) / 2 * 8));
         for (int p = 0; p < 4; p++) { /* of the forward pass; what needs most is another stage then */
             const double less = (double)memory_total(&needs[0][p]) - (double)memory_total(&needs[1][p]);
             assert_true(less > 0.9 * saved && less <= saved);
+        }
+        weights_close(&f.weights);
+    }
+}
+
+/* Spilled, a rank needs no more memory than its second moments less, of which it is told how many there are: the figures that calibrate
+ * spills by. One rank has all of a layer's triangles, 8 bytes a number. */
+static void test_spilled(void **state)
+{
+    (void)state;
+    static const char *const shapes[] = {"llama-2-70b", "qwen3-30b-a3b"};
+    for (size_t k = 0; k < 2; k++) {
+        struct fixture f;
+        struct forecast whole, spilled;
+        fixture_open(shapes[k], 2, &f);
+        f.options.expert_traffic = SEND_WEIGHTS;
+        for (int n = 1; n <= 3; n++) {
+            assert_int_equal(forecast_create(&f.job, &(struct layout){1, n, 0, SEND_AUTO, 0}, &whole), OK);
+            assert_int_equal(forecast_create(&f.job, &(struct layout){1, n, 0, SEND_AUTO, 1}, &spilled), OK);
+            for (int p = 0; p < n; p++) {
+                struct comm place = {.rank = p, .size = n, .be = &backend};
+                struct memory_needs needs;
+                size_t bytes;
+                const struct memory_job memory = {.comm = &place,
+                                                  .grid = {1, n, 0, p},
+                                                  .n_waves = f.config.n_layers,
+                                                  .options = &f.options,
+                                                  .config = &f.config,
+                                                  .settings = &f.job.settings,
+                                                  .corpus = &f.job.corpus,
+                                                  .stored = DT_BF16,
+                                                  .spills = 1};
+                assert_int_equal(calibrate_memory(&memory, &(struct metric_cases){.any = S_IN_ANY}, &needs), OK);
+                assert_int_equal(calibrate_spilled(&memory, &bytes), OK);
+                const int64_t had = (int64_t)memory_total(&whole.rank[p].memory);
+                const int64_t has = (int64_t)memory_total(&spilled.rank[p].memory);
+                assert_int_equal(has, memory_total(&needs));
+                assert_int_equal(spilled.rank[p].spilled_bytes, bytes);
+                assert_int_equal(whole.rank[p].spilled_bytes, 0);
+                assert_true(has < had && had <= has + (int64_t)bytes);
+            }
+            if (n == 1 && k == 0)
+                assert_int_equal(spilled.rank[0].spilled_bytes, 8LL * (3 * (8192LL * 8193 / 2) + 28672LL * 28673 / 2));
+            assert_int_equal(whole.result_bytes, spilled.result_bytes);
+            forecast_free(&whole);
+            forecast_free(&spilled);
         }
         weights_close(&f.weights);
     }
@@ -370,7 +416,7 @@ static void test_linear(void **state)
     }
     for (int i = 0; i < 3; i++) {
         fixture_open("llama-2-70b", 4 * (i + 1), &f); /* on four ranks all have written as often */
-        assert_int_equal(forecast_create(&f.job, &(struct layout){1, 4, 0, SEND_AUTO}, &plan[i]), OK);
+        assert_int_equal(forecast_create(&f.job, &(struct layout){1, 4, 0, SEND_AUTO, 0}, &plan[i]), OK);
         weights_close(&f.weights);
     }
     for (int s = 0; s < N_STAGES; s++) {
@@ -408,7 +454,7 @@ int main(void)
         cmocka_unit_test(test_less_is_chosen), cmocka_unit_test(test_experts_stay),
         cmocka_unit_test(test_experts),        cmocka_unit_test(test_linear),
         cmocka_unit_test(test_refused),        cmocka_unit_test(test_grids),
-        cmocka_unit_test(test_pipeline),
+        cmocka_unit_test(test_pipeline),       cmocka_unit_test(test_spilled),
     };
     if (backend_open(&backend, "cpu", 1) != OK)
         return 1;

@@ -50,9 +50,29 @@ both() { # RANKS MODEL options
     set -- --model "$EXAMPLES/$model" --samples 8 --seq-len 512 --max-steps 1 "$@"
     rm -rf out.glowq
     expect 0 energy ranks "$n" calibrate "$@" --text "$EXAMPLES/texts/calibration.txt" --out out.glowq
+    cp err told
     expect 0 n_ranks alone plan "$@" --ranks "$n" --json
     mv out plan.json
     compare "$model on $n, $*"
+}
+# The same with a hundredth less memory than a rank needs: second moments are spilled, as many bytes as calibrate says.
+spilled() { # RANKS MODEL options
+    n=$1 model=$2; shift 2
+    set -- --rank 8 "$@"
+    expect 0 n_ranks alone plan --model "$EXAMPLES/$model" --samples 8 --seq-len 512 --max-steps 1 "$@" --ranks "$n" --memory 100G --json
+    same "$(field spilled_bytes)" 0 "bytes spilled with 100 GiB"
+    memory=$(field memory_bytes | python3 -c 'print("%dK" % (int(input()) * 0.99 / 1024))')
+    both "$n" "$model" "$@" --memory "$memory" --scratch .
+    python3 - plan.json told "$memory" <<'END' || fail "a plan that spills on $n: $(why told)"
+import json, sys
+plan, told, memory = json.load(open(sys.argv[1])), open(sys.argv[2]).read(), int(sys.argv[3][:-1]) * 1024
+ranks = [p["spilled_bytes"] for p in plan["ranks"]]
+assert plan["allowed_bytes"] == memory >= plan["memory_bytes"], plan
+assert plan["spilled_to"] == "disk" and min(ranks) > 0 and plan["spilled_bytes"] == sum(ranks), plan
+assert plan["disk_bytes"] == plan["result_bytes"] + plan["hidden_bytes"] + sum(ranks), plan
+assert "--memory %s --scratch ." % sys.argv[3] in plan["command"], plan["command"]
+assert "up to %.1f MB of each rank go to ." % (ranks[0] / 1e6) in told, told
+END
 }
 # The same of `glowq solve`, from statistics that one rank kept; on any grid.
 solved() { # RANKS MODEL options
@@ -76,6 +96,7 @@ dense)
     both 2 dense --grid 2x1
     both 4 dense --grid 2x2 --waves 2
     both 3 dense --grid 3x1 --waves 1
+    for n in 1 2; do spilled $n dense --grid 1x$n --waves 1; done
     solved 1 dense
     solved 3 dense --bits 3
     finish ;;
@@ -136,13 +157,13 @@ expect 0 "as 2x4" alone plan $eight
 expect 0 "as 4x2" alone plan $eight --grid 4x2
 expect 0 "4x2 --waves 10" alone plan --synthetic "$LLAMA" --gpu-memory 80 --grid 4x2 --waves 10
 expect 4 "rank 0 of 8 as 8x1 needs" alone plan $eight --gpu-memory 15 --grid 8x1
-expect 4 "try more --waves, or 9 ranks" alone plan $eight --samples 128 --grid 8x1 --waves 1
+expect 4 "try more --waves, or 17 ranks" alone plan $eight --samples 128 --grid 8x1 --waves 1 --gpu-memory 40
 expect 2 "--grid 4x2 is for 8 ranks, not --ranks 4" alone plan --synthetic "$LLAMA" --grid 4x2 --ranks 4
 expect 2 "--grid \"4by2\"" alone plan --synthetic "$LLAMA" --grid 4by2
 
 # ---- the fewest ranks: hidden states are what ranks share
 many="--model $EXAMPLES/dense --samples 2000 --seq-len 512"
-expect 0 "\"n_ranks\": 1" alone plan $many --memory 4 --json
+expect 0 "\"n_ranks\": 1" alone plan $many --host-memory 4 --json
 expect 0 "\"n_ranks\": 4" alone plan $many --gpu-memory 0.45 --json
 same "$(field fewest_ranks)" 4 "the fewest ranks"
 python3 -c 'import json; j = json.load(open("out")); assert j["memory_bytes"] <= j["room_bytes"] == int(0.45 * 2**30), j' || fail "four ranks fit"
@@ -150,19 +171,47 @@ expect 4 "try 4 ranks" alone plan $many --gpu-memory 0.45 --ranks 3
 expect 0 "\"n_ranks\": 6" alone plan $many --gpu-memory 0.45 --ranks 6 --json
 same "$(field fewest_ranks)" 4 "the fewest ranks beside the asked ones"
 # Two ranks a host have its memory together.
-expect 4 "2 ranks together" alone plan $many --memory 0.45 --ranks 2 --ranks-per-host 2
+expect 4 "2 ranks together" alone plan $many --host-memory 0.45 --ranks 2 --ranks-per-host 2
 expect 4 "up to 64 ranks none fits" alone plan $many --gpu-memory 0.01
+
+# ---- what fits if second moments are spilled
+expect 0 "a rank go to the host's memory" alone plan $eight --samples 128 --grid 8x1 --waves 1
+for word in "9 ranks would fit:" "40.9 GB a rank" "38.3 GB of result; beside"; do
+    grep -qF -e "$word" out || fail "a plan that spills to the hosts lacks \"$word\""
+done
+# 10 layers of 3 groups of 8192 and one of 28672 a rank, 4 ranks a host
+expect 0 n_ranks alone plan $eight --samples 128 --grid 8x1 --waves 1 --host-memory 153 --json
+python3 - out <<'END' || fail "bytes spilled to hosts"
+import json, sys
+j = json.load(open(sys.argv[1]))
+assert all(p["spilled_bytes"] == 10 * 8 * (3 * 8192 * 8193 // 2 + 28672 * 28673 // 2) for p in j["ranks"]), j
+assert j["spilled_to"] == "host memory" and j["disk_bytes"] == j["result_bytes"] + j["hidden_bytes"] and not j["fewest_spills"], j
+END
+expect 4 "152.51 GiB, don't fit in its own 152.00 GiB" alone plan $eight --samples 128 --grid 8x1 --waves 1 --host-memory 152
+# One that needn't is taken before one that must, whatever its time; ranks before spilling, unless no number of them does.
+expect 0 "as 1x8" alone plan $eight --gpu-memory 10 --profile "$PROFILE"
+grep -q "^ *2x4 .*  spills" out || fail "a grid that spills: $(grep 2x4 out)"
+expect 0 "3 ranks would fit if second moments are spilled" alone plan --synthetic "$LLAMA" --gpu-memory 9 --ranks-per-host 4
+# --memory is what each rank may take, of whatever there is; the command says it too.
+expect 0 "disk, in /scratch dir" alone plan --synthetic "$LLAMA" --host-memory 80 --ranks 8 --memory 3500M --scratch "/scratch dir"
+for word in "a rank may take 3.7 GB" "of second moments while it runs" "--memory 3500M --scratch '/scratch dir' --grid"; do
+    grep -qF -e "$word" out || fail "a plan that spills to disk lacks \"$word\""
+done
+expect 4 "--memory allows 3.00 GiB: try 16 ranks" alone plan --synthetic "$LLAMA" --host-memory 80 --ranks 8 --memory 3
+expect 4 "a host of 2.00 GiB" alone plan --synthetic "$LLAMA" --host-memory 2 --ranks 8 --memory 80G
 
 # ---- experts: what is less travels, unless it doesn't fit
 qwen="--synthetic $EXAMPLES/shapes/qwen3-30b-a3b.json --layers 1 --ranks 2 --grid 1x2 --seq-len 1000"
-expect 0 "their weights travel to the tokens" alone plan $qwen --samples 40 --memory 64
-expect 0 "tokens travel to them" alone plan $qwen --samples 32 --memory 64
-expect 0 "memory_bytes" alone plan $qwen --samples 40 --memory 64 --json
+expect 0 "their weights travel to the tokens" alone plan $qwen --samples 40 --host-memory 64
+expect 0 "tokens travel to them" alone plan $qwen --samples 32 --host-memory 64
+expect 0 "memory_bytes" alone plan $qwen --samples 40 --host-memory 64 --json
 same "$(field expert_traffic)" weights "what is less of 40 thousand tokens"
 whole=$(field memory_bytes)
 tight=$(python3 -c "print(($whole - 2**28) / 2**30)") # a quarter of a GiB less than weights at hand would take
-expect 0 "tokens travel to them" alone plan $qwen --samples 40 --gpu-memory 0 --memory "$tight"
-expect 4 needs alone plan $qwen --samples 40 --memory "$tight" --expert-traffic weights
+expect 0 "tokens travel to them" alone plan $qwen --samples 40 --gpu-memory 0 --host-memory "$tight"
+expect 0 "second moments of up to" alone plan $qwen --samples 40 --host-memory "$tight" --expert-traffic weights
+expect 0 "tokens travel to them" alone plan $qwen --samples 40 --host-memory 64 --memory "$tight"
+expect 4 needs alone plan $qwen --samples 40 --host-memory 0.5 --expert-traffic weights
 
 # ---- calibrate and plan refuse the same, with the same figures
 big="--synthetic $EXAMPLES/shapes/llama-3.1-405b.json --layers 1 --samples 800 --seq-len 8192"
@@ -226,14 +275,14 @@ expect 4 "needs" alone bench --synthetic "$LLAMA" --bits 4 --rank 64
 sed -n 's/.*needs [^(]*(\(.*\), KV cache.*/\1/p' err >refused
 same "$(cat planned)" "$(cat refused)" "the weights of a model that is planned and of one that is run"
 expect 4 "room for" alone plan $serve --ranks 2 --max-length 1000000
-expect 0 "KV cache" alone plan --model "$EXAMPLES/dense" --serve --memory 1 --ranks-per-host 2 --ranks 2
+expect 0 "KV cache" alone plan --model "$EXAMPLES/dense" --serve --host-memory 1 --ranks-per-host 2 --ranks 2
 expect 2 "--max-length goes with --serve" alone plan --synthetic "$LLAMA" --max-length 100
 expect 2 "--grid goes without --serve" alone plan --synthetic "$LLAMA" --serve --grid 2x2
 
 # ---- solving from statistics
 expect 2 "--samples goes without --stats" alone plan --model x --stats y --samples 5
-expect 1 "no-such-folder" alone plan --model "$EXAMPLES/dense" --stats no-such-folder --memory 1
-expect 0 '"hidden_bytes"' alone plan --model "$EXAMPLES/dense" --seq-len 512 --memory 1 --stats keep --json
+expect 1 "no-such-folder" alone plan --model "$EXAMPLES/dense" --stats no-such-folder --host-memory 1
+expect 0 '"hidden_bytes"' alone plan --model "$EXAMPLES/dense" --seq-len 512 --host-memory 1 --stats keep --json
 python3 -c 'import json; j = json.load(open("out")); assert j["disk_bytes"] == j["result_bytes"] + j["hidden_bytes"] + j["stats_bytes"] and "--stats keep" in j["command"], j' ||
     fail "what is on the disk"
 
@@ -265,14 +314,17 @@ sed -n '/^set -eu/,$p' job.sbatch | cmp -s - body || fail "the batch file's end 
 printf '#!/bin/sh\nprintf "%%s|" "$@" >told\n' >told.sh && chmod +x told.sh # the program's place: what would it be told?
 GLOWQ=./told.sh LAUNCHER=env sh job.sbatch >/dev/null 2>&1
 same "$(cat told)" "calibrate|--out|a b.glowq|--synthetic|$LLAMA|--bits|3|--grid|2x6|--threads|$GLOWQ_THREADS|" "what the batch file starts"
-expect 0 "of result" alone plan --model "$EXAMPLES/dense" --seq-len 512 --memory 2 --ranks 2 --sbatch cpu.sbatch
+expect 0 "of result" alone plan --model "$EXAMPLES/dense" --seq-len 512 --host-memory 2 --ranks 2 --sbatch cpu.sbatch
 grep -q -e "^.*set --.* --grid 2x1 --text TEXT" cpu.sbatch || fail "no grid in the batch file"
+expect 0 "of result" alone plan --synthetic "$LLAMA" --host-memory 80 --ranks 8 --memory 3500M --scratch /scratch --sbatch spill.sbatch
+grep -q -e "^.*set --.* --memory 3500M --scratch /scratch " spill.sbatch || fail "no memory in the batch file"
 grep -qF -e "--nodes=2 --ntasks=2 --ntasks-per-node=1 --mem=" cpu.sbatch || fail "memory of a host: $(grep SBATCH cpu.sbatch)"
 
 # ---- usage
 expect 2 "missing --model" alone plan
 expect 2 "give one of them" alone plan --measure a.json --profile b.json
-expect 2 "give one of them" alone plan --model x --memory 1 --gpu-memory 1
+expect 2 "--memory \"5Q\": give a size like 5G" alone plan --model x --memory 5Q
+expect 2 "--memory goes without --serve" alone plan --synthetic "$LLAMA" --serve --memory 5G
 expect 2 "goes without --ranks" alone plan --model x --ranks 2 --max-ranks 4
 expect 2 "--seq-len 9000" alone plan --synthetic "$LLAMA" --seq-len 9000
 expect 1 "no-such-folder" alone plan --model no-such-folder
