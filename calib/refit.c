@@ -683,8 +683,7 @@ int refit_experts(struct comm *comm, const struct solve_params *params, const st
     f.p = (struct problem){
         .comm = comm, .be = comm->be, .params = params, .panels = panels, .e = e, .d = moment->d, .metric = &f.metric};
     local = find_parts(&f);
-    local = local ? local : check_sums(&f);
-    TRY(comm_agree(comm, local));
+    TRY(comm_agree(comm, local ? local : check_sums(&f)));
     TRY(measure_error(&f.p));
     TRY(metric_open(&f.metric, comm, moment, params, 0));
     TRY(comm_agree(comm, refit_take(&f)));
