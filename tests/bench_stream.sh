@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # bench_stream.sh [LAYERS] [CONFIG] [SAMPLES] [SEQ_LEN]: a checkpoint of random weights is made on disk (bf16, CONFIG's shapes, so many
 # layers) and calibrated on 2 ranks with one thread each; what each rank held, and what was read, as the kernel counts it
-# (/proc/PID/status, /proc/PID/io). Both are removed. Fails where a rank held more than MAX_GB (5) or the ranks together read more
-# than the checkpoint and its embedding again, which both need whole. Without arguments: Llama-2-7B's shapes, 21 layers, 9 GB, which
+# (/proc/PID/status, /proc/PID/io). Both are removed. Fails where a rank held more than MAX_GB (5), the ranks together asked
+# for more than the checkpoint and its embedding again for each, which both need whole, or more came from the disk than that and the
+# program with its libraries, 100 MB, which a kernel may have given up. Without arguments: Llama-2-7B's shapes, 21 layers, 9 GB, which
 # takes some minutes on 2 cores and 12 GB of disk.
 #
 #   sh tests/bench_stream.sh                                    # in the source tree, of build/glowq
@@ -51,13 +52,14 @@ awk -v bytes="$bytes" -v again="$again" -v max="$MAX_GB" '
             p = pid[r]
             printf "| %d | %.2f | %.2f | %.2f | %.2f | %.3f | %.3f |\n", r - 1, most[p, 2] / 1e6 * 1.024, most[p, 3] / 1e6 * 1.024,
                 most[p, 4] / 1e6 * 1.024, most[p, 5] / 1e6 * 1.024, most[p, 6] / 1e9, most[p, 7] / 1e9
+            asked += most[p, 6]
             read += most[p, 7]
             if (most[p, 2] * 1024 > max * 1e9) bad = 1
         }
         printf "checkpoint %.3f GB, read from disk by both %.3f GB: %.3f times\n", bytes / 1e9, read / 1e9, read / bytes
         if (n != 2) exit 1
         if (read < 0.5 * bytes) exit 77 # a file system in memory, or one that has a cache of its own
-        exit bad || read > 1.01 * bytes + again + 4e6
+        exit bad || asked > bytes + 2 * again + 4e6 || read > bytes + 2 * again + 1e8
     }' samples
 code=$?
 [ "$code" = 77 ] && [ "$failures" = 0 ] && skip "this file system's reads aren't counted"
