@@ -29,39 +29,28 @@ struct store_writer {
 
 /* ---- the folder ------------------------------------------------------------------------------------------------- */
 
+/* Names that remove_files takes away. */
+typedef int (*name_fn)(const char *name, int64_t from);
+
 /* Files like ".0003.h5.tmp": unfinished, nobody else can be writing them while we hold the lock. */
-static int remove_temporaries(const char *folder)
+static int is_temporary(const char *name, int64_t from)
 {
-    int err = OK;
-    DIR *d = NULL;
-    char path[PATH_MAX];
-    if (!(d = opendir(folder)))
-        FAIL(ERR_IO, "cannot list %s: %s", folder, strerror(errno));
-    for (struct dirent *e; (e = readdir(d));) {
-        size_t n = strlen(e->d_name);
-        if (e->d_name[0] != '.' || n < 6 || strcmp(e->d_name + n - 4, ".tmp") != 0)
-            continue;
-        TRY(file_join(path, sizeof path, folder, e->d_name));
-        if (unlink(path) != 0)
-            FAIL(ERR_IO, "cannot remove %s: %s", path, strerror(errno));
-    }
-out:
-    if (d)
-        closedir(d);
-    return err;
+    const size_t n = strlen(name);
+    (void)from;
+    return name[0] == '.' && n >= 6 && strcmp(name + n - 4, ".tmp") == 0;
 }
 
-/* "0012.h5" -> 12; -1: no name of ours. */
-static int64_t layer_of_name(const char *name)
+/* "0012.h5", of a layer from `from` on. */
+static int is_layer(const char *name, int64_t from)
 {
     char *end;
     if (name[0] < '0' || name[0] > '9')
-        return -1;
+        return 0;
     const long long l = strtoll(name, &end, 10);
-    return strcmp(end, ".h5") == 0 ? (int64_t)l : -1;
+    return strcmp(end, ".h5") == 0 && (int64_t)l >= from;
 }
 
-static int remove_numbered(const char *folder, int64_t from)
+static int remove_files(const char *folder, name_fn is_wanted, int64_t from)
 {
     int err = OK;
     DIR *d = NULL;
@@ -69,7 +58,7 @@ static int remove_numbered(const char *folder, int64_t from)
     if (!(d = opendir(folder)))
         FAIL(ERR_IO, "cannot list %s: %s", folder, strerror(errno));
     for (struct dirent *e; (e = readdir(d));) {
-        if (layer_of_name(e->d_name) < from)
+        if (!is_wanted(e->d_name, from))
             continue;
         TRY(file_join(path, sizeof path, folder, e->d_name));
         if (unlink(path) != 0)
@@ -89,7 +78,7 @@ int store_remove_layers(const char *dir, int64_t from)
     for (int i = 0; i < 2; i++) {
         TRY(file_join(path, sizeof path, dir, folders[i]));
         if (file_is_dir(path))
-            TRY(remove_numbered(path, from));
+            TRY(remove_files(path, is_layer, from));
     }
 out:
     return err;
@@ -128,11 +117,11 @@ int store_lock(const char *dir, int *lock)
     /* The job before removes the name when it unlocks: what we locked may be a file without one. */
     if (fstat(fd, &ours) != 0 || stat(path, &there) != 0 || ours.st_ino != there.st_ino)
         FAIL(ERR_ARG, "%s: another job has just stopped writing here; try again", dir);
-    TRY(remove_temporaries(dir));
+    TRY(remove_files(dir, is_temporary, 0));
     for (int i = 0; i < 2; i++) {
         TRY(file_join(path, sizeof path, dir, i ? "stats" : "layers"));
         if (file_is_dir(path))
-            TRY(remove_temporaries(path));
+            TRY(remove_files(path, is_temporary, 0));
     }
     *lock = fd;
     fd = -1;
