@@ -43,8 +43,9 @@ struct calibrate_options {
     int64_t expert_rank;       /* of layers with experts; -1: as budget.h says, at most solve.rank */
     enum expert_weights expert_weights;
     enum expert_refit expert_refit;
-    enum expert_traffic expert_traffic; /* SEND_AUTO: fewer bytes, unless only the other fits; no results depend on it */
-    int keep_stats; /* leave what was observed in OUT/stats, for `stats` below */
+    enum expert_traffic
+        expert_traffic; /* SEND_AUTO: fewer bytes, unless only the other fits; no results depend on it */
+    int keep_stats;     /* leave what was observed in OUT/stats, for `stats` below */
     const char *
         stats; /* NAME.glowq with statistics: the model isn't run, and there are no texts; samples, seq_len, the text and
                            * synthetic.seed are those of the statistics, and so is solve.seed where it is SEED_OF_STATS. Experts

@@ -245,6 +245,25 @@ out:
     return err;
 }
 
+/* Of the kinds that the model has; kinds: zeroed. */
+static int find_kinds(const struct memory_job *job, int64_t rows, const struct metric_cases *cases,
+                      struct kind kinds[2])
+{
+    int err = OK;
+    for (int64_t l = 0; l < job->config->n_layers; l++)
+        if (!kinds[config_is_moe(job->config, l)].is_known)
+            TRY(kind_needs(job, l, rows, cases, &kinds[config_is_moe(job->config, l)]));
+out:
+    return err;
+}
+
+/* This stage's layers of wave i. */
+static struct range layers_of(const struct memory_job *job, int64_t i)
+{
+    const struct range all = {0, job->config->n_layers};
+    return grid_layers(&job->grid, grid_wave(all, i, job->n_waves), job->grid.stage);
+}
+
 /* This stage's layers of one wave, beside what is there all the time. */
 static void wave_needs(const struct memory_job *job, const struct kind *kinds, struct range layers,
                        const struct memory_needs *common, struct memory_needs *most)
@@ -288,17 +307,13 @@ int calibrate_memory(const struct memory_job *job, const struct metric_cases *ca
         if (is_first)
             memory_add(needs, "embedding", memory_packed(config->vocab_size, config->d_model, 0, job->stored, 0));
     }
-    for (int64_t l = 0; l < config->n_layers; l++)
-        if (!kinds[config_is_moe(config, l)].is_known)
-            TRY(kind_needs(job, l, rows, cases, &kinds[config_is_moe(config, l)]));
+    TRY(find_kinds(job, rows, cases, kinds));
     if (kinds[0].working + kinds[1].working > 0)
         memory_add(&common, "working memory", max_size(kinds[0].working, kinds[1].working));
     if (job->spills && job->comm->be->host_memory)
         memory_add(&common, "second moments", max_size(kinds[0].step, kinds[1].step));
-    for (int64_t i = 0; i < job->n_waves; i++) {
-        const struct range wave = grid_wave((struct range){0, config->n_layers}, i, job->n_waves);
-        wave_needs(job, kinds, grid_layers(&job->grid, wave, job->grid.stage), &common, needs);
-    }
+    for (int64_t i = 0; i < job->n_waves; i++)
+        wave_needs(job, kinds, layers_of(job, i), &common, needs);
 out:
     return err;
 }
@@ -309,12 +324,9 @@ int calibrate_spilled(const struct memory_job *job, size_t *bytes)
     const struct model_config *config = job->config;
     struct kind kinds[2] = {{0}, {0}};
     *bytes = 0;
-    for (int64_t l = 0; l < config->n_layers; l++)
-        if (!kinds[config_is_moe(config, l)].is_known)
-            TRY(kind_needs(job, l, 0, &(struct metric_cases){0}, &kinds[config_is_moe(config, l)]));
+    TRY(find_kinds(job, 0, &(struct metric_cases){0}, kinds));
     for (int64_t i = 0; i < job->n_waves; i++) {
-        const struct range wave = grid_wave((struct range){0, config->n_layers}, i, job->n_waves);
-        const struct range layers = grid_layers(&job->grid, wave, job->grid.stage);
+        const struct range layers = layers_of(job, i);
         size_t sums = 0, share = 0;
         for (int64_t l = layers.begin; l < layers.end; l++) {
             sums += kinds[config_is_moe(config, l)].sums;

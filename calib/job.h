@@ -27,7 +27,7 @@ struct unpublished {
 
 struct job {
     const struct calibrate_options *options;
-    struct calibrate_options own; /* with statistics: options, and what these say of them */
+    struct calibrate_options own; /* options, with what statistics say of them and what was chosen of them */
     struct comm *world, self;     /* all ranks; this one */
     struct comm *comm; /* this stage's ranks: what is inside a layer is theirs. world where there is one stage */
     struct comm part;  /* and where there are more */
@@ -45,7 +45,7 @@ struct job {
     struct unpublished unpublished; /* of this stage */
     struct stats_origin origin;     /* of what is observed, or was */
     char fingerprint[65], stats_fingerprint[65];
-    int spills;            /* sums of Sigma_x don't fit in memory */
+    int spills;                /* sums of Sigma_x don't fit in memory */
     int64_t planned_bytes;     /* of this rank's device */
     struct metric_cases cases; /* how this rank's groups were solved */
     int lock;                  /* rank 0 */

@@ -133,7 +133,7 @@ void prefetch_open(struct comm *comm, const struct model_config *config, struct 
 {
     *prefetch = (struct prefetch){.comm = comm, .config = config, .weights = weights};
     const int64_t bytes = checkpoint_bytes(prefetch);
-    const int64_t memory = host_memory_total();
+    const int64_t memory = host_memory("").total;
     const int before = err_quiet(1);
     if (bytes > 0)
         worker_open(&prefetch->worker); /* without it nothing is brought */
@@ -155,14 +155,9 @@ void prefetch_next(struct prefetch *p, struct range layers)
     const int before = err_quiet(1);
     add_layers(p, layers); /* as far as it goes */
     err_quiet(before);
-    p->room = host_memory_available() / 2 / max_i64(p->comm->local_size, 1);
+    p->room = host_memory("").available / 2 / max_i64(p->comm->local_size, 1);
     atomic_store(&p->stop, 0);
     worker_start(p->worker, bring, p);
-}
-
-void prefetch_wait(struct prefetch *p)
-{
-    worker_wait(p->worker);
 }
 
 void prefetch_close(struct prefetch *p)

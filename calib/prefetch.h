@@ -42,8 +42,6 @@ void prefetch_open(struct comm *comm, const struct model_config *config, struct 
 /* Begins to bring layers [begin, end), as much of them as half of the free memory that this rank has a share in holds, first things
  * first. Those of the call before have been read, or won't be. weights is this thread's again at once. */
 void prefetch_next(struct prefetch *prefetch, struct range layers);
-/* Waits until all is asked for (of the kernel: not until it is there). */
-void prefetch_wait(struct prefetch *prefetch);
 void prefetch_close(struct prefetch *prefetch); /* accepts a zeroed one; before weights and comm close */
 
 #endif

@@ -53,7 +53,7 @@ static void look_around(const struct comm *comm, struct place *p)
     snprintf(p->blas, sizeof p->blas, "%s", openblas_get_corename());
     CPU_ZERO(&p->cores);
     sched_getaffinity(0, sizeof p->cores, &p->cores);
-    p->memory = host_memory_available();
+    p->memory = host_memory("").available;
     p->descriptors = getrlimit(RLIMIT_NOFILE, &limit) != 0      ? -1
                      : limit.rlim_cur > (rlim_t)(INT64_MAX / 2) ? INT64_MAX / 2
                                                                 : (int64_t)limit.rlim_cur;
@@ -94,11 +94,12 @@ static void judge_mpi(const struct comm *comm, const struct place *all, struct c
     MPI_Query_thread(&level);
     for (int p = 0; p < comm->size; p++)
         hosts += is_first_of_host(all, p);
-    check_add(checks, "mpi", level >= MPI_THREAD_MULTIPLE ? VERDICT_OK : VERDICT_WARN,
-              "without MPI_THREAD_MULTIPLE there is no watchdog: a rank that hangs is waited for without end; and between "
-              "stages nothing large travels while a rank computes",
-              "%d rank%s on %d host%s, %.80s, thread level %s", comm->size, comm->size == 1 ? "" : "s", hosts,
-              hosts == 1 ? "" : "s", version, level >= MPI_THREAD_MULTIPLE ? "multiple" : "too low");
+    check_add(
+        checks, "mpi", level >= MPI_THREAD_MULTIPLE ? VERDICT_OK : VERDICT_WARN,
+        "without MPI_THREAD_MULTIPLE there is no watchdog: a rank that hangs is waited for without end; and between "
+        "stages nothing large travels while a rank computes",
+        "%d rank%s on %d host%s, %.80s, thread level %s", comm->size, comm->size == 1 ? "" : "s", hosts,
+        hosts == 1 ? "" : "s", version, level >= MPI_THREAD_MULTIPLE ? "multiple" : "too low");
 }
 
 static void judge_cores(const struct comm *comm, const struct place *all, struct checks *checks)

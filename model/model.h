@@ -25,7 +25,7 @@ struct model_options {
     int64_t kv_layers;          /* of the KV pool that its user will make, for the memory planned: layers (0: all) */
     int64_t kv_tokens;          /* and tokens */
     int64_t kv_sequences;       /* > 0: so many of the model's longest, in kv_tokens' place */
-    double kv_fraction;         /* > 0: as many of these tokens as fit when all is to fit into this share of the free memory */
+    double kv_fraction; /* > 0: as many of these tokens as fit when all is to fit into this share of the free memory */
 };
 
 struct model {
@@ -42,7 +42,7 @@ int model_open(struct comm *tp, const char *path, const struct model_options *op
 void model_close(struct model *model);
 /* What such a model is and what its weights are (model/memory.h), as far as headers tell: no weight is read. Not collective. */
 struct weight_format;
-int model_format(struct backend *be, const char *path, const struct model_options *options,
-                 struct model_config *config, struct weight_format *format);
+int model_format(struct backend *be, const char *path, const struct model_options *options, struct model_config *config,
+                 struct weight_format *format);
 
 #endif

@@ -245,7 +245,8 @@ def test_load_generator(s):
         r = glowq("bench-serve", *port, *args)
         same((r["answered"], r["failed"], r["tokens"]), (n, 0, tokens), "load of " + " ".join(args))
         for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
-            check(0 < r[name]["p50"] <= r[name]["p90"] <= r[name]["p99"] <= r[name]["max"], "percentiles of " + name)
+            check(0 <= r[name]["p50"] <= r[name]["p90"] <= r[name]["p99"] <= r[name]["max"], "percentiles of " + name)
+        check(r["e2e_s"]["p50"] > 0, "answers that took no time")  # tokens can arrive together: the time between them may be 0
         check(r["ttft_s"]["max"] <= r["e2e_s"]["max"], "the first token after the last")
     rows = subprocess.run([GLOWQ, "bench-serve", *port, "-n", "3", "--prompt", "500", "--generate", "50", "--csv"],
                           stdout=subprocess.PIPE, text=True).stdout.splitlines()

@@ -4,6 +4,7 @@
  */
 #include "base/err.h"
 #include "base/file.h"
+#include "base/worker.h"
 #include "calib/prefetch.h"
 #include "model/synthetic.h"
 
@@ -163,7 +164,7 @@ static void brings_slices_alone(void **state)
     const int n = slice_places(&s.weights, &s.comm, 2, place);
     assert_true(n > 0); /* of the narrow ones all rows may be the other's */
     prefetch_next(&s.prefetch, (struct range){2, 3});
-    prefetch_wait(&s.prefetch);
+    worker_wait(s.prefetch.worker);
     for (int i = 0; i < n; i++)
         wanted += (int64_t)((place[i].offset + place[i].bytes - 1) / PAGE - place[i].offset / PAGE + 1);
     wait_for_pages(wanted - n); /* neighbours share a page */
@@ -193,7 +194,7 @@ static void gives_up_what_was_read(void **state)
     s.prefetch.gives_up = 1;
     const int n = slice_places(&s.weights, &s.comm, 1, place);
     prefetch_next(&s.prefetch, (struct range){1, 2});
-    prefetch_wait(&s.prefetch);
+    worker_wait(s.prefetch.worker);
     wait_for_pages(1);
     for (int i = 0; i < n; i++) { /* read: it is there, whoever brought it */
         char *rows = malloc(place[i].bytes);
@@ -202,7 +203,7 @@ static void gives_up_what_was_read(void **state)
         free(rows);
     }
     prefetch_next(&s.prefetch, (struct range){2, 2});
-    prefetch_wait(&s.prefetch);
+    worker_wait(s.prefetch.worker);
     unsigned char *is = cached(&n_pages);
     for (int i = 0; i < n; i++) /* pages that a slice shares with its neighbour stay */
         for (uint64_t at = place[i].offset / PAGE + 1; at < (place[i].offset + place[i].bytes - 1) / PAGE; at++)
@@ -227,7 +228,7 @@ static void ends_anyhow(void **state)
     assert_int_equal(file_join(path, sizeof path, folder, "model.safetensors"), OK);
     assert_int_equal(truncate(path, 4096), 0);
     prefetch_next(&s.prefetch, (struct range){1, 3});
-    prefetch_wait(&s.prefetch);
+    worker_wait(s.prefetch.worker);
     setup_close(&s);
 
     struct synthetic made = {0};
@@ -240,7 +241,7 @@ static void ends_anyhow(void **state)
     prefetch_open(&s.comm, &s.config, &s.weights, &s.prefetch);
     assert_null(s.prefetch.worker);
     prefetch_next(&s.prefetch, (struct range){0, 1});
-    prefetch_wait(&s.prefetch);
+    worker_wait(s.prefetch.worker);
     setup_close(&s);
     memset(&s.prefetch, 0, sizeof s.prefetch);
     prefetch_close(&s.prefetch);

@@ -5,6 +5,7 @@
 
 #include "base/err.h"
 #include "base/file.h"
+#include "base/host.h"
 
 #include <assert.h>
 #include <cblas.h>
@@ -139,22 +140,13 @@ static int sync_cpu(struct backend *be)
 static int memory_cpu(struct backend *be, size_t *host_free, size_t *host_total)
 {
     int err = OK;
-    unsigned long long total = 0, available = 0;
-    char line[256];
-    FILE *f =
-        fopen("/proc/meminfo", "r"); /* not file_read: the kernel makes this text while it is read, its size is 0 */
+    const struct host_memory memory = host_memory("");
     (void)be;
-    while (f && fgets(line, sizeof line, f) && !(total && available)) {
-        sscanf(line, "MemTotal: %llu kB", &total);
-        sscanf(line, "MemAvailable: %llu kB", &available);
-    }
-    if (!total || !available)
+    if (memory.total <= 0 || memory.available < 0)
         FAIL(ERR_IO, "/proc/meminfo names no MemTotal and MemAvailable");
-    *host_free = (size_t)available << 10;
-    *host_total = (size_t)total << 10;
+    *host_free = (size_t)memory.available;
+    *host_total = (size_t)memory.total;
 out:
-    if (f)
-        fclose(f);
     return err;
 }
 
