@@ -30,6 +30,7 @@ if(TARGET glowq)
   add_cli(kill fault 300)
   add_cli(kill_steps fault 900)
   add_cli(disk_full fault 300)
+  add_cli(group mpi 300)
   add_test(NAME stream COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/bench_stream.sh 6 examples/dense/config.json 4 128
     WORKING_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
   set_tests_properties(stream PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300 LABELS mpi PROCESSORS 2
