@@ -227,7 +227,8 @@ const struct command command_bench = {
              "same run. With --synthetic no checkpoint is needed.",
     .examples = "Examples:\n"
                 "  glowq bench --model llama.glowq\n"
-                "  glowq bench --synthetic examples/shapes/llama-3-8b.json --bits 4 --rank 64 --batch 1,8\n"
+                "  glowq bench --synthetic examples/shapes/llama-3-8b.json --bits 4 --rank 64 \\\n"
+                "      --batch 1,8\n"
                 "  mpirun -n 2 glowq bench -m llama --prompt 1024 --generate 128 --csv\n",
     .options = table,
     .check = check,

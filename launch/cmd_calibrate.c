@@ -81,7 +81,8 @@ const struct command command_calibrate = {
                 "  mpirun -n 16 glowq calibrate -m llama --text a.txt -o llama.glowq --grid 2x8\n"
                 "  glowq calibrate -m llama --text a.txt -o plain.glowq --rank 0\n"
                 "  glowq calibrate -m llama --text a.txt -o llama.glowq --stats keep\n"
-                "  glowq calibrate --synthetic examples/shapes/llama-3-8b.json --layers 2 -o out.glowq\n",
+                "  glowq calibrate --synthetic examples/shapes/llama-3-8b.json --layers 2 \\\n"
+                "      -o out.glowq\n",
     .options = table,
     .check = check,
     .resumable = 1,

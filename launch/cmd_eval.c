@@ -148,9 +148,12 @@ const struct command command_eval = {
              "over the ranks. The digits are the same on 1, 2, 4 and 8 ranks.",
     .examples = "Examples:\n"
                 "  glowq eval --model llama --text wiki.test.raw\n"
-                "  mpirun -n 2 glowq eval -m llama.glowq --text wiki.test.raw --no-correction --json\n"
-                "  glowq eval -m stories --text stories.txt --protocol windows --ctx 256 --max-tokens 40000\n"
-                "  glowq eval --synthetic examples/shapes/llama-3-8b.json --layers 2 --bits 4 --rank 64\n",
+                "  mpirun -n 2 glowq eval -m llama.glowq --text wiki.test.raw \\\n"
+                "      --no-correction --json\n"
+                "  glowq eval -m stories --text stories.txt \\\n"
+                "      --protocol windows --ctx 256 --max-tokens 40000\n"
+                "  glowq eval --synthetic examples/shapes/llama-3-8b.json --layers 2 \\\n"
+                "      --bits 4 --rank 64\n",
     .options = table,
     .check = check,
     .run = run,

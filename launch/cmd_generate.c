@@ -104,7 +104,8 @@ const struct command command_generate = {
         "model's context. Text goes to standard output as it comes.",
     .examples = "Examples:\n"
                 "  glowq generate --model llama.glowq --prompt 'The harbour was'\n"
-                "  mpirun -n 2 glowq generate -m llama -p 'Once upon a time' -n 200 -T 0.8 --top-p 0.95 --seed 7\n",
+                "  mpirun -n 2 glowq generate -m llama -p 'Once upon a time' -n 200 \\\n"
+                "      -T 0.8 --top-p 0.95 --seed 7\n",
     .options = table,
     .run = run,
 };

@@ -277,11 +277,13 @@ const struct command command_plan = {
         "ranks unless --grid names one, "
         "and recommends the fastest. Takes calibrate's own options.",
     .examples = "Examples:\n"
-                "  glowq plan --model llama --gpu-memory 80                 the fewest GPUs of 80 GiB, and a command\n"
-                "  mpirun -n 2 glowq plan --measure machine.json            how fast two ranks here are\n"
-                "  glowq plan -m llama --ranks 8 --gpu-memory 80 --profile machine.json --sbatch job.sbatch\n"
-                "  glowq plan -m llama --grid 2x4 --waves 10 --gpu-memory 80 --profile machine.json\n"
-                "  glowq plan -m llama --stats llama.glowq --rank 128        what `glowq solve` will take\n"
+                "  glowq plan --model llama --gpu-memory 80     # the fewest GPUs of 80 GiB\n"
+                "  mpirun -n 2 glowq plan --measure machine.json   # how fast 2 ranks are\n"
+                "  glowq plan -m llama --ranks 8 --gpu-memory 80 --profile machine.json \\\n"
+                "      --sbatch job.sbatch\n"
+                "  glowq plan -m llama --grid 2x4 --waves 10 --gpu-memory 80 \\\n"
+                "      --profile machine.json\n"
+                "  glowq plan -m llama --stats llama.glowq --rank 128   # for `glowq solve`\n"
                 "  glowq plan -m llama --serve --gpu-memory 80 --max-length 8192\n"
                 "  glowq plan --synthetic examples/shapes/llama-3-70b.json --host-memory 256\n"
                 "  glowq plan -m llama --host-memory 64 --memory 6G --scratch /scratch --json\n",

@@ -339,7 +339,8 @@ const struct command command_serve = {
     .examples = "Examples:\n"
                 "  glowq serve --model llama.glowq\n"
                 "  GLOWQ_API_KEY=secret launch/serve.sh 4 --model llama.glowq --host 0.0.0.0\n"
-                "  curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\\n"
+                "  curl http://127.0.0.1:8000/v1/completions \\\n"
+                "    -H 'Content-Type: application/json' \\\n"
                 "    -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 32}'\n",
     .options = table,
     .check = check,

@@ -21,18 +21,31 @@ static char *help_text(const struct option_spec *spec)
     return strdup(spec->help);
 }
 
+/* argp leaves a line of spaces where a help text just fills its column. */
+static void print_trimmed(FILE *f, const char *text)
+{
+    while (*text) {
+        const int n = (int)strcspn(text, "\n");
+        int used = n;
+        while (used > 0 && text[used - 1] == ' ')
+            used--;
+        if (used > 0 || n == 0)
+            fprintf(f, "%.*s\n", used, text);
+        text += n + (text[n] != 0);
+    }
+}
+
 void options_help(const struct options *options, FILE *f)
 {
     const struct command *command = options->command;
+    char *page = NULL;
+    size_t n_page = 0;
+    FILE *memory = open_memstream(&page, &n_page);
     struct argp_option *table = calloc((size_t)options->n + 1, sizeof *table);
     char **helps = calloc((size_t)options->n, sizeof *helps);
-    char *doc = NULL, *name = NULL;
+    char *name = NULL;
     int group = 0;
-    if (!table || !helps || asprintf(&name, "glowq %s", command->name) < 0 ||
-        asprintf(&doc,
-                 "%s\v%s\nEvery option can also be set in the environment (GLOWQ_NAME, upper case) or in the file of "
-                 "--config; a flag wins over the environment, that over the file.",
-                 command->about, command->examples) < 0)
+    if (!memory || !table || !helps || asprintf(&name, "glowq %s", command->name) < 0)
         goto out;
     for (int i = 0; i < options->n; i++) {
         const struct option_spec *spec = &options->specs[i];
@@ -50,14 +63,23 @@ void options_help(const struct options *options, FILE *f)
     }
     setenv("ARGP_HELP_FMT", "no-dup-args-note",
            0); /* glibc's remark on short options: true everywhere, useful nowhere */
-    struct argp argp = {.options = table, .doc = doc, .args_doc = command->positional};
-    argp_help(&argp, f, ARGP_HELP_STD_HELP & ~(unsigned)(ARGP_HELP_EXIT_ERR | ARGP_HELP_EXIT_OK), name);
+    struct argp argp = {.options = table, .doc = command->about, .args_doc = command->positional};
+    argp_help(&argp, memory, ARGP_HELP_STD_HELP & ~(unsigned)(ARGP_HELP_EXIT_ERR | ARGP_HELP_EXIT_OK), name);
+    fflush(memory);
+    print_trimmed(f, page);
+    /* not by way of argp, which would break lines that are there to be copied */
+    fprintf(f,
+            "\n%s\nEvery option can also be set in the environment (GLOWQ_NAME, upper case) or in\n"
+            "the file of --config; a flag wins over the environment, that over the file.\n",
+            command->examples);
 out:
+    if (memory)
+        fclose(memory);
+    free(page);
     for (int i = 0; helps && i < options->n; i++)
         free(helps[i]);
     free(helps);
     free(table);
-    free(doc);
     free(name);
 }
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Help, versions, bad usage, and where an option's value comes from.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
-commands="plan calibrate eval generate bench tokenize inspect verify doctor"
+commands="plan calibrate solve status eval generate bench serve bench-serve tokenize inspect verify doctor"
 
 expect 0 "Usage: glowq" alone --help
 for c in $commands; do
@@ -14,6 +14,10 @@ for c in $commands; do
         grep -qF -e "$word" out || fail "$c --help doesn't show $word"
     done
     [ "$(awk 'length > 80' out | wc -l)" = 0 ] || fail "$c --help has lines wider than a terminal"
+    grep -q " $" out && fail "$c --help has spaces at a line's end"
+    # to be copied: a line goes on only behind a backslash
+    awk '/^Examples:/ { on = 1; next } /^$/ { on = 0 } on && (goes_on ? !/^    / : !/^  [^ ]/) { bad = 1 }
+        { goes_on = /\\$/ } END { exit bad }' out || fail "$c --help has examples that are broken into lines"
     grep -q "^  glowq $c\|^  mpirun.* glowq $c" out || fail "$c --help has no example"
 done
 for flag in --model --text --out --rank --bits --group-size --samples --seq-len --solver --damp --alpha --factor-dtype \
