@@ -24,6 +24,8 @@ int file_read(const char *path, size_t max_bytes, char **data, size_t *n)
         FAIL(ERR_IO, "cannot open %s: %s", path, strerror(errno));
     if (fstat(fd, &st) != 0)
         FAIL(ERR_IO, "cannot stat %s: %s", path, strerror(errno));
+    if (S_ISDIR(st.st_mode))
+        FAIL(ERR_IO, "%s is a folder, not a file", path);
     if (!S_ISREG(st.st_mode))
         FAIL(ERR_IO, "%s is not a regular file", path);
     if ((uint64_t)st.st_size > max_bytes)

@@ -29,6 +29,7 @@ enum expert_weights { WEIGH_TOKENS, WEIGH_GATES, WEIGH_NONE };
 enum expert_refit { REFIT_OWN, REFIT_LAYER };
 
 #define SEED_OF_STATS UINT64_MAX
+#define USUAL_SEQ_LEN 2048
 
 struct calibrate_options {
     const char *model;          /* Hugging Face folder; with synthetic: where its tokenizer is */
@@ -38,7 +39,8 @@ struct calibrate_options {
     const char *out;           /* NAME.glowq, made if missing */
     int bits;                  /* 2, 3, 4, 8 */
     int64_t group_size;        /* > 0; 0: one group a row */
-    int64_t samples, seq_len;  /* at most samples windows of seq_len ids (BOS included where the tokenizer adds one) */
+    int64_t samples, seq_len;  /* at most samples windows of seq_len ids (BOS included where the tokenizer adds one); 0:
+                                  calibrate_seq_len */
     struct solve_params solve; /* sub is set per group */
     int64_t expert_rank;       /* of layers with experts; -1: as budget.h says, at most solve.rank */
     enum expert_weights expert_weights;
@@ -70,7 +72,10 @@ struct calibrate_result {
     double seconds;
 };
 
-/* ERR_ARG where the options don't go with the model. Not collective. */
+/* seq_len as the options and the model have it: what was asked for, or USUAL_SEQ_LEN, or fewer where the model takes no more, which
+ * is told. */
+int64_t calibrate_seq_len(const struct calibrate_options *options, const struct model_config *config);
+/* ERR_ARG where the options, whose seq_len is a number by now, don't go with the model. Not collective. */
 int calibrate_check(const struct calibrate_options *options, const struct model_config *config);
 /* Ranks and formats of what is stored, of layers with experts too. */
 void calibrate_settings(const struct calibrate_options *options, const struct model_config *config,

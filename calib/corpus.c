@@ -25,8 +25,11 @@ static int encode_files(const struct tokenizer *tokenizer, const char *const *te
     for (int i = 0; i < n_texts; i++) {
         TRY(file_read(texts[i], text_max_bytes, &text, &n));
         TRY(sha256_add(hash, text, n));
-        if (tokenizer_encode(tokenizer, text, n, 0, ids) != OK)
-            FAIL(ERR_FORMAT, "%s: %s", texts[i], err_last());
+        const int before = err_quiet(1);
+        err = tokenizer_encode(tokenizer, text, n, 0, ids);
+        err_quiet(before);
+        if (err)
+            FAIL(err, "%s: %s", texts[i], err_last());
         free(text);
         text = NULL;
     }

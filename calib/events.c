@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "model/safetensors.h"
 #include "model/store.h"
 
 #include <dirent.h>
@@ -179,6 +180,8 @@ int calibration_progress(const char *dir, struct calibration_progress *p)
     *p = (struct calibration_progress){.state = STATE_EMPTY, .n_layers = -1, .stages = 1, .layer = -1, .hidden = -1};
     if (!file_is_dir(dir))
         FAIL(ERR_IO, "%s: no such folder", dir);
+    if (checkpoint_is_in(dir))
+        FAIL(ERR_FORMAT, "%s: a checkpoint's folder, not a .glowq folder", dir);
     TRY(file_join(path, sizeof path, dir, "events.jsonl"));
     TRY(read_events(path, p));
     p->n_published = count_published(dir);

@@ -7,6 +7,7 @@
 #include "base/hash.h"
 #include "calib/budget.h"
 #include "calib/write.h"
+#include "model/safetensors.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -23,9 +24,21 @@ static int weights_open(struct job *job)
                                : weights_open_checkpoint(job->comm->be, o->model, &job->config, &job->weights);
 }
 
+int64_t calibrate_seq_len(const struct calibrate_options *o, const struct model_config *config)
+{
+    if (o->seq_len > 0)
+        return o->seq_len;
+    if (config->max_position < USUAL_SEQ_LEN)
+        log_info("windows of %lld tokens, all that this model takes (else %d; --seq-len says)",
+                 (long long)config->max_position, USUAL_SEQ_LEN);
+    return min_i64(USUAL_SEQ_LEN, config->max_position);
+}
+
 int calibrate_check(const struct calibrate_options *o, const struct model_config *config)
 {
     int err = OK;
+    if (o->seq_len < 2)
+        FAIL(ERR_ARG, "--seq-len %lld: a window has at least 2 tokens", (long long)o->seq_len);
     if (o->seq_len > config->max_position)
         FAIL(ERR_ARG, "--seq-len %lld: this model takes up to %lld positions", (long long)o->seq_len,
              (long long)config->max_position);
@@ -69,7 +82,12 @@ static int open_stats(struct job *job)
     int err = OK;
     struct calibrate_options *o = &job->own;
     struct stats_file *file = NULL;
-    TRY(stats_open(o->stats, 0, &job->config, &file));
+    const int before = err_quiet(1);
+    err = stats_open(o->stats, 0, &job->config, &file);
+    err_quiet(before);
+    if (err) /* most often of another model: whose hashes can't be compared before its shapes are */
+        FAIL(err, "%s (statistics of another model than %s, or damaged)", err_last(),
+             o->model ? o->model : o->synthetic.config);
     job->origin = stats_facts(file)->origin;
     const struct stats_origin *from = &job->origin;
     TRY(stats_fingerprint(from, job->stats_fingerprint));
@@ -95,11 +113,12 @@ static int job_open_local(struct job *job)
     const struct calibrate_options *o = job->options;
     TRY(comm_open_self(&job->self, job->world->be));
     TRY(o->synthetic.config ? synthetic_config(&o->synthetic, &job->config) : config_read(o->model, &job->config));
-    if (o->stats) {
-        job->own = *o;
-        o = job->options = &job->own;
+    job->own = *o;
+    o = job->options = &job->own;
+    if (o->stats)
         TRY(open_stats(job));
-    }
+    else
+        job->own.seq_len = calibrate_seq_len(o, &job->config);
     TRY(weights_open(job));
     TRY(publication_open(&job->publication));
     if (o->n_texts > 0)
@@ -333,8 +352,6 @@ static int choose_traffic(struct job *job)
     const enum expert_traffic chosen =
         expert_traffic_choose(wanted, &job->config, &job->corpus, job->comm->be->act, stored, job->comm->size);
     const enum expert_traffic other = chosen == SEND_TOKENS ? SEND_WEIGHTS : SEND_TOKENS;
-    job->own = *job->options;
-    job->options = &job->own;
     if (wanted == SEND_AUTO)
         TRY(traffic_fits(job, chosen, &fits));
     if (!fits)
@@ -493,6 +510,8 @@ static int output_open(struct job *job, int *has_head)
     const char *dir = job->options->out;
     char path[PATH_MAX];
     enum store_state state;
+    if (checkpoint_is_in(dir)) /* it would get a config.json and tokenizer of ours */
+        FAIL(ERR_ARG, "--out %s: a checkpoint's folder; give one of its own to the result", dir);
     TRY(store_lock(dir, &job->lock));
     TRY(file_join(path, sizeof path, dir, "manifest.json"));
     if (file_exists(path) && !job->options->overwrite)

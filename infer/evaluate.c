@@ -158,7 +158,7 @@ static int summarize(struct evaluation *e)
         double delta = (double)e->window_tokens[i] * (e->window_nll[i] - e->nll);
         spread += delta * delta;
     }
-    e->nll_stderr = sqrt(spread) / (double)e->n_tokens;
+    e->nll_stderr = e->n_windows > 1 ? sqrt(spread) / (double)e->n_tokens : NAN; /* one window has no spread */
     e->perplexity = exp(e->nll);
     e->perplexity_stderr = e->perplexity * e->nll_stderr;
 out:

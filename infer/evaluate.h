@@ -4,7 +4,8 @@
  *   llamacpp  chunks of ctx, the first id of each replaced by BOS if the tokenizer adds one, predictions of positions
  *             ctx/2 .. ctx-2 scored, tail dropped
  *   windows   BOS + ctx - 1 ids a window, all scored, the partial last window included
- * nll is the mean over scored tokens; stderr of it from the windows' means: sqrt(sum n_w^2 (nll_w - nll)^2) / sum n_w.
+ * nll is the mean over scored tokens; stderr of it from the windows' means: sqrt(sum n_w^2 (nll_w - nll)^2) / sum n_w;
+ * NaN (null in JSON) of a single window, which tells nothing about it.
  */
 #ifndef GLOWQ_INFER_EVALUATE_H
 #define GLOWQ_INFER_EVALUATE_H

@@ -166,6 +166,7 @@ static int print_result(const struct options *o, const struct calibrate_options 
             "n_sequences", (json_int_t)r->n_sequences, "n_tokens", (json_int_t)r->n_tokens, "weight_bytes",
             (json_int_t)r->weight_bytes, "quantized_bytes", (json_int_t)r->quantized_bytes, "factor_bytes",
             (json_int_t)r->factor_bytes, "energy", json_number(r->energy), "seconds", json_number(r->seconds));
+        json_object_set_new(json, "seq_len", json_integer((json_int_t)(r->n_tokens / r->n_sequences)));
         if (r->n_experts > 0)
             json_object_set_new(json, "experts", experts_json(r));
         return out_json(json);
@@ -196,6 +197,7 @@ int calibration_run(struct comm *comm, const struct options *o, struct calibrate
     struct calibrate_result result = {0};
     char *line = line_of(o, o->command->name, NULL);
     c->command = line ? line : "";
+    TRY(source_find(comm, o, 1));
     TRY(open_backend(comm, o, &be));
     TRY(calibrate(comm, c, &result));
     if (comm->rank == 0)

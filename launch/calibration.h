@@ -24,7 +24,8 @@
         OPT_INT("samples", 'n', "N", "64", 1, 1 << 24,                                                                 \
                 "windows of text, drawn without "                                                                      \
                 "overlap"),                                                                                            \
-        OPT_INT("seq-len", 'l', "L", "2048", 2, 1 << 24, "tokens per window, BOS included"),                           \
+        OPT_INT("seq-len", 'l', "L", "0", 0, 1 << 24,                                                                  \
+                "tokens per window, BOS included; 0: 2048, or all that a model of fewer takes"),                       \
         OPT_INT("seed", 0, "N", "0", 0, 9007199254740992.0, "seed of windows, sketches and synthetic weights"),        \
         OPTIONS_SOLVER
 

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_BATCHES = 16, PREFILL_ROWS = 2048 };
+enum { MOST_BATCHES = 16, PREFILL_ROWS = 2048, USUAL_PROMPT = 512 };
 
 static const struct option_spec table[] = {
     OPT_HEADING("What to time:"),
@@ -22,7 +22,8 @@ static const struct option_spec table[] = {
     OPTIONS_SYNTHETIC,
     OPTIONS_SYNTHETIC_FORMAT,
     OPT_HEADING("How:"),
-    OPT_INT("prompt", 'p', "N", "512", 1, 1 << 24, "tokens read by each sequence"),
+    OPT_INT("prompt", 'p', "N", "0", 0, 1 << 24,
+            "tokens read by each sequence; 0: 512, or fewer where the model has no room for these and --generate"),
     OPT_INT("generate", 'n', "N", "64", 1, 1 << 24, "tokens written by each sequence"),
     OPT_STRING("batch", 0, "N,N,...",
                "sequences at once, 1 to 64, several counts one after another (1,2,4,8); with --tune: rows, to 2048"),
@@ -81,12 +82,11 @@ static void print_csv(const struct bench_result *r, int n)
                   r[i].step_bytes, r[i].bandwidth);
 }
 
-static void print_text(const struct options *o, const struct bench_result *r, int n, double copy)
+static void print_text(const struct options *o, int64_t prompt, const struct bench_result *r, int n, double copy)
 {
     char read[32];
-    out_print("%s: %lld tokens read, %lld written by each sequence; %lld runs\n", source_name(o),
-              (long long)options_int(o, "prompt"), (long long)options_int(o, "generate"),
-              (long long)options_int(o, "repeat"));
+    out_print("%s: %lld tokens read, %lld written by each sequence; %lld runs\n", source_name(o), (long long)prompt,
+              (long long)options_int(o, "generate"), (long long)options_int(o, "repeat"));
     out_print("a copy reads and writes %.1f GB/s\n\n", copy / 1e9);
     out_print("%5s  %22s  %22s  %18s  %9s  %9s\n", "batch", "prefill tokens/s", "decode tokens/s", "ms a step",
               "it reads", "of copy");
@@ -103,8 +103,8 @@ static json_t *statistic_json(const struct statistic *s)
     return json_pack("{s:o,s:o}", "mean", json_number(s->mean), "sd", json_number(s->sd));
 }
 
-static int print_json(const struct options *o, const struct comm *comm, const struct bench_result *r, int n,
-                      double copy)
+static int print_json(const struct options *o, const struct comm *comm, int64_t prompt, const struct bench_result *r,
+                      int n, double copy)
 {
     json_t *rows = json_array();
     for (int i = 0; rows && i < n; i++)
@@ -115,9 +115,9 @@ static int print_json(const struct options *o, const struct comm *comm, const st
                                               "bandwidth_share", json_number(r[i].bandwidth)));
     return out_json(json_pack("{s:i,s:s,s:s,s:i,s:I,s:I,s:I,s:o,s:o}", "schema_version", JSON_SCHEMA_VERSION, "model",
                               source_name(o), "device", comm->be->description, "ranks", comm->size, "prompt",
-                              (json_int_t)options_int(o, "prompt"), "generate", (json_int_t)options_int(o, "generate"),
-                              "repeat", (json_int_t)options_int(o, "repeat"), "copy_bytes_per_s", json_number(copy),
-                              "batches", rows));
+                              (json_int_t)prompt, "generate", (json_int_t)options_int(o, "generate"), "repeat",
+                              (json_int_t)options_int(o, "repeat"), "copy_bytes_per_s", json_number(copy), "batches",
+                              rows));
 }
 
 static int print_tuned(const struct options *o, const struct comm *comm, const struct tune_result *r, int n,
@@ -172,6 +172,20 @@ out:
     return err;
 }
 
+/* Prompts of the length asked for, or of what is left of the model's positions. */
+static int64_t prompt_of(const struct options *o, const struct model_config *config)
+{
+    const int64_t asked = options_int(o, "prompt");
+    const int64_t room = config->max_position - options_int(o, "generate");
+    if (asked > 0)
+        return asked;
+    if (room < 1 || room >= USUAL_PROMPT) /* without any room it is --generate that is too long: bench_model says so */
+        return USUAL_PROMPT;
+    log_info("prompts of %lld tokens: this model takes %lld positions", (long long)room,
+             (long long)config->max_position);
+    return room;
+}
+
 static int run(struct comm *comm, const struct options *o)
 {
     int err = OK;
@@ -181,10 +195,11 @@ static int run(struct comm *comm, const struct options *o)
     int64_t batches[MOST_BATCHES], most = 0;
     const int n = batches_of(o, batches);
     double copy = 0;
-    const struct bench_options how = {.prompt = options_int(o, "prompt"),
-                                      .generate = options_int(o, "generate"),
-                                      .repeat = (int)options_int(o, "repeat"),
-                                      .seed = (uint64_t)options_int(o, "seed")};
+    const int64_t asked = options_int(o, "prompt");
+    struct bench_options how = {.prompt = asked > 0 ? asked : USUAL_PROMPT, /* the most that it will be */
+                                .generate = options_int(o, "generate"),
+                                .repeat = (int)options_int(o, "repeat"),
+                                .seed = (uint64_t)options_int(o, "seed")};
     for (int i = 0; i < n; i++)
         most = max_i64(most, batches[i]);
     struct model_options load = {.no_tokenizer = 1,
@@ -192,8 +207,10 @@ static int run(struct comm *comm, const struct options *o)
                                  .max_batch_tokens = max_i64(most, min_i64(most * how.prompt, PREFILL_ROWS)),
                                  .kv_tokens = bench_kv_tokens(&how, most)};
     source_format(o, &load);
+    TRY(source_find(comm, o, 0));
     TRY(open_backend(comm, o, &be));
     TRY(model_open(comm, options_string(o, "model"), &load, &model));
+    how.prompt = prompt_of(o, &model.config);
     TRY(comm_agree(comm, bench_copy(&be, &copy)));
     if (options_flag(o, "tune")) {
         TRY(comm_agree(comm, tune(comm, o, &model, copy)));
@@ -207,11 +224,11 @@ static int run(struct comm *comm, const struct options *o)
     if (comm->rank != 0)
         goto out;
     if (options_flag(o, "json"))
-        TRY(print_json(o, comm, results, n, copy));
+        TRY(print_json(o, comm, how.prompt, results, n, copy));
     else if (options_flag(o, "csv"))
         print_csv(results, n);
     else
-        print_text(o, results, n, copy);
+        print_text(o, how.prompt, results, n, copy);
 out:
     model_close(&model);
     backend_close(&be);

@@ -72,10 +72,15 @@ static int print_json(const struct options *o, int n_ranks, const struct evaluat
 
 static void print_text(const struct options *o, const struct evaluation *e)
 {
-    out_print("perplexity  %.5f +- %.5f\n", e->perplexity, e->perplexity_stderr);
-    out_print("nll         %.6f +- %.6f\n", e->nll, e->nll_stderr);
-    out_print("protocol    %s, ctx %lld: %lld tokens scored in %lld windows\n", options_string(o, "protocol"),
-              (long long)e->ctx, (long long)e->n_tokens, (long long)e->n_windows);
+    if (e->n_windows > 1) {
+        out_print("perplexity  %.5f +- %.5f\n", e->perplexity, e->perplexity_stderr);
+        out_print("nll         %.6f +- %.6f\n", e->nll, e->nll_stderr);
+    } else {
+        out_print("perplexity  %.5f (one window: no standard error)\n", e->perplexity);
+        out_print("nll         %.6f\n", e->nll);
+    }
+    out_print("protocol    %s, ctx %lld: %lld tokens scored in %lld window%s\n", options_string(o, "protocol"),
+              (long long)e->ctx, (long long)e->n_tokens, (long long)e->n_windows, e->n_windows == 1 ? "" : "s");
     out_print("text        sha256 %s\n", e->text_sha256);
     out_print("ids         sha256 %s\n", e->ids_sha256);
     out_print("time        %.2f s, %.0f tokens/s\n", e->seconds, e->seconds > 0 ? (double)e->n_tokens / e->seconds : 0);
@@ -119,6 +124,7 @@ static int run(struct comm *comm, const struct options *o)
                                  .kv_layers = 1,
                                  .kv_tokens = batch};
     source_format(o, &load);
+    TRY(source_find(comm, o, 0));
     if (n_texts > 0)
         TRY(read_texts(comm, paths, n_texts, &text, &n_bytes));
     TRY(open_backend(comm, o, &be));

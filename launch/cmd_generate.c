@@ -6,6 +6,7 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "infer/generate.h"
+#include "launch/source.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -74,6 +75,7 @@ static int run(struct comm *comm, const struct options *o)
     const struct model_options load = {.no_correction = options_flag(o, "no-correction"),
                                        .max_batch_tokens = batch,
                                        .kv_tokens = (int64_t)strlen(prompt) + 2 + how.max_tokens};
+    TRY(source_find(comm, o, 0));
     TRY(open_backend(comm, o, &be));
     TRY(model_open(comm, options_string(o, "model"), &load, &model));
     if (!json && options_flag(o, "echo") && comm->rank == 0)
@@ -85,6 +87,7 @@ static int run(struct comm *comm, const struct options *o)
         TRY(print_json(o, comm->size, &g));
     else
         out_write("\n", 1);
+    out_flush(); /* on a terminal what follows belongs on a line of its own */
     log_info("%lld prompt tokens in %.2f s; %lld new tokens in %.2f s, %.1f a second; finish: %s",
              (long long)g.prompt.n, g.prefill_s, (long long)g.out.n, g.decode_s,
              g.decode_s > 0 ? (double)g.out.n / g.decode_s : 0, g.finish);

@@ -239,6 +239,8 @@ static int plan_one(const struct options *o, struct backend *be, const struct pr
     TRY(c.synthetic.config ? synthetic_config(&c.synthetic, &config) : config_read(c.model, &config));
     TRY(c.synthetic.config ? weights_open_synthetic(be, &c.synthetic, &config, 0, &weights)
                            : weights_open_checkpoint(be, c.model, &config, &weights));
+    if (!c.stats)
+        c.seq_len = calibrate_seq_len(&c, &config);
     TRY(forecast_prepare(&job));
     TRY(tell(o, &job, &room, profile));
 out:
@@ -252,6 +254,8 @@ static int run(struct comm *comm, const struct options *o)
     struct backend be = {0};
     struct profile profile = {0};
     const double network = options_real(o, "network") * 1e9;
+    if (!only_measures(o))
+        TRY(source_find(comm, o, !options_flag(o, "serve")));
     TRY(open_backend(comm, o, &be));
     if (options_string(o, "measure"))
         TRY(measure(comm, o, &profile));

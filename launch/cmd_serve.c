@@ -13,6 +13,7 @@
 #include "infer/api.h"
 #include "infer/engine.h"
 #include "infer/http.h"
+#include "launch/source.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -299,6 +300,7 @@ static int run(struct comm *comm, const struct options *o)
     struct server s = {.options = o, .comm = comm};
     const struct heartbeat_options beats = {.on_lost = on_lost, .ctx = &s};
     catch_signals(comm->rank);
+    TRY(source_find(comm, o, 0));
     TRY(comm_agree(comm, comm->rank == 0 ? open_http(&s) : OK));
     TRY(open_backend(comm, o, &be));
     TRY(load(comm, o, &model, &s.engine));

@@ -131,8 +131,10 @@ int doctor_files(struct comm *comm, const char *out, int64_t need_bytes, struct 
             check_add(checks, "write, fsync, rename", seconds > 1 ? VERDICT_WARN : VERDICT_OK,
                       "slow: each layer waits for it once", "%.160s: 1 MiB in %.0f ms", folder, 1e3 * seconds);
         else
-            check_add(checks, "write, fsync, rename", VERDICT_FAIL, "give an --out where this user may write", "%.200s",
-                      err_last());
+            check_add(checks, "write, fsync, rename", VERDICT_FAIL,
+                      strstr(err_last(), strerror(ENOSPC)) ? "make room, or give an --out on another disk"
+                                                           : "give an --out where this user may write",
+                      "%.200s", err_last());
         if (published && ((fd = open(path, O_RDWR | O_CLOEXEC)) < 0 || flock(fd, LOCK_EX | LOCK_NB) != 0))
             check_add(checks, "locks", VERDICT_FAIL,
                       "this file system doesn't lock: two jobs could write into one folder", "%.160s: %s", folder,

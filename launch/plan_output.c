@@ -300,6 +300,8 @@ int plan_print_json(const struct answer *a)
                                (a->room->spills_to_host ? 0 : spilled)),
                   "memory_bytes", (json_int_t)memory_total(&plan->rank[plan_neediest(plan)].memory), "ranks", ranks,
                   "seconds", times_json(a), "command", command ? command : "");
+    json_object_set_new(json, "n_sequences", json_integer((json_int_t)a->job->corpus.n_sequences));
+    json_object_set_new(json, "seq_len", json_integer((json_int_t)a->job->corpus.seq_len));
     json_object_set_new(json, "fewest_spills", json_boolean(a->grids->fewest_spills));
     json_object_set_new(json, "allowed_bytes", c->memory > 0 ? json_integer((json_int_t)c->memory) : json_null());
     json_object_set_new(json, "spilled_bytes", json_integer((json_int_t)spilled));

@@ -5,6 +5,7 @@
 
 #include "base/err.h"
 #include "base/file.h"
+#include "model/text.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -28,12 +29,22 @@ out:
 static int read_files(const char *const *paths, int n_paths, char **text, size_t *n)
 {
     const size_t most = (size_t)1 << 34; /* 16 GB: a slip of the path, not a text */
+    const size_t character = 4;          /* bytes, at most: what is left of one at a file's end may go on in the next */
     int err = OK;
     char *data = NULL;
+    size_t good = 0; /* bytes of *text */
     for (int i = 0; i < n_paths; i++) {
+        const size_t begin = *n;
         size_t size = 0;
         TRY(file_read(paths[i], most, &data, &size));
         TRY(append(text, n, data, size));
+        good += utf8_check(*text + good, *n - good);
+        const int is_bad = *n - good >= character || (i == n_paths - 1 && good < *n);
+        if (is_bad && good < begin)
+            FAIL(ERR_FORMAT, "%s: not UTF-8: ends inside a character", paths[i - 1]);
+        if (is_bad)
+            FAIL(ERR_FORMAT, "%s: not UTF-8: byte 0x%02X at offset %zu of %zu", paths[i], (unsigned char)(*text)[good],
+                 good - begin, size);
         free(data);
         data = NULL;
     }

@@ -3,8 +3,14 @@
 #include "launch/source.h"
 
 #include "base/err.h"
+#include "base/file.h"
+#include "model/safetensors.h"
 
+#include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 static int has_option(const struct options *o, const char *name)
 {
@@ -36,6 +42,84 @@ int source_check(struct options *options)
             return options_refuse(options, "--%s goes with --synthetic: %s says it of a model", format[i], model);
     return OK;
 }
+
+/* ---- is it there? --------------------------------------------------------------------------------------------------- */
+
+static int has_file(const char *dir, const char *name)
+{
+    char path[PATH_MAX];
+    return file_join(path, sizeof path, dir, name) == OK && file_exists(path);
+}
+
+static int find_model(const char *model, int checkpoint)
+{
+    int err = OK;
+    if (!file_is_dir(model))
+        FAIL(ERR_IO, "%s: no such folder; --model takes a Hugging Face%s folder", model,
+             checkpoint ? "" : " or a .glowq");
+    if (!has_file(model, "config.json") && has_file(model, "snapshots"))
+        FAIL(ERR_IO,
+             "%s: a model's place in the Hugging Face cache; the model itself is one of the folders in %s/snapshots",
+             model, model);
+    if (!has_file(model, "config.json"))
+        FAIL(ERR_IO, "%s: no config.json in this folder; --model takes a Hugging Face%s folder", model,
+             checkpoint ? "" : " or a .glowq");
+    if (checkpoint && has_file(model, "layers") && has_file(model, "head.h5") && !checkpoint_is_in(model))
+        FAIL(ERR_FORMAT,
+             "%s: a .glowq folder, whose weights are quantized already; give the checkpoint it was made from", model);
+out:
+    return err;
+}
+
+/* A FIFO or what else isn't a file is refused where it is read. */
+static int find_file(const char *option, const char *path)
+{
+    int err = OK;
+    if (file_is_dir(path))
+        FAIL(ERR_IO, "--%s %s: a folder, not a file", option, path);
+    if (access(path, R_OK) != 0)
+        FAIL(ERR_IO, "cannot open %s: %s", path, strerror(errno));
+out:
+    return err;
+}
+
+static int find_stats(const char *dir)
+{
+    int err = OK;
+    if (!file_is_dir(dir))
+        FAIL(ERR_IO, "%s: no such folder; --stats takes what `glowq calibrate --stats keep` made", dir);
+    if (!has_file(dir, "stats/0000.h5"))
+        FAIL(ERR_IO, "%s: no statistics in this folder: it wasn't made with `glowq calibrate --stats keep`", dir);
+out:
+    return err;
+}
+
+static int find_all(const struct options *o, int checkpoint)
+{
+    int err = OK, n_texts = 0;
+    const char *synthetic = has_option(o, "synthetic") ? options_string(o, "synthetic") : NULL;
+    const char *model = options_string(o, "model"), *stats = has_option(o, "stats") ? options_string(o, "stats") : NULL;
+    if (synthetic)
+        TRY(find_file("synthetic", synthetic));
+    if (model)
+        TRY(find_model(model, checkpoint));
+    if (has_option(o, "text")) {
+        const char *const *texts = options_list(o, "text", &n_texts);
+        for (int i = 0; i < n_texts; i++)
+            TRY(find_file("text", texts[i]));
+    }
+    if (stats && strcmp(stats, "keep") != 0 && strcmp(stats, "drop") != 0) /* calibrate's words: nothing to read */
+        TRY(find_stats(stats));
+out:
+    return err;
+}
+
+int source_find(struct comm *comm, const struct options *options, int checkpoint)
+{
+    return comm_agree(comm, comm->rank == 0 ? find_all(options, checkpoint) : OK);
+}
+
+/* ---- what the options say of it --------------------------------------------------------------------------------------- */
 
 struct synthetic source_synthetic(const struct options *options)
 {

@@ -256,10 +256,10 @@ int memory_check(struct comm *comm, const struct memory_needs *needs, size_t mos
     char what[512], where[64];
     TRY(ask_around(comm, needs, &sharing));
     if (most > 0 && memory_total(needs) > most) {
-        const int small = memory_total(needs) < (size_t)1 << 30;
+        const int small = memory_total(needs) < (size_t)1 << 30, few = most < (size_t)1 << 30;
         memory_describe(needs, small, what, sizeof what);
         local = err_set(ERR_FIT, __FILE__, __LINE__, "needs %s, --memory allows %.2f %s: try %s", what,
-                        in_unit(most, small), small ? "MiB" : "GiB", advice);
+                        in_unit(most, few), few ? "MiB" : "GiB", advice);
     } else if (sharing.together > sharing.free) {
         const int small = sharing.together < (size_t)1 << 30;
         const char *unit = small ? "MiB" : "GiB";

@@ -30,6 +30,8 @@ struct tensor {
 
 struct checkpoint; /* an open checkpoint: file descriptors and the tensor table, sorted by name */
 
+/* 1: dir holds a file that checkpoint_open would open. */
+int checkpoint_is_in(const char *dir);
 /* path: a folder holding model.safetensors or model.safetensors.index.json + shards, or one .safetensors file. */
 int checkpoint_open(const char *path, struct checkpoint **ck);
 void checkpoint_close(struct checkpoint *ck);

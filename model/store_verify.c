@@ -151,14 +151,37 @@ static int64_t count_layers(const char *dir)
     return n;
 }
 
+/* Anything of a .glowq folder is there. */
+static int check_kind(const char *dir)
+{
+    int err = OK;
+    char path[PATH_MAX];
+    static const char *const parts[] = {"manifest.json", "model.h5", "head.h5", "layers"};
+    if (!file_is_dir(dir))
+        FAIL(ERR_IO, "%s: no such folder", dir);
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        TRY(file_join(path, sizeof path, dir, parts[i]));
+        if (file_exists(path))
+            goto out;
+    }
+    FAIL(ERR_IO, "%s: not a .glowq folder: neither manifest.json nor model.h5, head.h5 or layers in it", dir);
+out:
+    return err;
+}
+
 int store_verify(const char *dir, int64_t *n_problems)
 {
     struct tally tally = {0};
     struct store_facts facts;
     json_t *manifest = NULL, *entry;
     const char *name;
+    int err = check_kind(dir);
+    if (err) { /* else each of the files that aren't there would be told of */
+        note(&tally, err);
+        goto out;
+    }
     note(&tally, manifest_read(dir, &manifest));
-    int err = model_facts_read(dir, &facts);
+    err = model_facts_read(dir, &facts);
     note(&tally, err);
     int64_t n_layers = err ? count_layers(dir) : facts.n_layers;
     if (manifest) {
@@ -168,6 +191,7 @@ int store_verify(const char *dir, int64_t *n_problems)
     }
     verify_data(dir, n_layers, err ? "" : facts.fingerprint, &tally);
     verify_stats(dir, n_layers, &tally);
+out:
     json_decref(manifest);
     if (n_problems)
         *n_problems = tally.n;
