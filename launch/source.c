@@ -89,7 +89,8 @@ static int find_stats(const char *dir)
     if (!file_is_dir(dir))
         FAIL(ERR_IO, "%s: no such folder; --stats takes what `glowq calibrate --stats keep` made", dir);
     if (!has_file(dir, "stats/0000.h5"))
-        FAIL(ERR_IO, "%s: no statistics in this folder: it wasn't made with `glowq calibrate --stats keep`", dir);
+        FAIL(ERR_IO, "%s/stats/0000.h5: no statistics here: the folder wasn't made with `glowq calibrate --stats keep`",
+             dir);
 out:
     return err;
 }
