@@ -29,6 +29,7 @@ struct load {
     pthread_mutex_t lock;
     double *gaps; /* between texts, of all requests */
     int64_t n_gaps, gaps_capacity;
+    char failure[256]; /* the first that was seen */
 };
 
 void load_arrivals(struct load_request *requests, int64_t n, double per_s, uint64_t seed)
@@ -101,6 +102,16 @@ out:
     return err;
 }
 
+static void note_failure(struct load *load, int status, const char *message)
+{
+    pthread_mutex_lock(&load->lock);
+    if (!load->failure[0] && status > 0)
+        snprintf(load->failure, sizeof load->failure, "%d: %s", status, message);
+    else if (!load->failure[0])
+        snprintf(load->failure, sizeof load->failure, "%s", message);
+    pthread_mutex_unlock(&load->lock);
+}
+
 /* An event's line, without its end. */
 static void hear(struct load *load, struct load_request *r, const char *line, size_t n, double now)
 {
@@ -109,8 +120,12 @@ static void hear(struct load *load, struct load_request *r, const char *line, si
     const json_t *text = json_object_get(json_array_get(json_object_get(event, "choices"), 0), "text");
     if (json_is_object(usage))
         r->tokens = json_integer_value(json_object_get(usage, "completion_tokens"));
-    if (json_object_get(event, "error"))
+    const json_t *error = json_object_get(event, "error");
+    if (error) {
+        const char *message = json_string_value(json_object_get(error, "message"));
+        note_failure(load, 0, message ? message : "an error in the stream");
         r->status = 0;
+    }
     if (json_string_length(text) > 0) {
         if (r->n_events++ == 0)
             r->first_s = now;
@@ -125,6 +140,21 @@ static void hear(struct load *load, struct load_request *r, const char *line, si
         r->last_s = now;
     }
     json_decref(event);
+}
+
+/* An answer that isn't 200, in the form of OpenAI's errors or another. */
+static void note_refusal(struct load *load, int status, const char *answer, size_t n)
+{
+    char plain[160];
+    const char *gap = memmem(answer, n, "\r\n\r\n", 4);
+    const char *body = gap ? gap + 4 : answer + n;
+    const size_t n_body = (size_t)(answer + n - body);
+    json_t *said = json_loadb(body, n_body, 0, NULL);
+    const char *message = json_string_value(json_object_get(json_object_get(said, "error"), "message"));
+    snprintf(plain, sizeof plain, "%.*s", (int)(n_body < sizeof plain ? n_body : sizeof plain - 1), body);
+    plain[strcspn(plain, "\r\n")] = 0;
+    note_failure(load, status, message ? message : plain);
+    json_decref(said);
 }
 
 static void converse(struct load *load, struct load_request *r, int fd, double due)
@@ -150,8 +180,14 @@ static void converse(struct load *load, struct load_request *r, int fd, double d
         }
     }
     r->end_s = now_s() - due;
+    if (r->status != 200)
+        note_refusal(load, r->status, in.p ? in.p : "", in.n);
+    else if (!ended)
+        note_failure(load, 0, "the answer was cut off");
+    else if (r->n_events == 0)
+        note_failure(load, 200, "no text");
     if (r->status == 200 && !ended)
-        r->status = 0; /* cut off */
+        r->status = 0;
     text_clear(&in);
 }
 
@@ -177,7 +213,8 @@ static void *client(void *arg)
         if (fd >= 0) {
             converse(load, r, fd, due);
             close(fd);
-        }
+        } else
+            note_failure(load, 0, "no connection");
         text_clear(&body);
     }
 }
@@ -226,13 +263,13 @@ static struct percentiles percentiles_of(double *v, int64_t n)
 {
     struct percentiles p = {0};
     if (n == 0)
-        return p;
+        return (struct percentiles){.mean = NAN, .p50 = NAN, .p90 = NAN, .p99 = NAN, .max = NAN};
     qsort(v, (size_t)n, sizeof *v, by_value);
     for (int64_t i = 0; i < n; i++)
         p.mean += v[i] / (double)n;
-    p.p50 = v[(n - 1) * 50 / 100];
-    p.p90 = v[(n - 1) * 90 / 100];
-    p.p99 = v[(n - 1) * 99 / 100];
+    p.p50 = v[(n * 50 + 99) / 100 - 1];
+    p.p90 = v[(n * 90 + 99) / 100 - 1];
+    p.p99 = v[(n * 99 + 99) / 100 - 1];
     p.max = v[n - 1];
     return p;
 }
@@ -292,6 +329,7 @@ int load_run(const struct load_options *options, struct load_request *requests, 
     if (n_threads < options->clients)
         FAIL(ERR_NOMEM, "no more than %d threads", n_threads);
     TRY(summarize(&load, first_limit_s, per_token_limit_s, result));
+    memcpy(result->failure, load.failure, sizeof load.failure);
 out:
     if (load.address)
         freeaddrinfo(load.address);

@@ -27,6 +27,7 @@ struct load_options {
     uint64_t seed;
 };
 
+/* By nearest rank: the smallest value that so many percent don't exceed. NaN of no values. */
 struct percentiles {
     double mean, p50, p90, p99, max;
 };
@@ -36,6 +37,7 @@ struct load_result {
     double seconds;
     struct percentiles first, per_token, gap, end; /* TTFT, TPOT, inter-token latency (over all gaps), E2E */
     int64_t n_good;                                /* kept to both limits */
+    char failure[256]; /* of the first request that failed: what the server said; "": none did */
 };
 
 /* Sends the requests and fills them in. ERR_IO when there is no such host, ERR_NOMEM. */

@@ -9,6 +9,7 @@
 #include "base/mat.h"
 #include "infer/load.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -119,6 +120,8 @@ static void print_csv(const struct load_request *r, int64_t n)
 
 static void print_line(const char *name, const struct percentiles *p)
 {
+    if (isnan(p->mean)) /* nothing was measured */
+        return;
     out_print("%-28s %10.2f %10.2f %10.2f %10.2f %10.2f\n", name, 1e3 * p->mean, 1e3 * p->p50, 1e3 * p->p90,
               1e3 * p->p99, 1e3 * p->max);
 }
@@ -131,6 +134,10 @@ static void print_text(const struct options *o, const struct load_result *r)
     out_print("good (first token within %g s, the others %g s each): %lld, %.2f a second\n\n",
               options_real(o, "good-ttft"), options_real(o, "good-tpot"), (long long)r->n_good,
               (double)r->n_good / r->seconds);
+    if (r->n_failed > 0)
+        out_print("the first that failed: %s\n\n", r->failure);
+    if (r->n_ok == 0)
+        return;
     out_print("%-28s %10s %10s %10s %10s %10s\n", "ms", "mean", "p50", "p90", "p99", "max");
     print_line("time to first token (TTFT)", &r->first);
     print_line("time per token (TPOT)", &r->per_token);
@@ -147,13 +154,13 @@ static json_t *percentiles_json(const struct percentiles *p)
 static int print_json(const struct load_result *r)
 {
     return out_json(json_pack(
-        "{s:i,s:I,s:I,s:o,s:I,s:I,s:o,s:o,s:I,s:o,s:o,s:o,s:o,s:o}", "schema_version", JSON_SCHEMA_VERSION, "answered",
-        (json_int_t)r->n_ok, "failed", (json_int_t)r->n_failed, "seconds", json_number(r->seconds), "prompt_tokens",
-        (json_int_t)r->prompt_tokens, "tokens", (json_int_t)r->tokens, "requests_per_s",
+        "{s:i,s:I,s:I,s:o,s:I,s:I,s:o,s:o,s:I,s:o,s:o,s:o,s:o,s:o,s:o}", "schema_version", JSON_SCHEMA_VERSION,
+        "answered", (json_int_t)r->n_ok, "failed", (json_int_t)r->n_failed, "seconds", json_number(r->seconds),
+        "prompt_tokens", (json_int_t)r->prompt_tokens, "tokens", (json_int_t)r->tokens, "requests_per_s",
         json_number((double)r->n_ok / r->seconds), "tokens_per_s", json_number((double)r->tokens / r->seconds), "good",
         (json_int_t)r->n_good, "goodput_per_s", json_number((double)r->n_good / r->seconds), "ttft_s",
         percentiles_json(&r->first), "tpot_s", percentiles_json(&r->per_token), "itl_s", percentiles_json(&r->gap),
-        "e2e_s", percentiles_json(&r->end)));
+        "e2e_s", percentiles_json(&r->end), "first_failure", r->n_failed > 0 ? json_string(r->failure) : json_null()));
 }
 
 static int run(struct comm *comm, const struct options *o)
@@ -183,7 +190,8 @@ static int run(struct comm *comm, const struct options *o)
     else
         print_text(o, &result);
     if (result.n_ok == 0)
-        FAIL(ERR_IO, "%s port %d answered none of %lld requests as it should", load.host, load.port, (long long)n);
+        FAIL(ERR_IO, "%s port %d answered none of %lld requests as it should: %s", load.host, load.port, (long long)n,
+             result.failure);
 out:
     free(requests);
     return err;

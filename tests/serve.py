@@ -246,6 +246,8 @@ def test_load_generator(s):
         same((r["answered"], r["failed"], r["tokens"]), (n, 0, tokens), "load of " + " ".join(args))
         for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
             check(0 <= r[name]["p50"] <= r[name]["p90"] <= r[name]["p99"] <= r[name]["max"], "percentiles of " + name)
+        check(r["e2e_s"]["p99"] == r["e2e_s"]["max"], "p99 of fewer than 100 by nearest rank is the largest")
+        same(r["first_failure"], None, "failure of requests that are answered")
         check(r["e2e_s"]["p50"] > 0, "answers that took no time")  # tokens can arrive together: the time between them may be 0
         check(r["ttft_s"]["max"] <= r["e2e_s"]["max"], "the first token after the last")
     rows = subprocess.run([GLOWQ, "bench-serve", *port, "-n", "3", "--prompt", "500", "--generate", "50", "--csv"],
@@ -253,6 +255,11 @@ def test_load_generator(s):
     same([row.split(",")[3] for row in rows], ["status", "200", "200", "200"], "csv")
     too_long = subprocess.run([GLOWQ, "bench-serve", *port, "-n", "2", "--prompt", "600"], capture_output=True, text=True)
     check(too_long.returncode == 1 and "answered none" in too_long.stderr, "load that is refused")
+    check("as it should: 400: " in too_long.stderr and "600" in too_long.stderr, "why a load is refused: " + too_long.stderr)
+    check("p99" not in too_long.stdout, "percentiles of nothing")
+    none = subprocess.run([GLOWQ, "bench-serve", *port, "-n", "2", "--prompt", "600", "--json"], stdout=subprocess.PIPE, text=True)
+    none = json.loads(none.stdout)
+    same((none["ttft_s"]["p50"], none["e2e_s"]["max"], none["first_failure"][:5]), (None, None, "400: "), "load that is refused, as JSON")
 
 
 def test_broken_characters(ranks):
