@@ -54,6 +54,17 @@ static int under_launcher(void)
     return 0;
 }
 
+/* `srun -n 8 glowq` without --mpi=pmix, where that isn't the cluster's default: eight programs that know nothing of each other, each
+ * doing all the work. It may be meant so; the first of them asks. */
+static void warn_of_copies(void)
+{
+    const char *tasks = getenv("SLURM_STEP_NUM_TASKS"), *number = getenv("SLURM_PROCID");
+    if (tasks && number && atol(tasks) > 1 && atol(number) == 0)
+        log_warn(
+            "srun has started %s copies of glowq that don't know of each other; one job of %s ranks: srun --mpi=pmix",
+            tasks, tasks);
+}
+
 /* Rank 0 prints what every rank refused; a rank that alone refused (its environment or file differs) prints for itself.
  */
 static int refuse(struct comm *comm, int err, const char *prefix, const char *message, const char *hint)
@@ -163,6 +174,8 @@ int main(int argc, char **argv)
         return err_exit_code(ERR_COMM);
     err_set_rank(comm.rank, comm.size);
     log_init(comm.rank, 1);
+    if (!under_launcher())
+        warn_of_copies();
     int err = run(&comm, argc, argv);
     int out_err = out_close();
     err = ending_agree(&comm, err != OK ? err : out_err);

@@ -58,6 +58,16 @@ expect 2 "--device gpu: must be auto, cpu" alone eval --device gpu
 expect 2 "--device cuda:x: must be auto, cpu" alone eval --device cuda:x
 expect 2 "--config nowhere.conf: No such file" alone eval --config nowhere.conf
 
+# Tasks of srun without MPI are ranks of nothing: the first says so.
+step() { env SLURM_STEP_NUM_TASKS="$1" SLURM_PROCID="$2" "$GLOWQ" --version >out 2>err; }
+expect 0 "4 copies of glowq" step 4 0
+for task in "4 1" "1 0"; do
+    step $task
+    [ -s err ] && fail "a warning of copies as task ${task#* } of ${task% *}"
+done
+SLURM_STEP_NUM_TASKS=2 SLURM_PROCID=0 expect 0 "Usage: glowq" ranks 2 eval --help
+grep -q "copies" err && fail "ranks under a launcher are told that they are copies"
+
 # All ranks leave with the code; rank 0 alone explains.
 expect 2 "--bits 5" ranks 3 calibrate --bits 5
 same "$(grep -c "must be 2, 3, 4 or 8" err)" 1 "times that the message is printed on 3 ranks"
