@@ -317,7 +317,8 @@ static void write_time(FILE *f, const struct report_data *d)
     if (n == 0)
         return;
     parts[n++] = (struct report_part){"other", isfinite(total) ? total - known : 0, "empty"};
-    fputs("<h2>Time</h2><p>By stage, on rank 0.</p>\n", f);
+    fputs("<h2>Time</h2><p>By stage, on rank 0. Second moments are summed in the forward pass; what "
+          "they take from rank to rank stands by itself.</p>\n", f);
     report_bar(f, parts, n, report_seconds);
 }
 

@@ -123,8 +123,11 @@ static void print_stages(const struct answer *a)
     const struct forecast *plan = a->plan;
     const double *rate = plan_rates(a);
     char bytes[32];
-    out_print("%-15s %12s %12s\n", "stage", "network", rate ? "time" : "");
-    for (int i = 0; i < N_STAGES; i++) {
+    const int is_empty =
+        !rate && plan->n_ranks == 1; /* of bytes that one rank doesn't send, and of times that nobody knows */
+    if (!is_empty)
+        out_print(rate ? "%-15s %12s %12s\n" : "%-15s %12s\n", "stage", "network", "time");
+    for (int i = 0; !is_empty && i < N_STAGES; i++) {
         int64_t most = 0;
         for (int p = 0; p < plan->n_ranks; p++)
             most = max_i64(most, max_i64(forecast_stage_sent(plan, p, (enum stage)i),
@@ -169,16 +172,21 @@ static void print_grids(const struct grids *grids)
     }
 }
 
+void plan_room_text(const struct room *room, char *out, size_t size)
+{
+    snprintf(out, size, "%s %.4g GiB", room->what, (double)room->bytes / 1073741824.0);
+}
+
 void plan_print(const struct answer *a)
 {
     const struct calibrate_options *c = a->job->options;
     const struct model_config *config = a->job->config;
     const int n = a->plan->n_ranks;
-    char result[32], room[32], hidden[32], stats[32], allowed[32], spilled[32];
+    char result[32], room[64], hidden[32], stats[32], allowed[32], spilled[32];
     int64_t most;
     char *command = command_of(a);
     format_bytes(a->plan->result_bytes, result, sizeof result);
-    format_bytes((int64_t)a->room->bytes, room, sizeof room);
+    plan_room_text(a->room, room, sizeof room);
     format_bytes(a->plan->hidden_bytes, hidden, sizeof hidden);
     format_bytes(a->plan->stats_bytes, stats, sizeof stats);
     format_bytes((int64_t)c->memory, allowed, sizeof allowed);
@@ -194,9 +202,9 @@ void plan_print(const struct answer *a)
         out_print(" (experts %lld and %lld)", (long long)a->job->settings.gate_up_rank,
                   (long long)a->job->settings.down_rank);
     out_print(", %d solver steps\n", a->job->steps);
-    out_print("ranks           %d, as %dx%d; %d rank%s would fit%s: %s %s", n, a->plan->layout.stages,
+    out_print("ranks           %d, as %dx%d; %d rank%s would fit%s: %s", n, a->plan->layout.stages,
               a->plan->layout.replicas, a->grids->fewest, a->grids->fewest == 1 ? "" : "s",
-              a->grids->fewest_spills ? " if second moments are spilled" : "", a->room->what, room);
+              a->grids->fewest_spills ? " if second moments are spilled" : "", room);
     if (c->memory > 0)
         out_print(", a rank may take %s", allowed);
     out_print("\n");

@@ -24,6 +24,8 @@ const char *plan_command_name(const struct answer *a);
 extern const char *const plan_own_options[];
 /* The profile's rates, or NULL where it doesn't know one that is needed: the network's, of several ranks. */
 const double *plan_rates(const struct answer *a);
+/* "a GPU of 80 GiB": in the unit that --gpu-memory and --host-memory are given in. */
+void plan_room_text(const struct room *room, char *out, size_t size);
 void plan_print(const struct answer *a);
 int plan_print_json(const struct answer *a);
 /* launch/slurm/calibrate.sbatch with this plan's nodes, tasks, memory, time and options filled in. */

@@ -5,6 +5,7 @@
 #include "base/err.h"
 #include "calib/write.h"
 #include "launch/calibration.h"
+#include "launch/plan_output.h"
 #include "model/memory.h"
 
 #include <stdlib.h>
@@ -232,20 +233,20 @@ static void print_rows(const struct served *s, int format)
 
 static void print_all(const struct served *s)
 {
-    char room[32];
-    format_bytes((int64_t)s->room->bytes, room, sizeof room);
+    char room[64];
+    plan_room_text(s->room, room, sizeof room);
     out_print("model           %s: %s, %lld layers\n", source_name(s->options), s->config.family,
               (long long)s->config.n_layers);
-    out_print("serving         up to %lld requests at once, of up to %lld tokens each; %lld tokens a step; %s %s",
-              (long long)s->sequences, (long long)s->longest, (long long)s->batch_tokens, s->room->what, room);
+    out_print("serving         up to %lld requests at once, of up to %lld tokens each; %lld tokens a step; %s",
+              (long long)s->sequences, (long long)s->longest, (long long)s->batch_tokens, room);
     if (s->fraction > 0)
         out_print(", of which %.2f are taken", s->fraction);
     out_print("\n");
     for (int f = 0; f < s->n_formats; f++) {
-        const struct row *row = &s->row[f][s->first_fit[f]];
         print_rows(s, f);
         if (s->first_fit[f] < 0)
             continue;
+        const struct row *row = &s->row[f][s->first_fit[f]];
         out_print("  a rank of %d:", row->n_ranks);
         for (int i = 0; i < row->needs.n; i++)
             out_print("%s %s %.2f", i ? "," : "", row->needs.item[i].name, (double)row->needs.item[i].bytes / gibi);

@@ -61,6 +61,8 @@ static int find_model(const char *model, int checkpoint)
         FAIL(ERR_IO,
              "%s: a model's place in the Hugging Face cache; the model itself is one of the folders in %s/snapshots",
              model, model);
+    if (!has_file(model, "config.json") && has_file(model, "layers"))
+        FAIL(ERR_FORMAT, "%s: a calibration that isn't finished: `glowq status` says how far it is", model);
     if (!has_file(model, "config.json"))
         FAIL(ERR_IO, "%s: no config.json in this folder; --model takes a Hugging Face%s folder", model,
              checkpoint ? "" : " or a .glowq");

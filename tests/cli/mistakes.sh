@@ -45,6 +45,9 @@ model="cache dir/models--ü"
 expect 1 "one of the folders in cache dir/models--ü/snapshots" tell calibrate --out x.glowq
 model="cache dir/models--ü/snapshots/1"
 expect 0 "2 sequences of 64" tell calibrate --out "a result ü.glowq" --samples 2 --seq-len 64 --rank 0
+mkdir -p unfinished/layers
+model=unfinished
+expect 3 "unfinished: a calibration that isn't finished" tell eval
 model=empty
 expect 1 "empty: no config.json" tell calibrate --out x.glowq
 expect 1 "--synthetic $DENSE: a folder" alone plan --synthetic "$DENSE"
