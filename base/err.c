@@ -1,35 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Errors: see err.h. One static message per process: errors are rare and the first one tells the cause. */
+ * Errors: see err.h. The message and the quiet are a thread's own: while one asks quietly what a file is like, another one, which
+ * publishes, must still be heard. */
 #include "base/err.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-static char last[2048];
-static int quiet_on;
+static _Thread_local char last[2048];
+static _Thread_local int quiet_on;
 static int my_rank;
 static int world = 1;
 
 int err_set(enum err code, const char *file, int line, const char *fmt, ...)
 {
-    char message[2048];
     va_list args;
+    char message[sizeof last]; /* an argument may be the last one */
     va_start(args, fmt);
     vsnprintf(message, sizeof message, fmt, args);
     va_end(args);
-#ifdef _OPENMP
-#pragma omp critical(err_message)
-#endif
-    {
-        memcpy(last, message, sizeof last);
-        if (quiet_on || (code == ERR_ARG && my_rank > 0))
-            ; /* what the user asked for is the same on every rank: one message is enough */
-        else if (world > 1)
-            fprintf(stderr, "glowq: error: %s [rank %d, %s:%d]\n", message, my_rank, file, line);
-        else
-            fprintf(stderr, "glowq: error: %s [%s:%d]\n", message, file, line);
-    }
+    memcpy(last, message, sizeof last);
+    if (quiet_on || (code == ERR_ARG && my_rank > 0))
+        ; /* what the user asked for is the same on every rank: one message is enough */
+    else if (world > 1)
+        fprintf(stderr, "glowq: error: %s [rank %d, %s:%d]\n", message, my_rank, file, line);
+    else
+        fprintf(stderr, "glowq: error: %s [%s:%d]\n", message, file, line);
     return code;
 }
 

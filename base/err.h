@@ -34,9 +34,9 @@ enum err {
 
 /* Prints "glowq: error: <message> [rank R, file:line]" to stderr and returns code. */
 int err_set(enum err code, const char *file, int line, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
-/* The last message of this process ("" if none); tests and reports read it. */
+/* The last message of this thread ("" if none); tests and reports read it. */
 const char *err_last(void);
-/* While quiet, err_set records the message and prints nothing (tests of bad input). Returns what it was before. */
+/* While quiet, err_set records this thread's messages and prints none (tests of bad input). Returns what it was before. */
 int err_quiet(int quiet);
 /* Rank shown in messages; set once after MPI_Init. */
 void err_set_rank(int rank, int n_ranks);

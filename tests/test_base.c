@@ -12,6 +12,8 @@
 #include <fcntl.h>
 #include <float.h>
 #include <math.h>
+#include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/resource.h>
 
@@ -441,6 +443,30 @@ static void test_error_messages(void **state)
     free(text);
 }
 
+static void *fail_beside(void *unused)
+{
+    (void)unused;
+    err_set(ERR_IO, "a/b.c", 16, "cannot fsync");
+    return NULL;
+}
+
+/* A thread that publishes is heard while another one asks quietly what a file is like, and doesn't change what that one found. */
+static void test_quiet_is_one_threads(void **state)
+{
+    (void)state;
+    pthread_t other;
+    talk_begin();
+    err_quiet(1);
+    err_set(ERR_FORMAT, "a/b.c", 17, "not whole");
+    assert_int_equal(pthread_create(&other, NULL, fail_beside, NULL), 0);
+    pthread_join(other, NULL);
+    err_quiet(0);
+    char *text = talk_end();
+    assert_string_equal(text, "glowq: error: cannot fsync [a/b.c:16]\n");
+    assert_string_equal(err_last(), "not whole");
+    free(text);
+}
+
 static void test_only_rank_0_talks(void **state)
 {
     (void)state;
@@ -523,9 +549,16 @@ static void test_progress_on_a_terminal(void **state)
     steps(4, 4);
     steps(2, 3); /* more units than promised must not overrun the bar */
     stderr_back();
-    ssize_t n = read(master, seen, sizeof seen - 1);
-    assert_true(n > 0);
-    seen[n] = 0;
+    struct pollfd more = {.fd = master, .events = POLLIN};
+    size_t n = 0;
+    seen[0] = 0;
+    while (!strstr(seen, "3/2") && poll(&more, 1, 20000) > 0) { /* the kernel hands it over piece by piece */
+        const ssize_t k = read(master, seen + n, sizeof seen - 1 - n);
+        if (k <= 0)
+            break;
+        n += (size_t)k;
+        seen[n] = 0;
+    }
     assert_non_null(strstr(seen, "[                              ] 0/4"));
     assert_non_null(strstr(seen, "[===============               ] 2/4"));
     assert_non_null(strstr(seen, "[==============================] 3/2"));
@@ -549,6 +582,7 @@ int main(void)
         IN_SCRATCH(test_hashes_are_the_published_ones),
         cmocka_unit_test(test_exit_codes),
         IN_SCRATCH(test_error_messages),
+        IN_SCRATCH(test_quiet_is_one_threads),
         IN_SCRATCH(test_only_rank_0_talks),
         IN_SCRATCH(test_progress_in_a_log),
         cmocka_unit_test(test_progress_on_a_terminal),
