@@ -72,7 +72,7 @@ static int refuse(struct comm *comm, int err, const char *prefix, const char *me
     int rank0 = err;
     if (comm_bcast(comm, &rank0, sizeof rank0, 0) == OK && err != OK && (comm->rank == 0 || rank0 == OK)) {
         fprintf(stderr, "%s: %s\n", prefix, message);
-        if (comm->rank == 0)
+        if (comm->rank == 0 && err == ERR_ARG)
             fprintf(stderr, "%s\n", hint);
     }
     return comm_agree(comm, err);

@@ -39,6 +39,12 @@ int options_refuse(struct options *options, const char *fmt, ...)
     return ERR_ARG;
 }
 
+int options_no_memory(struct options *options)
+{
+    options_refuse(options, "out of memory");
+    return ERR_NOMEM;
+}
+
 /* ---- names ------------------------------------------------------------------------------------------------------ */
 
 int words_count(const char *words)
@@ -129,6 +135,12 @@ const struct command *command_find(const struct command *const *commands, const 
     return NULL;
 }
 
+int spec_is_section(const struct options *options, const struct option_spec *spec)
+{
+    const char *nearest;
+    return spec->name && command_find(options->commands, spec->name, &nearest) != NULL;
+}
+
 /* ---- one value -------------------------------------------------------------------------------------------------- */
 
 static int take_flag(struct options *options, struct setting *s, const char *from, const char *text)
@@ -205,10 +217,10 @@ static int keep_text(struct options *options, struct setting *s, int is_list, co
     }
     char **texts = realloc(s->texts, ((size_t)s->n_texts + 1) * sizeof *texts);
     if (!texts)
-        return options_refuse(options, "out of memory");
+        return options_no_memory(options);
     s->texts = texts;
     if (!(texts[s->n_texts] = strdup(text)))
-        return options_refuse(options, "out of memory");
+        return options_no_memory(options);
     s->n_texts++;
     return OK;
 }
@@ -283,7 +295,7 @@ static error_t on_argument(int key, char *arg, struct argp_state *state)
         else if (o->positional)
             options_refuse(o, "one %s only, found a second: \"%s\"", o->command->positional, arg);
         else if (!(o->positional = strdup(arg)))
-            options_refuse(o, "out of memory");
+            return ENOMEM;
         return o->error[0] ? EINVAL : 0;
     }
     if (key == ARGP_KEY_ERROR) {
@@ -296,7 +308,8 @@ static error_t on_argument(int key, char *arg, struct argp_state *state)
         if (!o->specs[i].name || key != spec_key(o, i))
             continue;
         snprintf(from, sizeof from, "--%s", o->specs[i].name);
-        return setting_take(o, i, ORIGIN_FLAG, from, arg ? arg : "true") == OK ? 0 : EINVAL;
+        const int err = setting_take(o, i, ORIGIN_FLAG, from, arg ? arg : "true");
+        return err == OK ? 0 : err == ERR_NOMEM ? ENOMEM : EINVAL;
     }
     return ARGP_ERR_UNKNOWN;
 }
@@ -306,7 +319,7 @@ static int read_flags(struct options *options, int argc, char **argv)
     int err = OK;
     struct argp_option *table = calloc((size_t)options->n + 1, sizeof *table);
     if (!table) {
-        err = options_refuse(options, "out of memory");
+        err = options_no_memory(options);
         goto out;
     }
     int n = 0;
@@ -317,8 +330,11 @@ static int read_flags(struct options *options, int argc, char **argv)
                 .name = spec->name, .key = spec_key(options, i), .arg = spec->type == OPTION_FLAG ? NULL : spec->arg};
     }
     struct argp argp = {.options = table, .parser = on_argument};
-    if (argp_parse(&argp, argc, argv, ARGP_SILENT, NULL, options) != 0)
-        err = options->error[0] ? ERR_ARG : options_refuse(options, "the command line can't be understood");
+    const error_t failed = argp_parse(&argp, argc, argv, ARGP_SILENT, NULL, options);
+    if (failed == ENOMEM)
+        err = options_no_memory(options);
+    else if (failed != 0)
+        err = options_refuse(options, "the command line can't be understood"); /* unless it was said what is wrong */
 out:
     free(table);
     return err;
@@ -345,7 +361,7 @@ static int read_environment(struct options *options)
             continue;
         }
         if (!(copy = strdup(text))) {
-            err = options_refuse(options, "out of memory");
+            err = options_no_memory(options);
             goto out;
         }
         char *rest = copy;
@@ -376,11 +392,11 @@ int options_parse(const struct command *const *commands, const struct command *c
 {
     int err = OK;
     const int n = specs_count(command->options), n_common = specs_count(common_options);
-    *options = (struct options){.command = command};
+    *options = (struct options){.commands = commands, .command = command};
     options->specs = calloc((size_t)(n + n_common), sizeof *options->specs);
     options->settings = calloc((size_t)(n + n_common), sizeof *options->settings);
     if (!options->specs || !options->settings) {
-        err = options_refuse(options, "out of memory");
+        err = options_no_memory(options);
         goto out;
     }
     memcpy(options->specs, command->options, (size_t)n * sizeof *options->specs);
@@ -391,7 +407,7 @@ int options_parse(const struct command *const *commands, const struct command *c
         goto out; /* the rest could only get in the way of the help */
     TRY(read_environment(options));
     if (options_string(options, "config"))
-        TRY(options_read_config(commands, options, options_string(options, "config")));
+        TRY(options_read_config(options, options_string(options, "config")));
     TRY(take_defaults(options));
 out:
     return err;

@@ -4,7 +4,7 @@
  *
  * A value comes from the first of: --NAME on the command line; GLOWQ_NAME in the environment (upper case, '-' as '_';
  * empty counts as unset); `NAME = value` in the file given by --config (libConfuse syntax; inside `SUBCOMMAND { ... }`
- * or at top level); the table's default. Text becomes a value in one place, so a bad one is refused in the same words
+ * or, unless NAME is also a subcommand's, at top level); the table's default. Text becomes a value in one place, so a bad one is refused in the same words
  * wherever it came from. Nothing here prints to stderr or ends the program: only rank 0 talks, and main() decides who
  * that is. Not collective.
  */
@@ -114,6 +114,7 @@ struct setting {
 };
 
 struct options {
+    const struct command *const *commands; /* all of them, ending with NULL */
     const struct command *command;
     struct option_spec *specs; /* the command's and the common ones */
     struct setting *settings;  /* [n], beside specs */
@@ -125,8 +126,8 @@ struct options {
 /* The named subcommand, or NULL with the nearest name in *nearest (NULL if none is near). commands ends with NULL. */
 const struct command *command_find(const struct command *const *commands, const char *name, const char **nearest);
 
-/* argv[0] is the subcommand. ERR_ARG with options->error set when something isn't valid; required ones aren't checked
- * here. options_clear in every case. */
+/* argv[0] is the subcommand. ERR_ARG with options->error set when something isn't valid, ERR_NOMEM likewise; required ones aren't
+ * checked here. options_clear in every case. commands is kept. */
 int options_parse(const struct command *const *commands, const struct command *command, int argc, char **argv,
                   struct options *options);
 /* ERR_ARG with options->error naming the first required option or argument that is missing, or what the command's check found.

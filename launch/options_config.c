@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The configuration file of --config, read by libConfuse. Keys are the options' long names; a key inside the
  * subcommand's own section wins over one at top level; sections of other subcommands are checked and skipped, so one
- * file serves them all.
+ * file serves them all. An option called like a subcommand has its place in the own section only.
  *
  *     threads = 2
  *     calibrate { rank = 32  text = {"a.txt", "b.txt"} }
@@ -11,6 +11,7 @@
 #include "launch/options_private.h"
 
 #include "base/err.h"
+#include "base/file.h"
 
 #include <confuse.h>
 #include <errno.h>
@@ -29,38 +30,39 @@ static void on_error(cfg_t *cfg, const char *fmt, va_list args)
     snprintf(parse_error, sizeof parse_error, "%s:%d: %s", cfg->filename ? cfg->filename : "", cfg->line, what);
 }
 
-/* Adds one libConfuse entry per named option. */
-static void add_keys(cfg_opt_t *keys, int *used, const struct option_spec *specs)
+/* Adds one libConfuse entry per named option; top: of these options, those that may stand at top level. */
+static void add_keys(cfg_opt_t *keys, int *used, const struct option_spec *specs, const struct options *top)
 {
     for (; specs->type != OPTION_END; specs++) {
-        if (specs->name)
+        if (specs->name && !(top && spec_is_section(top, specs)))
             keys[(*used)++] = specs->type == OPTION_LIST ? (cfg_opt_t)CFG_STR_LIST(specs->name, NULL, CFGF_NODEFAULT)
                                                          : (cfg_opt_t)CFG_STR(specs->name, NULL, CFGF_NODEFAULT);
     }
     keys[*used] = (cfg_opt_t)CFG_END();
 }
 
-/* The keys of a command and the common ones, with room for n_sections more. Caller frees; NULL: out of memory. */
-static cfg_opt_t *keys_create(const struct command *command, int n_sections, int *used)
+/* The keys of a command and the common ones, with room for n_sections more; top: NULL in a section. Caller frees; NULL: out of
+ * memory. */
+static cfg_opt_t *keys_create(const struct command *command, const struct options *top, int n_sections, int *used)
 {
     int n = specs_count(command->options) + specs_count(common_options) + n_sections + 1;
     cfg_opt_t *keys = calloc((size_t)n, sizeof *keys);
     *used = 0;
     if (keys) {
-        add_keys(keys, used, command->options);
-        add_keys(keys, used, common_options);
+        add_keys(keys, used, command->options, top);
+        add_keys(keys, used, common_options, top);
     }
     return keys;
 }
 
-/* Takes the values of one section (or of the top level) for options that nothing of higher rank has set. */
-static int take_section(struct options *options, cfg_t *cfg, const char *path)
+/* Takes the values of one section or of the top level for options that nothing of higher rank has set. */
+static int take_section(struct options *options, cfg_t *cfg, int is_top, const char *path)
 {
     int err = OK;
     for (int i = 0; i < options->n; i++) {
         const struct option_spec *spec = &options->specs[i];
         char from[512];
-        if (!spec->name || options->settings[i].origin != ORIGIN_NONE)
+        if (!spec->name || options->settings[i].origin != ORIGIN_NONE || (is_top && spec_is_section(options, spec)))
             continue;
         unsigned n = cfg_size(cfg, spec->name);
         snprintf(from, sizeof from, "%s: %s =", path, spec->name);
@@ -74,31 +76,38 @@ out:
     return err;
 }
 
-int options_read_config(const struct command *const *commands, struct options *options, const char *path)
+int options_read_config(struct options *options, const char *path)
 {
     int err = OK, used, section_used, n_commands = 0;
     cfg_opt_t *keys = NULL, **sections = NULL;
     cfg_t *cfg = NULL;
-    const struct command *own = options->command;
+    const struct command *own = options->command, *const *commands = options->commands;
 
+    if (file_is_dir(path)) { /* reading one ends the program in the middle of libConfuse */
+        err = options_refuse(options, "--config %s: %s", path, strerror(EISDIR));
+        goto out;
+    }
     while (commands[n_commands])
         n_commands++;
-    keys = keys_create(own, n_commands, &used);
+    keys = keys_create(own, options, n_commands, &used);
     sections = calloc((size_t)n_commands, sizeof(cfg_opt_t *));
     if (!keys || !sections) {
-        err = options_refuse(options, "out of memory");
+        err = options_no_memory(options);
         goto out;
     }
     for (int c = 0; c < n_commands; c++) {
-        if (!(sections[c] = keys_create(commands[c], 0, &section_used))) {
-            err = options_refuse(options, "out of memory");
+        if (!(sections[c] = keys_create(commands[c], NULL, 0, &section_used))) {
+            err = options_no_memory(options);
             goto out;
         }
         keys[used] = (cfg_opt_t)CFG_SEC(commands[c]->name, sections[c], CFGF_NODEFAULT);
         keys[++used] = (cfg_opt_t)CFG_END();
     }
     parse_error[0] = 0;
-    cfg = cfg_init(keys, CFGF_NONE);
+    if (!(cfg = cfg_init(keys, CFGF_NONE))) {
+        err = options_no_memory(options);
+        goto out;
+    }
     cfg_set_error_function(cfg, on_error);
     switch (cfg_parse(cfg, path)) {
     case CFG_SUCCESS:
@@ -111,8 +120,8 @@ int options_read_config(const struct command *const *commands, struct options *o
         goto out;
     }
     if (cfg_size(cfg, own->name) > 0)
-        TRY(take_section(options, cfg_getnsec(cfg, own->name, 0), path));
-    TRY(take_section(options, cfg, path));
+        TRY(take_section(options, cfg_getnsec(cfg, own->name, 0), 0, path));
+    TRY(take_section(options, cfg, 1, path));
 out:
     if (cfg)
         cfg_free(cfg);

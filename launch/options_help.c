@@ -137,13 +137,17 @@ static void quote(FILE *f, const char *text)
     fputc('"', f);
 }
 
-static void print_line(const struct option_spec *spec, const struct setting *s, const char *origin, FILE *f)
+/* section: what the line stands in, or NULL. */
+static void print_line(const struct option_spec *spec, const struct setting *s, const char *section, const char *origin,
+                       FILE *f)
 {
     const int is_list = spec->type == OPTION_LIST;
     if (s->origin == ORIGIN_NONE) {
         fprintf(f, "# %-16s   %s\n", spec->name, origin);
         return;
     }
+    if (section)
+        fprintf(f, "%s { ", section);
     fprintf(f, "%-18s = %s", spec->name, is_list ? "{" : "");
     if (spec->type == OPTION_FLAG)
         fputs(s->integer ? "true" : "false", f);
@@ -154,7 +158,7 @@ static void print_line(const struct option_spec *spec, const struct setting *s, 
             fputs(i ? ", " : "", f);
             quote(f, s->texts[i]);
         }
-    fprintf(f, "%s  # %s\n", is_list ? "}" : "", origin);
+    fprintf(f, "%s%s  # %s\n", is_list ? "}" : "", section ? " }" : "", origin);
 }
 
 int options_print(const struct options *options, int as_json, FILE *f)
@@ -176,7 +180,8 @@ int options_print(const struct options *options, int as_json, FILE *f)
                 values, spec->name,
                 json_pack("{s:o,s:s}", "value", value_json(spec, &options->settings[i]), "origin", origin));
         else
-            print_line(spec, &options->settings[i], origin, f);
+            print_line(spec, &options->settings[i], spec_is_section(options, spec) ? options->command->name : NULL,
+                       origin, f);
     }
     if (as_json) {
         page = json_pack("{s:i,s:s,s:O}", "schema_version", 1, "command", options->command->name, "options", values);

@@ -12,15 +12,19 @@ extern const struct option_spec common_options[];
 int specs_count(const struct option_spec *specs);
 /* Index of the option called name, or -1. */
 int spec_find(const struct options *options, const char *name);
+/* Is the option called like a subcommand? Such a name at the top level of a configuration file is that one's section. */
+int spec_is_section(const struct options *options, const struct option_spec *spec);
+/* Sets options->error, unless it is set, and returns ERR_NOMEM. */
+int options_no_memory(struct options *options);
 /* What argp calls option i. */
 int spec_key(const struct options *options, int i);
 /* GLOWQ_GROUP_SIZE of group-size. */
 void spec_variable(const struct option_spec *spec, char *out, size_t size);
 /* Text becomes the value of option i (a LIST grows); `from` names the source in messages: "--bits", "GLOWQ_BITS =",
- * "glowq.conf: bits =". ERR_ARG with options->error set. */
+ * "glowq.conf: bits =". ERR_ARG or ERR_NOMEM with options->error set. */
 int setting_take(struct options *options, int i, enum origin origin, const char *from, const char *text);
 /* Sets what flags and environment left open from the configuration file. */
-int options_read_config(const struct command *const *commands, struct options *options, const char *path);
+int options_read_config(struct options *options, const char *path);
 /* Number of words in "a|b|c", and word i. */
 int words_count(const char *words);
 void words_at(const char *words, int i, char *out, size_t size);

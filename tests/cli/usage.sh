@@ -105,6 +105,16 @@ same "$(value_of ctx)" "99  # config good.conf" "ctx"
 GLOWQ_TEXT=a:b expect 0 "environment GLOWQ_TEXT" alone eval --print-config
 same "$(value_of text)" '{"a", "b"}  # environment GLOWQ_TEXT' "text"
 GLOWQ_CTX=x expect 2 "GLOWQ_CTX = x: must be a whole number" alone eval
+# An option called like a subcommand has its place in its own subcommand's section.
+printf '%s\n' 'plan {' '    serve = true' '}' 'serve { port = 81 }' >both.conf
+expect 0 "# glowq plan" alone plan -c both.conf --synthetic x --print-config
+grep -q "^plan { serve  *= true }  # config both.conf" out || fail "plan's option serve isn't taken: $(grep serve out)"
+[ -s err ] && fail "a configuration file makes libraries talk: $(why)"
+cp out printed.conf
+expect 0 "= true }  # config printed.conf" alone plan -c printed.conf --print-config
+expect 0 "# glowq serve" alone serve -c both.conf --model x --print-config
+same "$(value_of port)" "81  # config both.conf" "port"
+expect 2 "--config .: Is a directory" alone plan -c . --print-config
 echo "ctx = -4" >bad.conf
 expect 2 "bad.conf: ctx = -4: must be a whole number" alone eval -c bad.conf
 echo "rnak = 4" >bad.conf
