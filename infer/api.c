@@ -64,7 +64,9 @@ out:
 
 void api_set_server(struct api *api, struct http_server *server)
 {
+    pthread_mutex_lock(&api->lock); /* it has been answering for a moment */
     api->server = server;
+    pthread_mutex_unlock(&api->lock);
 }
 
 void api_set_state(struct api *api, enum api_state state, const char *why)

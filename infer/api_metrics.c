@@ -174,19 +174,30 @@ static void write_http(struct page *p, struct http_server *server)
     }
 }
 
+/* NULL: nobody has told it yet. */
+static struct http_server *server_of(struct api *api)
+{
+    pthread_mutex_lock(&api->lock);
+    struct http_server *server = api->server;
+    pthread_mutex_unlock(&api->lock);
+    return server;
+}
+
 int metrics_write(struct api *api, struct text *out)
 {
     int err = OK;
     struct text label = {0};
     struct metrics copy;
     struct engine_statistics s;
+    struct http_server *server = server_of(api);
+    const enum api_state state = api_state(api);
     TRY(text_add(&label, "model_name=", 11));
     TRY(write_string(&label, api->options.model_name, strlen(api->options.model_name)));
     TRY(text_add(&label, "", 1));
     struct page p = {.out = out, .label = label.p};
     one(&p, "glowq_up", "gauge", "1: ready or draining; 0: loading or dead.",
-        api_state(api) == API_READY || api_state(api) == API_DRAINING);
-    if (api->engine) {
+        state == API_READY || state == API_DRAINING);
+    if (state != API_LOADING) {
         engine_statistics(api->engine, &s);
         write_engine(&p, &s);
     }
@@ -194,8 +205,8 @@ int metrics_write(struct api *api, struct text *out)
     copy = api->metrics;
     pthread_mutex_unlock(&api->metrics.lock);
     write_requests(&p, &copy);
-    if (api->server)
-        write_http(&p, api->server);
+    if (server)
+        write_http(&p, server);
     err = p.err;
 out:
     text_clear(&label);
@@ -207,14 +218,17 @@ json_t *metrics_stats(struct api *api)
     struct engine_statistics s = {0};
     struct http_statistics h = {0};
     static const char *const states[] = {"loading", "ready", "draining", "dead"};
-    if (api->engine)
+    struct http_server *server = server_of(api);
+    const enum api_state state = api_state(api);
+    const int is_open = state != API_LOADING;
+    if (is_open)
         engine_statistics(api->engine, &s);
-    if (api->server)
-        http_statistics(api->server, &h);
+    if (server)
+        http_statistics(server, &h);
     json_t *o =
-        json_pack("{s:s,s:s,s:f,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "state", states[api_state(api)], "model",
-                  api->options.model_name, "uptime_s", now_s() - api->opened_s, "running", (json_int_t)s.running,
-                  "waiting", (json_int_t)s.waiting, "max_sequences", (json_int_t)s.max_sequences, "max_length",
+        json_pack("{s:s,s:s,s:f,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "state", states[state], "model", api->options.model_name,
+                  "uptime_s", now_s() - api->opened_s, "running", (json_int_t)s.running, "waiting",
+                  (json_int_t)s.waiting, "max_sequences", (json_int_t)s.max_sequences, "max_length",
                   (json_int_t)s.max_length, "kv_blocks", (json_int_t)s.kv_blocks, "kv_blocks_used",
                   (json_int_t)s.kv_blocks_used, "kv_blocks_cached", (json_int_t)s.kv_blocks_cached);
     json_t *more =
@@ -222,7 +236,7 @@ json_t *metrics_stats(struct api *api)
                   "prefix_hit_tokens", (json_int_t)s.prefix_hit_tokens, "text_tokens", (json_int_t)s.text_tokens,
                   "computed_tokens", (json_int_t)s.computed_tokens, "preemptions", (json_int_t)s.preemptions, "step_s",
                   s.step_s, "schedule_s", s.schedule_s, "connections", (json_int_t)h.connections, "ranks",
-                  api->model ? api->model->dec.tp->size : 0, "has_chat", api->chat != NULL);
+                  is_open ? api->model->dec.tp->size : 0, "has_chat", is_open && api->chat);
     if (o && more)
         json_object_update(o, more);
     json_decref(more);

@@ -95,15 +95,18 @@ struct metrics {
 
 struct api {
     struct api_options options;
+    /* api_open's; nobody else's while the state is API_LOADING */
     struct model *model;
     struct engine *engine;
-    struct http_server *server;
     struct chat_template *chat; /* NULL: the model has none */
     struct strings specials;    /* texts of special tokens */
     char mark[32];              /* put where a user's text must not become one */
-    int64_t max_queue, started;
+    int64_t max_queue;
+    /* from the beginning */
+    int64_t started;
     double opened_s;
-    pthread_mutex_t lock; /* state, why, list of completions */
+    pthread_mutex_t lock; /* server, state, why, list of completions */
+    struct http_server *server;
     enum api_state state;
     char why[160];
     struct completion *completions;

@@ -88,7 +88,7 @@ struct server {
     char lost_why[160];                    /* set before lost */
 };
 
-static volatile sig_atomic_t n_signals;
+static atomic_int n_signals; /* any thread may be the one that a signal interrupts */
 
 static void on_signal(int number)
 {
