@@ -24,6 +24,7 @@ struct load {
     const struct load_options *options;
     struct load_request *requests;
     int64_t n, next;
+    char *opening; /* of every request's body */
     double start_s;
     struct addrinfo *address;
     pthread_mutex_t lock;
@@ -60,36 +61,55 @@ out:
 static int send_request(const struct load_options *o, const struct addrinfo *a, const char *method, const char *path,
                         const struct text *body)
 {
-    char head[1024];
+    char *head = NULL;
     const int fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    const int n = snprintf(head, sizeof head,
-                           "%s %s HTTP/1.0\r\nHost: %s\r\n%s%.256s%sContent-Type: application/json\r\n"
+    const int n = asprintf(&head,
+                           "%s %s HTTP/1.0\r\nHost: %s\r\n%s%s%sContent-Type: application/json\r\n"
                            "Content-Length: %zu\r\n\r\n",
                            method, path, o->host, o->api_key ? "Authorization: Bearer " : "",
                            o->api_key ? o->api_key : "", o->api_key ? "\r\n" : "", body->n);
-    if (fd < 0)
-        return -1;
-    int fine = connect(fd, a->ai_addr, a->ai_addrlen) == 0 && send(fd, head, (size_t)n, MSG_NOSIGNAL) == n;
+    int fine =
+        fd >= 0 && n > 0 && connect(fd, a->ai_addr, a->ai_addrlen) == 0 && send(fd, head, (size_t)n, MSG_NOSIGNAL) == n;
+    if (n >= 0)
+        free(head);
     for (size_t at = 0; fine && at < body->n;) {
         const ssize_t sent = send(fd, body->p + at, body->n - at, MSG_NOSIGNAL);
         fine = sent > 0;
         at += fine ? (size_t)sent : 0;
     }
-    if (fine)
+    if (fine || fd < 0)
         return fd;
     close(fd);
     return -1;
 }
 
-static int write_body(const struct load_options *o, const struct load_request *r, int64_t index, struct text *body)
+/* What all bodies begin with: an object without its end. Caller frees. */
+static int write_opening(const struct load_options *o, char **opening)
 {
     int err = OK;
-    char piece[256];
-    int n = snprintf(
-        piece, sizeof piece,
-        "{\"stream\":true,\"stream_options\":{\"include_usage\":true},\"temperature\":0,\"ignore_eos\":true,"
-        "\"max_tokens\":%lld,%s%.96s%s\"prompt\":[",
-        (long long)r->generate, o->model ? "\"model\":\"" : "", o->model ? o->model : "", o->model ? "\"," : "");
+    size_t n = 0;
+    json_t *object = json_pack("{s:b,s:{s:b},s:i,s:b}", "stream", 1, "stream_options", "include_usage", 1,
+                               "temperature", 0, "ignore_eos", 1);
+    if (!object)
+        FAIL(ERR_NOMEM, "a request");
+    if (o->model && json_object_set_new(object, "model", json_string(o->model)) != 0)
+        FAIL(ERR_ARG, "the model's name isn't UTF-8");
+    if (!(*opening = json_dumps(object, JSON_COMPACT)))
+        FAIL(ERR_NOMEM, "a request");
+    n = strlen(*opening);
+    (*opening)[n - 1] = 0;
+out:
+    json_decref(object);
+    return err;
+}
+
+static int write_body(const struct load *load, const struct load_request *r, int64_t index, struct text *body)
+{
+    int err = OK;
+    const struct load_options *o = load->options;
+    char piece[64];
+    int n = snprintf(piece, sizeof piece, ",\"max_tokens\":%lld,\"prompt\":[", (long long)r->generate);
+    TRY(text_add(body, load->opening, strlen(load->opening)));
     TRY(text_add(body, piece, (size_t)n));
     for (int64_t i = 0; i < r->prompt; i++) {
         const uint32_t stream = i < o->shared_prefix ? UINT32_MAX - 1 : (uint32_t)index;
@@ -202,7 +222,7 @@ static void *client(void *arg)
         if (i >= load->n)
             return NULL;
         struct load_request *r = &load->requests[i];
-        const int made = write_body(load->options, r, i, &body) == OK;
+        const int made = write_body(load, r, i, &body) == OK;
         double due = r->due_s > 0 ? load->start_s + r->due_s : now_s();
         const double wait = due - now_s();
         if (wait > 0) {
@@ -319,6 +339,7 @@ int load_run(const struct load_options *options, struct load_request *requests, 
         load.gaps_capacity += requests[i].generate;
     if (!threads || !(load.gaps = malloc((size_t)(load.gaps_capacity + 1) * sizeof *load.gaps)))
         FAIL(ERR_NOMEM, "%d clients", options->clients);
+    TRY(write_opening(options, &load.opening));
     TRY(resolve(options, &load.address));
     load.start_s = now_s();
     while (n_threads < options->clients && pthread_create(&threads[n_threads], NULL, client, &load) == 0)
@@ -334,6 +355,7 @@ out:
     if (load.address)
         freeaddrinfo(load.address);
     pthread_mutex_destroy(&load.lock);
+    free(load.opening);
     free(load.gaps);
     free(threads);
     return err;

@@ -14,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { MOST_TOKENS = 1 << 24 };
+
 static const struct option_spec table[] = {
     OPT_HEADING("Which server:"),
     {.type = OPTION_STRING, .name = "host", .arg = "HOST", .fallback = "127.0.0.1", .help = "name or address"},
@@ -27,12 +29,12 @@ static const struct option_spec table[] = {
     OPT_REAL("rate", 'r', "0", 0, 1e6,
              "requests a second, at random (Poisson); 0: each client sends its next when one ends"),
     OPT_INT("clients", 0, "N", "16", 1, 4096, "requests at a time, at most"),
-    OPT_INT("prompt", 0, "N", "128", 1, 1 << 24, "tokens of a prompt"),
-    OPT_INT("generate", 0, "N", "64", 1, 1 << 24, "tokens written"),
+    OPT_INT("prompt", 0, "N", "128", 1, MOST_TOKENS, "tokens of a prompt"),
+    OPT_INT("generate", 0, "N", "64", 1, MOST_TOKENS, "tokens written"),
     OPT_REAL("spread", 0, "0", 0, 1, "lengths vary evenly by this share in both directions"),
     OPT_STRING("trace", 0, "FILE",
                "lines `PROMPT GENERATE [SECONDS]`: lengths, and when each is due, in place of the options above"),
-    OPT_INT("shared-prefix", 0, "N", "0", 0, 1 << 24, "first tokens that all prompts share"),
+    OPT_INT("shared-prefix", 0, "N", "0", 0, MOST_TOKENS, "first tokens that all prompts share"),
     OPT_INT("seed", 0, "N", "0", 0, 9007199254740992.0, "seed of ids, lengths and arrivals"),
     OPT_HEADING("What is good:"),
     OPT_REAL("good-ttft", 0, "1", 0, 1e6, "seconds to the first token, at most"),
@@ -59,15 +61,18 @@ static int read_trace(const char *path, struct load_request **requests, int64_t 
     int err = OK;
     char *text = NULL, *rest = NULL;
     size_t n_text = 0, capacity = 0;
+    const double most_s = 1e9;
     TRY(file_read(path, (size_t)1 << 30, &text, &n_text));
     rest = text;
     for (char *line; (line = strsep(&rest, "\n"));) {
-        long long prompt = 0, generate = 0;
-        double due = 0;
+        double prompt = 0, generate = 0, due = 0; /* as doubles they can't overflow */
         if (!*line || *line == '#')
             continue;
-        if (sscanf(line, "%lld %lld %lf", &prompt, &generate, &due) < 2 || prompt < 1 || generate < 1 || !(due >= 0))
-            FAIL(ERR_FORMAT, "%s: \"%.40s\" isn't PROMPT GENERATE [SECONDS]", path, line);
+        if (sscanf(line, "%lf %lf %lf", &prompt, &generate, &due) < 2 || !(prompt >= 1 && prompt <= MOST_TOKENS) ||
+            !(generate >= 1 && generate <= MOST_TOKENS) || prompt != floor(prompt) || generate != floor(generate) ||
+            !(due >= 0 && due <= most_s))
+            FAIL(ERR_FORMAT, "%s: \"%.40s\" isn't PROMPT GENERATE [SECONDS], at most %d, %d and %.0f", path, line,
+                 MOST_TOKENS, MOST_TOKENS, most_s);
         if ((size_t)*n == capacity) {
             capacity = 2 * capacity + 64;
             struct load_request *grown = realloc(*requests, capacity * sizeof *grown);
@@ -75,7 +80,8 @@ static int read_trace(const char *path, struct load_request **requests, int64_t 
                 FAIL(ERR_NOMEM, "%zu requests", capacity);
             *requests = grown;
         }
-        (*requests)[(*n)++] = (struct load_request){.prompt = prompt, .generate = generate, .due_s = due};
+        (*requests)[(*n)++] =
+            (struct load_request){.prompt = (int64_t)prompt, .generate = (int64_t)generate, .due_s = due};
     }
     if (*n == 0)
         FAIL(ERR_FORMAT, "%s: no request", path);

@@ -122,6 +122,12 @@ expect 2 "bad.conf:1: no such option 'rnak'" alone calibrate -c bad.conf
 echo "calibrate { bits = " >bad.conf
 expect 2 "bad.conf" alone calibrate -c bad.conf
 
+# Lengths that no prompt has, and numbers beyond 64 bits.
+for line in "0 5" "5 16777217" "1 9223372036854775807" "99999999999999999999 1" "1.5 2" "3" "1 2 -1" "1 2 nan" "1 2 inf"; do
+    echo "$line" >trace
+    expect 3 "\"$line\" isn't PROMPT GENERATE" alone bench-serve --trace trace --vocab 9
+done
+
 # A full disk under stdout is an error, a reader that has had enough is not.
 if [ -c /dev/full ]; then
     "$GLOWQ" --version >/dev/full 2>err
