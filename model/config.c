@@ -14,6 +14,8 @@
 
 /* No published model comes near; products of two such sizes still fit 64 bits. */
 static const int64_t max_size = INT64_C(1) << 31;
+/* A store names its layers' files by four digits, and whoever plans looks at each layer. */
+static const int64_t max_layers = 9999;
 static const size_t max_config_bytes = 16 << 20;
 
 int config_size(const json_t *root, const char *key, int64_t fallback, const char *where, int64_t *out)
@@ -66,6 +68,9 @@ static int read_sizes(const json_t *root, const char *where, const struct family
 {
     int err = OK;
     TRY(config_size(root, "num_hidden_layers", 0, where, &c->n_layers));
+    if (c->n_layers > max_layers)
+        FAIL(ERR_FORMAT, "%s: \"num_hidden_layers\": %" PRId64 " is out of range (1 to %" PRId64 ")", where,
+             c->n_layers, max_layers);
     TRY(config_size(root, "hidden_size", 0, where, &c->d_model));
     TRY(config_size(root, "intermediate_size", 0, where, &c->d_ff));
     TRY(config_size(root, "vocab_size", 0, where, &c->vocab_size));

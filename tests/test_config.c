@@ -336,6 +336,8 @@ static struct refused refused[] = {
     {"intermediate_size absurd",
      "{\"model_type\":\"llama\",\"hidden_size\":12,\"intermediate_size\":2147483649,\"num_hidden_layers\":3}",
      ERR_FORMAT, "\"intermediate_size\": 2147483649 is out of range"},
+    {"more layers than a store has names for", "{\"model_type\":\"llama\",\"num_hidden_layers\":10000}", ERR_FORMAT,
+     "\"num_hidden_layers\": 10000 is out of range (1 to 9999)"},
     {"layers real", "{\"model_type\":\"llama\",\"num_hidden_layers\":3.0}", ERR_FORMAT, "found a real number"},
     {"layers a string", "{\"model_type\":\"llama\",\"num_hidden_layers\":\"3\"}", ERR_FORMAT, "found a string"},
     {"layers beyond 64 bits", "{\"model_type\":\"llama\",\"num_hidden_layers\":18446744073709551616}", ERR_FORMAT,
