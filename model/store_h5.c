@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- errors ----------------------------------------------------------------------------------------------------- */
@@ -112,11 +113,14 @@ int h5_open(const char *path, hid_t *file)
 {
     int err = OK, fd = -1;
     hid_t access = -1;
+    struct stat st;
     *file = -1;
     TRY(access_properties(&access));
-    /* The system's reason first: HDF5 would call a missing file a bad one. */
-    if ((fd = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+    /* The system's reason first: HDF5 would call a missing file a bad one, and wait for whoever writes to a FIFO. */
+    if ((fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)) < 0)
         FAIL(ERR_IO, "cannot open %s: %s", path, strerror(errno));
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+        FAIL(ERR_IO, "%s is not a regular file", path);
     TRY_H5(ERR_FORMAT, *file = H5Fopen(path, H5F_ACC_RDONLY, access), "%s: not a whole HDF5 file", path);
 out:
     if (fd >= 0)

@@ -125,6 +125,24 @@ static void truncated_files_are_refused(void **state)
     err_quiet(0);
 }
 
+/* Where a layer was: SIGALRM's default action ends the program if somebody waits for its other end. */
+static void a_fifo_is_refused(void **state)
+{
+    (void)state;
+    char dir[PATH_MAX], path[PATH_MAX];
+    struct store_layer_facts facts;
+    write_store(&usual, dir);
+    path_of(path, dir, "layers/0000.h5");
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    err_quiet(1);
+    alarm(20);
+    assert_int_equal(store_layer_read_facts(dir, 0, &facts), ERR_IO);
+    assert_non_null(strstr(err_last(), "not a regular file"));
+    alarm(0);
+    err_quiet(0);
+}
+
 static void an_edited_manifest_is_refused(void **state)
 {
     (void)state;
@@ -285,9 +303,13 @@ static void failing_disks_leave_the_old_file(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(flips_in_datasets_are_named),   cmocka_unit_test(flips_in_experts_are_named),
-        cmocka_unit_test(flips_anywhere_are_seen),       cmocka_unit_test(truncated_files_are_refused),
-        cmocka_unit_test(an_edited_manifest_is_refused), cmocka_unit_test(failing_disks_leave_the_old_file),
+        cmocka_unit_test(flips_in_datasets_are_named),
+        cmocka_unit_test(flips_in_experts_are_named),
+        cmocka_unit_test(flips_anywhere_are_seen),
+        cmocka_unit_test(truncated_files_are_refused),
+        cmocka_unit_test(an_edited_manifest_is_refused),
+        cmocka_unit_test(failing_disks_leave_the_old_file),
+        cmocka_unit_test(a_fifo_is_refused),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }
