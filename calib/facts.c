@@ -120,10 +120,16 @@ void facts_stage(struct facts *facts, enum stage stage, double start_s)
     }
 }
 
+/* failed: what adding to a JSON value returned, which takes memory and refuses numbers that aren't finite. */
+static int added(int failed, const char *what)
+{
+    return failed ? err_set(ERR_NOMEM, __FILE__, __LINE__, "%s: no memory, or a number that isn't finite", what) : OK;
+}
+
 int facts_layer_done(struct facts *facts, int64_t layer, double seconds, int resumed)
 {
     json_t *entry = json_pack("{s:I, s:f, s:b}", "layer", (json_int_t)layer, "seconds", seconds, "resumed", resumed);
-    return json_array_append_new(json_object_get(facts->run, "layers"), entry) == 0 ? OK : ERR_NOMEM;
+    return added(json_array_append_new(json_object_get(facts->run, "layers"), entry), "facts of a layer");
 }
 
 /* What a rank tells about itself; plain data, moved as bytes. */
@@ -231,7 +237,7 @@ static int add_group(struct facts *facts, int64_t layer, const char *name, const
                   "energy_error", g->energy_error, "trace", g->trace, "captured", g->captured, "error_norm2",
                   g->error_norm2, "weight_bytes", (json_int_t)bytes->weight, "quantized_bytes",
                   (json_int_t)bytes->quantized, "factor_bytes", (json_int_t)bytes->factors, "modules", modules);
-    return json_array_append_new(json_object_get(facts->manifest, "groups"), entry) == 0 ? OK : ERR_NOMEM;
+    return added(json_array_append_new(json_object_get(facts->manifest, "groups"), entry), "facts of a group");
 }
 
 /* One group of one layer; gates and ups of routed experts are counted in bytes, and told of with their experts. */
@@ -280,8 +286,9 @@ static int downs_facts(struct facts *facts, const struct store_layer_facts *laye
         all.trace += experts[e].weight * experts[e].trace[MOD_DOWN];
     }
     all.energy = share_of(all.captured, all.trace);
-    if (add_group(facts, layer->layer, "expert_down", &all, &bytes, json_array()) != OK)
-        return ERR_NOMEM;
+    const int err = add_group(facts, layer->layer, "expert_down", &all, &bytes, json_array());
+    if (err)
+        return err;
     json_t *groups = json_object_get(facts->manifest, "groups");
     json_t *entry = json_array_get(groups, json_array_size(groups) - 1);
     static const char *const of_one_solve[] = {"steps", "energy_error", "error_norm2"};
@@ -311,7 +318,7 @@ static int experts_facts(struct facts *facts, const struct store_layer_facts *la
     json_t *entry = json_pack("{s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "layer", (json_int_t)layer->layer, "rank",
                               (json_int_t)rank, "down_rank", (json_int_t)layer->expert[MOD_DOWN].rank, "tokens", tokens,
                               "weight", weight, "gate_up_energy", gate_up, "down_energy", down, "starved", starved);
-    return json_array_append_new(json_object_get(facts->manifest, "experts"), entry) == 0 ? OK : ERR_NOMEM;
+    return added(json_array_append_new(json_object_get(facts->manifest, "experts"), entry), "facts of experts");
 }
 
 /* What the gates' and ups' one B saves: bytes of A and B of all layers with experts, however B is shared. */
@@ -331,7 +338,7 @@ static int sharing_facts(struct facts *facts, const struct store_layer_facts *la
                             "b_per_pair", (json_int_t)(bytes * budget_gate_up(c, B_PER_PAIR, with_shared)),
                             "b_per_matrix", (json_int_t)(bytes * budget_gate_up(c, B_PER_MATRIX, with_shared))));
     json_t *entry = json_pack("{s:I, s:I, s:o}", "rank", (json_int_t)rank, "layers", (json_int_t)n, "bytes", list);
-    return json_object_set_new(facts->manifest, "sharing", entry) == 0 ? OK : ERR_NOMEM;
+    return added(json_object_set_new(facts->manifest, "sharing", entry), "facts of sharing");
 }
 
 static int layer_experts(struct facts *facts, const char *dir, const struct store_layer_facts *layer)

@@ -262,6 +262,23 @@ static void heartbeat_free(struct heartbeat *heart)
     free(heart);
 }
 
+static int heartbeat_create(const struct comm *comm, const struct heartbeat_options *options, struct heartbeat **out)
+{
+    int err = OK;
+    struct heartbeat *heart = calloc(1, sizeof *heart);
+    if (!heart)
+        FAIL(ERR_NOMEM, "a heartbeat");
+    *out = heart; /* the caller frees it in any case */
+    heart->options = *options;
+    heart->options.silence_s = options->silence_s > 0 ? options->silence_s : 1.5;
+    heart->rank = comm->rank;
+    heart->wake[0] = heart->wake[1] = -1;
+    if (!(heart->peers = calloc((size_t)comm->size, sizeof *heart->peers)))
+        FAIL(ERR_NOMEM, "a heartbeat among %d ranks", comm->size);
+out:
+    return err;
+}
+
 int heartbeat_start(struct comm *comm, const struct heartbeat_options *options, struct heartbeat **out)
 {
     int err = OK, listener = -1;
@@ -272,12 +289,7 @@ int heartbeat_start(struct comm *comm, const struct heartbeat_options *options, 
         return OK;
     TRY(comm_agree(comm, comm->rank == 0 ? open_listener(&invitation, &listener) : OK));
     TRY(comm_bcast(comm, &invitation, sizeof invitation, 0));
-    heart = calloc(1, sizeof *heart);
-    TRY(comm_agree(comm, heart && (heart->peers = calloc((size_t)comm->size, sizeof *heart->peers)) ? OK : ERR_NOMEM));
-    heart->options = *options;
-    heart->options.silence_s = options->silence_s > 0 ? options->silence_s : 1.5;
-    heart->rank = comm->rank;
-    heart->wake[0] = heart->wake[1] = -1;
+    TRY(comm_agree(comm, heartbeat_create(comm, options, &heart)));
     const int wanted = comm->rank == 0 ? comm->size - 1 : 1;
     heart->n_peers =
         comm->rank == 0 ? receive(comm, &invitation, listener, heart->peers) : join(comm, &invitation, heart->peers);

@@ -175,19 +175,27 @@ out:
     return err;
 }
 
+static int evaluation_create(const struct windows *w, int keep_tokens, struct evaluation *out)
+{
+    int err = OK;
+    out->n_windows = w->n_windows;
+    out->window_nll = malloc((size_t)w->n_windows * sizeof *out->window_nll);
+    out->window_tokens = malloc((size_t)w->n_windows * sizeof *out->window_tokens);
+    if (keep_tokens)
+        out->token_nll = malloc((size_t)(w->n_windows * w->ctx) * sizeof *out->token_nll);
+    if (!out->window_nll || !out->window_tokens || (keep_tokens && !out->token_nll))
+        FAIL(ERR_NOMEM, "results of %lld windows", (long long)w->n_windows);
+out:
+    return err;
+}
+
 static int run_all(struct model *model, const struct windows *w, int keep_tokens, struct evaluation *out)
 {
     int err = OK;
     struct runner r;
     struct progress progress;
     TRY(comm_agree(model->dec.tp, runner_create(model, w, &r)));
-    out->n_windows = w->n_windows;
-    out->window_nll = malloc((size_t)w->n_windows * sizeof *out->window_nll);
-    out->window_tokens = malloc((size_t)w->n_windows * sizeof *out->window_tokens);
-    if (keep_tokens)
-        out->token_nll = malloc((size_t)(w->n_windows * w->ctx) * sizeof *out->token_nll);
-    TRY(comm_agree(model->dec.tp,
-                   out->window_nll && out->window_tokens && (out->token_nll || !keep_tokens) ? OK : ERR_NOMEM));
+    TRY(comm_agree(model->dec.tp, evaluation_create(w, keep_tokens, out)));
     progress_begin(&progress, "windows", w->n_windows);
     for (int64_t first = 0; first < w->n_windows; first += r.per_batch) {
         int64_t n = w->n_windows - first < r.per_batch ? w->n_windows - first : r.per_batch, n_scored = 0;

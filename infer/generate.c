@@ -154,10 +154,12 @@ static int submit(struct engine *engine, struct state *s)
                                            .on_token = on_token,
                                            .on_end = on_end,
                                            .ctx = s};
-    if (s->model->dec.tp->rank == 0 && engine_submit(engine, &request, &id, why, sizeof why) != SUBMIT_OK)
-        FAIL(ERR_ARG, "%s", why);
-    if (s->model->dec.tp->rank == 0)
-        engine_drain(engine);
+    if (s->model->dec.tp->rank != 0)
+        goto out;
+    const enum submitted result = engine_submit(engine, &request, &id, why, sizeof why);
+    if (result != SUBMIT_OK)
+        FAIL(result == SUBMIT_NOMEM ? ERR_NOMEM : ERR_ARG, "%s", why);
+    engine_drain(engine);
 out:
     return err;
 }
@@ -194,8 +196,9 @@ int generate(struct model *model, const char *prompt, const struct generate_opti
     const int64_t length = out->prompt.n + min_i64(options->max_tokens, room);
     const struct engine_options one = {
         .max_sequences = 1, .kv_tokens = length, .max_length = length, .no_prefix_cache = 1};
-    out->out.ids = malloc((size_t)(length - out->prompt.n + 1) * sizeof *out->out.ids);
-    TRY(comm_agree(tp, out->out.ids ? OK : ERR_NOMEM));
+    if (!(out->out.ids = malloc((size_t)(length - out->prompt.n + 1) * sizeof *out->out.ids)))
+        err = err_set(ERR_NOMEM, __FILE__, __LINE__, "%lld new ids", (long long)(length - out->prompt.n));
+    TRY(comm_agree(tp, err));
     TRY(engine_create(model, &one, &engine));
     TRY(comm_agree(tp, submit(engine, &s)));
     const double start = now_s();

@@ -183,8 +183,9 @@ int model_open(struct comm *tp, const char *path, const struct model_options *op
     TRY(check_memory(tp, options, &origin, model));
     TRY(comm_agree(tp, decoder_create(&model->dec, &model->config, tp, format->group_size, options->max_batch_tokens,
                                       format->rank)));
-    model->dec.layers = calloc((size_t)model->config.n_layers, sizeof *model->dec.layers);
-    TRY(comm_agree(tp, model->dec.layers ? OK : ERR_NOMEM));
+    if (!(model->dec.layers = calloc((size_t)model->config.n_layers, sizeof *model->dec.layers)))
+        err = err_set(ERR_NOMEM, __FILE__, __LINE__, "%lld layers", (long long)model->config.n_layers);
+    TRY(comm_agree(tp, err));
     const double start = now_s();
     TRY(comm_agree(tp, model->is_glowq ? weights_from_store(model, origin.store, !options->no_correction)
                                        : weights_from_source(model, &origin.weights, &options->format)));
