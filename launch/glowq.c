@@ -117,7 +117,6 @@ out:
 
 static int run(struct comm *comm, int argc, char **argv)
 {
-    int err = OK;
     const char *nearest = NULL;
     char message[256];
     if (argc < 2) {
@@ -125,21 +124,23 @@ static int run(struct comm *comm, int argc, char **argv)
             print_overview(stderr);
         return ERR_ARG;
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    const int of_one = strcmp(argv[1], "help") == 0 && argc > 2; /* help SUBCOMMAND */
+    const char *name = argv[1 + of_one];
+    if (!of_one && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0)) {
         if (comm->rank == 0)
             print_overview(stdout);
         return OK;
     }
     if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0)
         return comm->rank == 0 ? print_versions(argc > 2 && strcmp(argv[2], "--json") == 0) : OK;
-    const struct command *command = command_find(commands, argv[1], &nearest);
+    const struct command *command = command_find(commands, name, &nearest);
     if (!command) {
-        snprintf(message, sizeof message, "unknown subcommand \"%.64s\"%s%s%s", argv[1],
-                 nearest ? "; did you mean " : "", nearest ? nearest : "", nearest ? "?" : "");
+        snprintf(message, sizeof message, "unknown subcommand \"%.64s\"%s%s%s", name, nearest ? "; did you mean " : "",
+                 nearest ? nearest : "", nearest ? "?" : "");
         return refuse(comm, ERR_ARG, "glowq", message, "Try `glowq --help`.");
     }
-    err = run_command(comm, command, argc - 1, argv + 1);
-    return err;
+    char flag[] = "--help", *help[] = {argv[1 + of_one], flag, NULL};
+    return of_one ? run_command(comm, command, 2, help) : run_command(comm, command, argc - 1, argv + 1);
 }
 
 static void on_nobody(int number)

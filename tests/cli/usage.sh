@@ -10,6 +10,7 @@ done
 for c in $commands; do
     expect 0 "Usage: glowq $c" alone "$c" --help
     [ -s err ] && fail "$c --help talks on stderr"
+    "$GLOWQ" help "$c" | cmp -s - out || fail "glowq help $c isn't glowq $c --help"
     for word in "Examples:" "--json" "--config" "--quiet"; do
         grep -qF -e "$word" out || fail "$c --help doesn't show $word"
     done
@@ -35,6 +36,8 @@ done
 alone; same $? 2 "exit code without arguments"
 expect 2 "did you mean eval?" alone evla
 expect 2 "unknown subcommand" alone frobnicate
+expect 2 "did you mean eval?" alone help evla
+expect 0 "Usage: glowq SUBCOMMAND" alone help
 expect 2 "missing --model DIR" alone calibrate
 expect 2 "missing --text FILE" alone eval --model x
 expect 2 "missing --text FILE" alone calibrate --model x --out y
