@@ -17,8 +17,9 @@ const double *plan_rates(const struct answer *a)
     return a->profile->rate;
 }
 
-const char *const plan_own_options[] = {"ranks",   "max-ranks", "gpu-memory", "host-memory", "ranks-per-host", "steps",
-                                        "profile", "measure",   "network",    "sbatch",      "json",           NULL};
+const char *const plan_own_options[] = {"ranks", "max-ranks", "gpu-memory", "host-memory", "ranks-per-host",
+                                        "steps", "profile",   "measure",    "network",     "sbatch",
+                                        "json",  "quiet",     NULL};
 
 const char *plan_command_name(const struct answer *a)
 {

@@ -52,7 +52,7 @@ static char *options_of(const struct answer *a)
 
 int plan_write_sbatch(const struct answer *a, const char *path)
 {
-    int err = OK;
+    int err = OK, n_texts = 0;
     const char *script = calibrate_sbatch, *body = strstr(script, "\nset -eu\n"),
                *out = options_string(a->options, "out"), *stats = a->job->options->stats;
     char *text = NULL, *command = options_of(a), grid[48] = "";
@@ -60,8 +60,9 @@ int plan_write_sbatch(const struct answer *a, const char *path)
     FILE *f = command && body ? open_memstream(&text, &size) : NULL;
     if (!f)
         FAIL(ERR_NOMEM, "a batch file");
-    fprintf(f, "#!/bin/sh\n# Made by `glowq plan`: %d ranks, as %dx%d, %.2f GiB of memory each, a result of %.2f GB.\n",
-            a->plan->n_ranks, a->plan->layout.stages, a->plan->layout.replicas,
+    fprintf(f,
+            "#!/bin/sh\n# Made by `glowq plan`: %d rank%s, as %dx%d, %.2f GiB of memory each, a result of %.2f GB.\n",
+            a->plan->n_ranks, a->plan->n_ranks == 1 ? "" : "s", a->plan->layout.stages, a->plan->layout.replicas,
             (double)memory_total(&a->plan->rank[plan_neediest(a->plan)].memory) / 1073741824.0,
             (double)a->plan->result_bytes / 1e9);
     for (const char *line = script; line < body; line = strchr(line, '\n') + 1)
@@ -76,8 +77,10 @@ int plan_write_sbatch(const struct answer *a, const char *path)
         fputs("\n[ -n \"${STATS:-}\" ] || STATS=", f);
         shell_word(f, stats);
     }
-    fprintf(f, "\n[ $# -gt 0 ] || set --%s%s%s\n", command + strlen("glowq ") + strlen(plan_command_name(a)), grid,
-            strstr(command, " --text ") || stats || options_string(a->options, "synthetic") ? "" : " --text TEXT");
+    options_list(a->options, "text", &n_texts);
+    if (n_texts == 0 && !stats && !options_string(a->options, "synthetic"))
+        fputs("\n[ $# -gt 0 ] || : \"${TEXT:?calibration text, as in TEXT=FILE sbatch ...}\"", f);
+    fprintf(f, "\n[ $# -gt 0 ] || set --%s%s\n", command + strlen("glowq ") + strlen(plan_command_name(a)), grid);
     fputs(body + 1, f);
     if (fclose(f) != 0)
         FAIL(ERR_NOMEM, "a batch file");

@@ -315,7 +315,15 @@ printf '#!/bin/sh\nprintf "%%s|" "$@" >told\n' >told.sh && chmod +x told.sh # th
 GLOWQ=./told.sh LAUNCHER=env sh job.sbatch >/dev/null 2>&1
 same "$(cat told)" "calibrate|--out|a b.glowq|--synthetic|$LLAMA|--bits|3|--grid|2x6|--threads|$GLOWQ_THREADS|" "what the batch file starts"
 expect 0 "of result" alone plan --model "$EXAMPLES/dense" --seq-len 512 --host-memory 2 --ranks 2 --sbatch cpu.sbatch
-grep -q -e "^.*set --.* --grid 2x1 --text TEXT" cpu.sbatch || fail "no grid in the batch file"
+grep -q -e "^.*set --.* --grid 2x1$" cpu.sbatch || fail "no grid in the batch file"
+# A text that the plan wasn't told is the job's to say, and is then the only one.
+printf '#!/bin/sh\necho "$@"\n' >words.sh && chmod +x words.sh
+TEXT="" GLOWQ=./words.sh LAUNCHER=env sh cpu.sbatch >out 2>err && fail "a batch file without a text runs"
+grep -q "TEXT: calibration text" err || fail "what the batch file lacks isn't said: $(why)"
+TEXT=a.txt GLOWQ=./words.sh LAUNCHER=env sh cpu.sbatch >out 2>err
+same "$(grep -o -e "--text [^ ]*" out)" "--text a.txt" "text of the batch file"
+expect 0 "of result" alone plan --model "$EXAMPLES/dense" --quiet --sbatch quiet.sbatch
+grep -q -e "--quiet" quiet.sbatch out && fail "a plan that is quiet makes the job so"
 expect 0 "of result" alone plan --synthetic "$LLAMA" --host-memory 80 --ranks 8 --memory 3500M --scratch /scratch --sbatch spill.sbatch
 grep -q -e "^.*set --.* --memory 3500M --scratch /scratch " spill.sbatch || fail "no memory in the batch file"
 grep -qF -e "--nodes=2 --ntasks=2 --ntasks-per-node=1 --mem=" cpu.sbatch || fail "memory of a host: $(grep SBATCH cpu.sbatch)"
