@@ -4,6 +4,7 @@
 
 #include "base/err.h"
 
+#include <limits.h>
 #include <stdlib.h>
 
 static const double gibi = 1073741824.0;
@@ -203,7 +204,7 @@ static int refuse(const struct forecast_job *job, const struct memory_needs *nee
     const struct grid shape = {.stages = layout->stages, .replicas = layout->replicas};
     const int64_t usual = grid_default_waves(&shape, job->config->n_layers);
     const char *waves = layout->n_waves > 0 && layout->n_waves < usual ? "more --waves, or " : "";
-    char what[512], advice[160], together[64] = "", grid[32] = "";
+    char what[512], advice[256], together[64] = "", grid[32] = "";
     int rank = 0, sharers = 1;
     const int n_ranks = ranks_of(layout), over = over_limit(job, needs, n_ranks);
     const size_t all = fullest(needs, n_ranks, room, &rank, &sharers);
@@ -222,7 +223,8 @@ static int refuse(const struct forecast_job *job, const struct memory_needs *nee
         snprintf(advice, sizeof advice, "try %s%d rank%s", waves, fewest, fewest == 1 ? "" : "s");
     else
         snprintf(advice, sizeof advice,
-                 "up to %d ranks none fits: try %sfewer --samples, a shorter --seq-len or more memory", most, waves);
+                 "up to %d ranks none fits: try %sfewer --samples, a shorter --seq-len or more memory%s", most, waves,
+                 room->per_host == INT_MAX ? " (--host-memory, --gpu-memory: of the machines planned for)" : "");
     if (over < 0 && all <= room->bytes) { /* what is spilled then, which the host has no room for */
         TRY(find_spilled(job, room, layout, &host, &each));
         FAIL(ERR_FIT,

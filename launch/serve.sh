@@ -5,8 +5,9 @@
 # --linger seconds; mpirun then returns 0 whatever its ranks returned, so the exit code comes through a file: 6, a rank was lost.
 # TERM and INT drain: mpirun hands USR1 on to its ranks, where it answers TERM by killing them.
 set -eu
-[ $# -gt 0 ] || { echo "usage: launch/serve.sh N --model DIR [option...]" >&2; exit 2; }
-N=$1; shift
+N=${1:-}
+case $N in "" | 0 | *[!0-9]*) echo "usage: launch/serve.sh N --model DIR [option...]" >&2; exit 2 ;; esac
+shift
 . "$(dirname "$0")/mpi_env.sh"
 GLOWQ="${GLOWQ:-$(dirname "$0")/../build/glowq}"   # the program
 [ -x "$GLOWQ" ] || GLOWQ=glowq

@@ -24,6 +24,12 @@ expect 0 "448 tokens read, 64 written" alone bench --model "$DENSE" --batch 1 --
 expect 2 "--prompt 512 and --generate 64" alone bench --model "$DENSE" --batch 1 --repeat 1 --prompt 512
 expect 2 "--generate 600" alone bench --model "$DENSE" --batch 1 --repeat 1 --generate 600
 
+# Planned for this machine because no other was named: that is said where it has no room.
+expect 4 "--host-memory, --gpu-memory: of the machines planned for" alone plan --samples 16000000 \
+    --synthetic "$GLOWQ_SOURCE_DIR/examples/shapes/llama-3.1-405b.json"
+expect 4 "or more memory" alone plan --synthetic "$GLOWQ_SOURCE_DIR/examples/shapes/llama-3.1-405b.json" --host-memory 1
+grep -q "machines planned for" err && fail "a machine that was named is asked for"
+
 # Folders of another kind, said once whatever the number of ranks.
 tell() { alone "$@" --model "$model" --text "$DENSE_TEXT"; }
 model=nowhere
