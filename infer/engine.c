@@ -50,19 +50,16 @@ static int leader_create(struct engine *engine)
     pthread_condattr_t clock;
     const int64_t n_blocks = o->kv_tokens / KV_BLOCK;
     TRY(kv_blocks_init(&engine->pool, n_blocks, !o->no_prefix_cache));
-    engine->n_samplers = engine->model->dec.be->n_threads > 0 ? engine->model->dec.be->n_threads : 1;
     engine->running = calloc(sequences, sizeof *engine->running);
     engine->chosen = calloc(sequences, sizeof *engine->chosen);
     engine->chosen_n = calloc(sequences, sizeof *engine->chosen_n);
     engine->planned = calloc(sequences, sizeof *engine->planned);
     engine->outputs = calloc(rows, sizeof *engine->outputs);
     engine->tokens = calloc(rows + 1, sizeof *engine->tokens);
-    engine->samplers = calloc((size_t)engine->n_samplers, sizeof *engine->samplers);
     if (!engine->running || !engine->chosen || !engine->chosen_n || !engine->planned || !engine->outputs ||
-        !engine->tokens || !engine->samplers)
+        !engine->tokens)
         FAIL(ERR_NOMEM, "an engine of %zu sequences and %zu rows", sequences, rows);
-    for (int i = 0; i < engine->n_samplers; i++)
-        TRY(sampler_create(engine->model->config.vocab_size, &engine->samplers[i]));
+    TRY(sampler_create(engine->model->config.vocab_size, LOGIT_ROWS, &engine->sampler));
     if (pthread_condattr_init(&clock) || pthread_condattr_setclock(&clock, CLOCK_MONOTONIC) ||
         pthread_cond_init(&engine->wake, &clock) || pthread_mutex_init(&engine->mutex, NULL))
         FAIL(ERR_NOMEM, "no mutex");
@@ -89,6 +86,7 @@ static int create(struct model *model, const struct engine_options *options, str
     const struct engine_options *o = &engine->options;
     TRY(plan_create(o->max_batch_tokens, o->max_sequences, (o->max_length + KV_BLOCK - 1) / KV_BLOCK, &engine->plan));
     TRY(executor_create(model, &engine->plan, o->kv_tokens / KV_BLOCK, &engine->executor));
+    engine->executor.draws = harvest_draws;
     engine->executor.on_logits = harvest_logits;
     engine->executor.ctx = engine;
     if (model->dec.tp->rank == 0)
@@ -394,7 +392,7 @@ static int lead_step(struct engine *engine)
     if (engine->plan.n_seq == 0)
         goto out;
     const double planned = now_s();
-    engine->executor.logits_s = 0;
+    engine->executor.calls_s = 0;
     TRY(plan_share(&engine->plan, engine->model->dec.tp));
     TRY(executor_run(&engine->executor, &engine->plan));
     const double executed = now_s();
@@ -403,7 +401,7 @@ static int lead_step(struct engine *engine)
     harvest_step(engine);
     const double end = now_s();
     engine->now.step_s += end - start;
-    engine->now.schedule_s += end - executed + planned - start + engine->executor.logits_s;
+    engine->now.schedule_s += end - executed + planned - start + engine->executor.calls_s;
 out:
     return err;
 }
@@ -470,9 +468,7 @@ void engine_free(struct engine *engine)
     executor_free(&engine->executor);
     plan_free(&engine->plan);
     kv_blocks_clear(&engine->pool);
-    for (int i = 0; engine->samplers && i < engine->n_samplers; i++)
-        sampler_free(&engine->samplers[i]);
-    free(engine->samplers);
+    sampler_free(&engine->sampler);
     free(engine->running);
     free(engine->chosen);
     free(engine->chosen_n);

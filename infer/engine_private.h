@@ -62,8 +62,7 @@ struct engine {
     struct sequence **planned; /* [plan.n_seq] whose the plan's runs are */
     struct output *outputs;    /* [max_batch_tokens] rows of the plan's outputs */
     struct engine_token *tokens;
-    struct sampler *samplers; /* [n_samplers] */
-    int n_samplers;
+    struct sampler sampler;
     struct engine_statistics now;
 
     /* rank 0, under the mutex */
@@ -86,7 +85,8 @@ void waiting_add(struct engine *engine, struct sequence *sequence);
 void schedule_step(struct engine *engine);
 /* What the executor's outputs mean for the sequences of the plan. */
 void harvest_step(struct engine *engine);
-/* The executor's on_logits. */
+/* The executor's draws and on_logits. */
+int harvest_draws(void *ctx, int64_t row, int64_t n, struct sample_args *args);
 void harvest_logits(void *ctx, int64_t row, int64_t n, const float *logits);
 
 #endif

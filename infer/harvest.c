@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Harvest: what a step's outputs mean for its sequences. Ids are drawn while the logits of a chunk of rows are there (many rows at
- * once, each by one thread: a draw is one chain of its row's numbers), owners are told when the whole step is done. */
+ * Harvest: what a step's outputs mean for its sequences. Draws and logprobs are settled while the logits of a chunk of rows are
+ * there, owners are told when the whole step is done. */
 #include "infer/engine_private.h"
 
 #include "base/err.h"
 #include "base/log.h"
 
 #include <math.h>
-#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,23 +20,35 @@ static void top_of(struct output *out, const float *logits, int64_t n, double ls
         out->top[i] = (struct engine_logprob){ids[i], (float)((double)logits[ids[i]] - lse)};
 }
 
-static void read_row(struct engine *engine, struct output *out, double nll, const float *logits,
-                     struct sampler *sampler)
+int harvest_draws(void *ctx, int64_t row, int64_t n, struct sample_args *args)
 {
+    int err = OK;
+    struct engine *engine = ctx;
+    sampler_begin(&engine->sampler);
+    for (int64_t i = 0; i < n; i++) {
+        const struct sequence *s = engine->outputs[row + i].sequence;
+        if (engine->plan.want[row + i] & WANT_DRAW)
+            TRY(sampler_add(&engine->sampler, &s->request.sampling, s->ids, s->n_prompt, s->n_ids, i));
+    }
+    *args = sampler_args(&engine->sampler);
+out:
+    return err;
+}
+
+/* The row's logprobs. */
+static void read_row(struct engine *engine, int64_t row, const float *logits)
+{
+    struct output *out = &engine->outputs[row];
+    const struct outcome *outcome = &engine->executor.outcome;
     const struct sequence *s = out->sequence;
     const int64_t vocab = engine->model->config.vocab_size;
-    if (out->is_draw) {
-        if (sampler_draw(sampler, &s->request.sampling, logits, s->ids, s->n_prompt, s->n_ids, &out->id) != OK) {
-            out->id = -1;
-            return;
-        }
-        if (!s->request.logprobs)
-            return;
+    if (out->is_draw && outcome->id[row] >= 0) {
         const double lse = logits_logsumexp(logits, vocab);
-        out->logprob = (double)logits[out->id] - lse;
+        out->logprob = (double)logits[outcome->id[row]] - lse;
         top_of(out, logits, vocab, lse);
     } else if (out->is_score) {
         const int32_t target = s->ids[out->position + 1];
+        const double nll = outcome->nll[row];
         top_of(out, logits, vocab, nll + (double)logits[target]);
         for (int i = 0; i < out->n_top; i++) /* the same digits as its own logprob */
             if (out->top[i].id == target)
@@ -49,11 +60,10 @@ void harvest_logits(void *ctx, int64_t row, int64_t n, const float *logits)
 {
     struct engine *engine = ctx;
     const int64_t vocab = engine->model->config.vocab_size;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_samplers) if (n > 1)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->model->dec.be->n_threads) if (n > 1)
     for (int64_t i = 0; i < n; i++)
         if (engine->plan.want[row + i] & WANT_LOGITS)
-            read_row(engine, &engine->outputs[row + i], engine->executor.outcome.nll[row + i], logits + i * vocab,
-                     &engine->samplers[omp_get_thread_num()]);
+            read_row(engine, row + i, logits + i * vocab);
 }
 
 /* ---- the owners --------------------------------------------------------------------------------------------------- */
@@ -155,8 +165,7 @@ static void harvest(struct engine *engine, struct sequence *s, int64_t n_ids, in
         return;
     }
     struct output *out = &engine->outputs[row + n - 1];
-    if (engine->plan.want[row + n - 1] & WANT_ARGMAX)
-        out->id = engine->executor.outcome.id[row + n - 1];
+    out->id = engine->executor.outcome.id[row + n - 1];
     if (out->id < 0)
         end_not_finite(engine, s, s->n_ids);
     else if (!has_room(s))

@@ -187,33 +187,80 @@ out:
     return err;
 }
 
+/* The first and last of output rows [row0, row0 + n) that want any of these, counted from row0; none: n, -1. */
+static void rows_wanting(const struct plan *plan, int32_t any, int64_t row0, int64_t n, int64_t *first, int64_t *last)
+{
+    *first = n;
+    *last = -1;
+    for (int64_t i = 0; i < n; i++)
+        if (plan->want[row0 + i] & any) {
+            *first = min_i64(*first, i);
+            *last = i;
+        }
+}
+
+/* Rank 0: draws from logits, whose first row is output row `row`. */
+static int draw(struct executor *e, int64_t row, struct mat *logits)
+{
+    int err = OK;
+    struct sample_args args;
+    int32_t ids[LOGIT_ROWS];
+    const double start = now_s();
+    TRY(e->draws(e->ctx, row, logits->rows, &args));
+    e->calls_s += now_s() - start;
+    TRY(decoder_vocabulary_sample(&e->model->dec, logits, &args, ids));
+    for (int64_t i = 0; i < args.n; i++)
+        e->outcome.id[row + args.host_rows[i].row] = ids[i];
+out:
+    return err;
+}
+
+/* What rank 0 does with whole rows of logits. They go to the host before a draw changes them, and are shown when the ids are known. */
+static int whole_rows(struct executor *e, const struct plan *plan, int64_t row0, int64_t n)
+{
+    int err = OK;
+    struct decoder *dec = &e->model->dec;
+    int64_t first, last, shown, last_shown, drawn, last_drawn;
+    struct mat logits;
+    rows_wanting(plan, WANT_LOGITS | WANT_DRAW, row0, n, &first, &last);
+    rows_wanting(plan, WANT_LOGITS, row0, n, &shown, &last_shown);
+    rows_wanting(plan, WANT_DRAW, row0, n, &drawn, &last_drawn);
+    if (last < 0)
+        goto out;
+    TRY(decoder_vocabulary_gather(dec, first, last + 1 - first, &logits));
+    if (dec->tp->rank != 0)
+        goto out;
+    if (last_shown >= 0) {
+        const struct mat rows = mat_rows(&logits, shown - first, last_shown + 1 - shown);
+        TRY(dec->be->ops->get(dec->be, e->outcome.logits, rows.data, mat_bytes(&rows)));
+    }
+    if (last_drawn >= 0) {
+        struct mat rows = mat_rows(&logits, drawn - first, last_drawn + 1 - drawn);
+        TRY(draw(e, row0 + drawn, &rows));
+    }
+    if (last_shown >= 0) {
+        const double start = now_s();
+        e->on_logits(e->ctx, row0 + shown, last_shown + 1 - shown, e->outcome.logits);
+        e->calls_s += now_s() - start;
+    }
+out:
+    return err;
+}
+
 /* Output rows [row0, row0 + n): one product with the vocabulary, then what its rows want of it. */
 static int outputs(struct executor *e, const struct plan *plan, const struct mat *hidden, int64_t row0, int64_t n)
 {
     int err = OK;
     struct decoder *dec = &e->model->dec;
     int32_t all = 0;
-    int64_t first = n, last = -1;
-    for (int64_t i = 0; i < n; i++) {
-        const int32_t want = plan->want[row0 + i];
-        all |= want;
-        if (want & WANT_LOGITS) {
-            first = min_i64(first, i);
-            last = i;
-        }
-    }
+    for (int64_t i = 0; i < n; i++)
+        all |= plan->want[row0 + i];
     TRY(decoder_vocabulary(dec, &e->batch, hidden, row0, n));
     if (all & WANT_ARGMAX)
         TRY(decoder_vocabulary_argmax(dec, n, e->outcome.id + row0));
     if (all & WANT_NLL)
         TRY(decoder_vocabulary_nll(dec, n, plan->target + row0, e->outcome.nll + row0));
-    if (all & WANT_LOGITS) {
-        TRY(decoder_vocabulary_logits(dec, first, last + 1 - first, e->outcome.logits));
-        const double start = now_s();
-        if (dec->tp->rank == 0)
-            e->on_logits(e->ctx, row0 + first, last + 1 - first, e->outcome.logits);
-        e->logits_s += now_s() - start;
-    }
+    TRY(whole_rows(e, plan, row0, n));
 out:
     return err;
 }

@@ -15,7 +15,8 @@
 enum want {
     WANT_ARGMAX = 1, /* its most probable id, on every rank */
     WANT_NLL = 2,    /* its target's negative log-likelihood, on every rank */
-    WANT_LOGITS = 4  /* all logits, on rank 0 */
+    WANT_LOGITS = 4, /* all logits, on rank 0 */
+    WANT_DRAW = 8    /* an id drawn from them, on rank 0 */
 };
 
 /* Consecutive ids of one sequence. */
@@ -46,7 +47,7 @@ int plan_share(struct plan *plan, struct comm *comm);
 
 /* What steps leave behind, for the caller to read. */
 struct outcome {
-    int32_t *id;   /* [n_out] of rows that want ARGMAX: -1 where the largest logit isn't finite */
+    int32_t *id;   /* [n_out] of rows that want ARGMAX or DRAW: -1 where there is no finite largest logit */
     double *nll;   /* [n_out] of rows that want NLL */
     float *logits; /* rank 0: [LOGIT_ROWS, vocab_size]; see on_logits */
 };
@@ -59,10 +60,13 @@ struct executor {
     int64_t n_blocks;
     struct step step[8]; /* recorded decode steps of 1, 2, 4, ... sequences */
     struct outcome outcome;
-    /* Called on rank 0 with the logits of output rows [row, row + n), vocab_size apart; not all of them may want any. */
+    /* Called on rank 0. draws: how those of output rows [row, row + n) that want DRAW are drawn, row standing at row 0; args' arrays
+     * are read until the next call. on_logits: the logits of output rows [row, row + n), vocab_size apart, as the model gave them;
+     * not all of them may want any. Their ids are in outcome. */
+    int (*draws)(void *ctx, int64_t row, int64_t n, struct sample_args *args);
     void (*on_logits)(void *ctx, int64_t row, int64_t n, const float *logits);
     void *ctx;
-    double logits_s; /* time in on_logits */
+    double calls_s; /* time in them */
 };
 int executor_create(struct model *model, const struct plan *plan, int64_t n_blocks, struct executor *executor);
 void executor_free(struct executor *executor);

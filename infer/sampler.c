@@ -1,27 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Sampler: see sampler.h. The vocabulary isn't sorted: what top-k and top-p keep is taken off a heap, largest first, and ends early
- * in all but flat distributions. */
+ * Sampler: see sampler.h. */
 #include "infer/sampler.h"
 
 #include "base/err.h"
 #include "base/philox.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-int sampler_create(int64_t vocab_size, struct sampler *sampler)
+int sampler_create(int64_t vocab_size, int64_t max_rows, struct sampler *sampler)
 {
     int err = OK;
-    const size_t n = (size_t)vocab_size;
-    *sampler = (struct sampler){.n = vocab_size};
-    sampler->logits = malloc(n * sizeof *sampler->logits);
-    sampler->p = malloc(n * sizeof *sampler->p);
-    sampler->order = malloc(n * sizeof *sampler->order);
-    sampler->count = calloc(n, sizeof *sampler->count);
-    if (!sampler->logits || !sampler->p || !sampler->order || !sampler->count)
-        FAIL(ERR_NOMEM, "%lld sampling candidates", (long long)vocab_size);
+    *sampler = (struct sampler){.capacity = max_rows};
+    sampler->place = calloc((size_t)vocab_size, sizeof *sampler->place);
+    sampler->rows = malloc((size_t)max_rows * sizeof *sampler->rows);
+    if (!sampler->place || !sampler->rows)
+        FAIL(ERR_NOMEM, "draws from %lld rows of %lld logits", (long long)max_rows, (long long)vocab_size);
 out:
     if (err)
         sampler_free(sampler);
@@ -30,10 +27,9 @@ out:
 
 void sampler_free(struct sampler *sampler)
 {
-    free(sampler->logits);
-    free(sampler->p);
-    free(sampler->order);
-    free(sampler->count);
+    free(sampler->place);
+    free(sampler->rows);
+    free(sampler->changes);
     memset(sampler, 0, sizeof *sampler);
 }
 
@@ -82,148 +78,88 @@ int sampling_is_argmax(const struct sampling *s)
     return s->temperature == 0 && keeps_logits(s);
 }
 
-/* ---- bias and penalties ------------------------------------------------------------------------------------------- */
+/* ---- draws -------------------------------------------------------------------------------------------------------- */
 
-static float less_likely(float logit, double penalty)
-{
-    return (float)(logit > 0 ? logit / penalty : logit * penalty);
-}
-
-/* Each id once, however often it comes: seen ids leave a mark in count, which the second walk takes away. */
-static void adjust(struct sampler *sampler, const struct sampling *s, const int32_t *ids, int64_t n_prompt,
-                   int64_t n_ids)
-{
-    float *logits = sampler->logits;
-    int32_t *count = sampler->count;
-    for (int64_t i = 0; i < s->n_bias; i++)
-        logits[s->bias[i].id] += s->bias[i].bias;
-    if (s->repetition_penalty != 1) {
-        for (int64_t i = 0; i < n_ids; i++)
-            if (count[ids[i]]++ == 0)
-                logits[ids[i]] = less_likely(logits[ids[i]], s->repetition_penalty);
-        for (int64_t i = 0; i < n_ids; i++)
-            count[ids[i]] = 0;
-    }
-    if (s->frequency_penalty == 0 && s->presence_penalty == 0)
-        return;
-    for (int64_t i = n_prompt; i < n_ids; i++)
-        count[ids[i]]++;
-    for (int64_t i = n_prompt; i < n_ids; i++) {
-        const int32_t times = count[ids[i]];
-        if (times > 0)
-            logits[ids[i]] -= (float)(s->frequency_penalty * times + s->presence_penalty);
-        count[ids[i]] = 0;
-    }
-}
-
-/* ---- candidates --------------------------------------------------------------------------------------------------- */
-
-static int comes_first(const float *logits, int32_t a, int32_t b)
-{
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-}
-
-/* heap[at] sinks to where its children come after it. */
-static void sift(const float *logits, int32_t *heap, int64_t n, int64_t at)
-{
-    const int32_t id = heap[at];
-    for (int64_t child; (child = 2 * at + 1) < n; at = child) {
-        if (child + 1 < n && comes_first(logits, heap[child + 1], heap[child]))
-            child++;
-        if (!comes_first(logits, heap[child], id))
-            break;
-        heap[at] = heap[child];
-    }
-    heap[at] = id;
-}
-
-static void heap_make(const float *logits, int32_t *heap, int64_t n)
-{
-    for (int64_t at = n / 2; at-- > 0;)
-        sift(logits, heap, n, at);
-}
-
-static int32_t heap_pop(const float *logits, int32_t *heap, int64_t n)
-{
-    const int32_t id = heap[0];
-    heap[0] = heap[n - 1];
-    sift(logits, heap, n - 1, 0);
-    return id;
-}
-
-/* The largest logit's id, the lowest on ties; ERR_NUMERIC where there is none to draw from. */
-static int best_of(const float *logits, int64_t n, int32_t *best)
-{
-    int64_t at = 0;
-    for (int64_t i = 0; i < n; i++) {
-        if (isnan(logits[i]))
-            return ERR_NUMERIC;
-        at = logits[i] > logits[at] ? i : at;
-    }
-    *best = (int32_t)at;
-    return isfinite(logits[at]) ? OK : ERR_NUMERIC;
-}
-
-int sampler_draw(struct sampler *sampler, const struct sampling *s, const float *from, const int32_t *ids,
-                 int64_t n_prompt, int64_t n_ids, int32_t *id)
+/* For n changes more. */
+static int make_room(struct sampler *sampler, int64_t n)
 {
     int err = OK;
-    const float *logits = from;
-    double *p = sampler->p, total = 0, mass = 0;
-    int32_t *order = sampler->order, best = 0;
-    int64_t n = 0;
-    if (!keeps_logits(s)) {
-        memcpy(sampler->logits, from, (size_t)sampler->n * sizeof *from);
-        adjust(sampler, s, ids, n_prompt, n_ids);
-        logits = sampler->logits;
-    }
-    TRY(best_of(logits, sampler->n, &best));
-    *id = best;
-    if (s->temperature == 0 || s->top_k == 1)
+    const int64_t need = sampler->n_changes + n,
+                  capacity = need > 2 * sampler->change_capacity ? need : 2 * sampler->change_capacity;
+    struct logit_change *changes;
+    if (need <= sampler->change_capacity)
         goto out;
-
-    /* p relative to the largest; candidates by id */
-    for (int64_t i = 0; i < sampler->n; i++) {
-        const double q = exp(((double)logits[i] - (double)logits[best]) / s->temperature);
-        if (q < s->min_p || q == 0)
-            continue;
-        order[n] = (int32_t)i;
-        p[i] = q;
-        total += q;
-        n++;
-    }
-    const double uniform = philox_uniform(s->seed, STREAM_SAMPLING, s->stream, (uint64_t)n_ids);
-    const int64_t kept = s->top_k > 0 && s->top_k < n ? s->top_k : n;
-    if (kept == n && s->top_p >= 1) { /* nobody is left out: order is of no account */
-        double draw = uniform * total;
-        int64_t i = 0;
-        while (i + 1 < n && draw >= p[order[i]])
-            draw -= p[order[i++]];
-        *id = order[i];
-        goto out;
-    }
-    /* The kept ones go, largest first, to the end of what the heap leaves free. */
-    heap_make(logits, order, n);
-    if (kept < n)
-        total = 0;
-    int64_t taken = 0;
-    for (double sum = 0; taken < kept && (kept < n || sum < s->top_p * total); taken++) {
-        const int32_t next = heap_pop(logits, order, n - taken);
-        order[n - 1 - taken] = next;
-        sum += p[next];
-        if (kept < n)
-            total += p[next];
-    }
-    int64_t nucleus = 0;
-    while (nucleus < taken && mass < s->top_p * total)
-        mass += p[order[n - 1 - nucleus++]];
-    double draw = uniform * mass;
-    int64_t i = 0;
-    while (i + 1 < nucleus && draw >= p[order[n - 1 - i]])
-        draw -= p[order[n - 1 - i++]];
-    *id = nucleus > 0 ? order[n - 1 - i] : best;
+    if (!(changes = realloc(sampler->changes, (size_t)capacity * sizeof *changes)))
+        FAIL(ERR_NOMEM, "%lld changes of logits", (long long)capacity);
+    sampler->changes = changes;
+    sampler->change_capacity = capacity;
 out:
     return err;
+}
+
+/* The change of this id in the row that begins at `first`. */
+static struct logit_change *change_of(struct sampler *sampler, int64_t first, int32_t id)
+{
+    int32_t *place = &sampler->place[id];
+    if (*place == 0) {
+        sampler->changes[sampler->n_changes++] = (struct logit_change){.id = id};
+        *place = (int32_t)(sampler->n_changes - first);
+    }
+    return &sampler->changes[first + *place - 1];
+}
+
+/* Each id once, however often it comes: subtract counts how often, then becomes what that costs. */
+static void add_changes(struct sampler *sampler, const struct sampling *s, const int32_t *ids, int64_t n_prompt,
+                        int64_t n_ids)
+{
+    const int64_t first = sampler->n_changes;
+    for (int64_t i = 0; i < s->n_bias; i++)
+        change_of(sampler, first, s->bias[i].id)->bias = s->bias[i].bias;
+    for (int64_t i = 0; i < n_ids && s->repetition_penalty != 1; i++)
+        change_of(sampler, first, ids[i])->is_seen = 1;
+    for (int64_t i = n_prompt; i < n_ids && (s->frequency_penalty != 0 || s->presence_penalty != 0); i++)
+        change_of(sampler, first, ids[i])->subtract++;
+    for (int64_t i = first; i < sampler->n_changes; i++) {
+        struct logit_change *change = &sampler->changes[i];
+        sampler->place[change->id] = 0;
+        if (change->subtract > 0)
+            change->subtract = (float)(s->frequency_penalty * (double)change->subtract + s->presence_penalty);
+    }
+}
+
+void sampler_begin(struct sampler *sampler)
+{
+    sampler->n = sampler->n_changes = 0;
+}
+
+int sampler_add(struct sampler *sampler, const struct sampling *s, const int32_t *ids, int64_t n_prompt, int64_t n_ids,
+                int64_t row)
+{
+    int err = OK;
+    const int64_t first = sampler->n_changes;
+    assert(sampler->n < sampler->capacity);
+    if (!keeps_logits(s)) {
+        TRY(make_room(sampler, s->n_bias + n_ids));
+        add_changes(sampler, s, ids, n_prompt, n_ids);
+    }
+    sampler->rows[sampler->n++] = (struct sample_row){
+        .row = row,
+        .first_change = first,
+        .n_changes = sampler->n_changes - first,
+        .repetition_penalty = s->repetition_penalty,
+        .temperature = s->temperature,
+        .top_k = s->top_k,
+        .top_p = s->top_p,
+        .min_p = s->min_p,
+        .uniform = philox_uniform(s->seed, STREAM_SAMPLING, s->stream, (uint64_t)n_ids),
+    };
+out:
+    return err;
+}
+
+struct sample_args sampler_args(const struct sampler *sampler)
+{
+    return (struct sample_args){sampler->rows, sampler->n, sampler->changes, sampler->n_changes};
 }
 
 /* ---- logprobs ----------------------------------------------------------------------------------------------------- */

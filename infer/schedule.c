@@ -102,7 +102,8 @@ static void running_add(struct engine *engine, struct sequence *s)
 
 static enum want want_of_draw(const struct sequence *s)
 {
-    return sampling_is_argmax(&s->request.sampling) && !s->request.logprobs ? WANT_ARGMAX : WANT_LOGITS;
+    const enum want id = sampling_is_argmax(&s->request.sampling) ? WANT_ARGMAX : WANT_DRAW;
+    return s->request.logprobs ? id | WANT_LOGITS : id;
 }
 
 static void add_output(struct engine *engine, struct sequence *s, int64_t position, int draws)
@@ -174,7 +175,7 @@ void schedule_step(struct engine *engine)
     for (int logits = 0; logits < 2; logits++) /* rows whose logits rank 0 gathers stand together */
         for (int64_t i = 0; i < n_chosen; i++) {
             struct sequence *s = engine->chosen[i];
-            if (logits == (want_of_draw(s) == WANT_LOGITS || s->request.prompt_logprobs))
+            if (logits == (want_of_draw(s) != WANT_ARGMAX || s->request.prompt_logprobs))
                 plan_sequence(engine, s, engine->chosen_n[i]);
         }
 }

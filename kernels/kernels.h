@@ -179,6 +179,32 @@ struct attention_args {
     float scale;
 };
 
+/* What a draw does to one id's logit before it looks at the row: adds bias; divides by the row's repetition_penalty, or multiplies
+ * where the logit isn't positive, if is_seen; subtracts. */
+struct logit_change {
+    int32_t id, is_seen;
+    float bias, subtract;
+};
+
+/* One draw. */
+struct sample_row {
+    int64_t row;                     /* of logits, each at most once */
+    int64_t first_change, n_changes; /* among the changes; each id at most once */
+    double repetition_penalty;
+    double temperature; /* 0: the largest logit, the lowest id on ties; so does top_k 1 */
+    int64_t top_k;      /* 0: off */
+    double top_p;       /* in [0, 1]; 1: off */
+    double min_p;       /* in [0, 1]; 0: off */
+    double uniform;     /* the random number, in [0, 1) */
+};
+
+struct sample_args {
+    const struct sample_row *host_rows; /* [n] */
+    int64_t n;
+    const struct logit_change *host_changes; /* [n_changes] */
+    int64_t n_changes;
+};
+
 struct backend_ops {
     /* ---- memory ------------------------------------------------------------------------------------------------- */
     int (*open)(struct backend *be);
@@ -250,6 +276,13 @@ struct backend_ops {
                             struct mat *out);
     /* Largest logit of each row and its id, the lowest on ties: value f32 [T, 1], id i32 [T, 1]. n = 0: -inf, -1. */
     int (*argmax)(struct backend *be, const struct mat *logits, int64_t first_id, struct mat *value, struct mat *id);
+    /* One id from each of args' rows of logits f32 [T, n], n <= 2^22: id i32 [args->n, 1]; -1 where a logit is NaN or the largest
+     * isn't finite. The rows' changes are made in logits and stay. Then, in the order of falling logit and rising id:
+     * weight w = rint(2^40 e^((l - largest) / temperature)), as sample.h computes it; ids with w = 0 or w < min_p 2^40 are left
+     * out, and all but the first top_k; of the rest the shortest head with top_p of its mass is kept. The id is the first by id
+     * of those kept whose weight and those of the kept before it add up to more than floor(uniform * their mass). Weights are
+     * integers: every backend draws the same id from the same logits. Not in a step. */
+    int (*sample)(struct backend *be, struct mat *logits, const struct sample_args *args, struct mat *id);
 
     /* ---- mixture of experts [row] -------------------------------------------------------------------------------- */
     /* Of each row of router logits f32 [T, E]: softmax over all E in f32; id i32 [T, k] of the k largest logits, falling, the

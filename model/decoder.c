@@ -135,6 +135,7 @@ static size_t activations_place(struct decoder *dec, enum dtype act, char *base)
     const int64_t sum_parts = (n_parts > 1 ? n_parts + 1 : 1) * (sums * config->d_model + dec->max_rank);
     const int64_t t = dec->max_tokens, choices = t * config->top_k; /* all of which may be for experts of this rank */
     const int64_t inner = inner_width(config, s) * t;
+    const int gathers = s->vocab.begin == 0 && s->vocab.end < config->vocab_size; /* rank 0, and not the only one */
     const struct {
         void **at;
         int64_t n;
@@ -152,6 +153,8 @@ static size_t activations_place(struct decoder *dec, enum dtype act, char *base)
         {&dec->product, act == DT_F32 ? 0 : inner, act},
         {(void **)&dec->parts, t * sum_parts, DT_F32},
         {(void **)&dec->logits, LOGIT_ROWS * vocab, DT_F32},
+        {(void **)&dec->shards, gathers ? LOGIT_ROWS * (config->vocab_size - vocab) : 0, DT_F32},
+        {(void **)&dec->whole, gathers ? LOGIT_ROWS * config->vocab_size : 0, DT_F32},
         {(void **)&dec->stats, LOGIT_ROWS * (3 * TREE_LEAVES + 1), DT_F32},
         {(void **)&dec->router, t * config->n_experts, DT_F32},
         {(void **)&dec->route_weight, choices, DT_F32},
@@ -561,40 +564,59 @@ out:
     return err;
 }
 
-int decoder_vocabulary_logits(struct decoder *dec, int64_t row, int64_t n, float *logits)
+/* The others' shards travel as one column each, whatever their widths, and are put side by side here. */
+int decoder_vocabulary_gather(struct decoder *dec, int64_t row, int64_t n, struct mat *logits)
 {
     int err = OK;
-    const int size = dec->tp->size;
+    struct backend *be = dec->be;
+    const int size = dec->tp->size, is_root = dec->tp->rank == 0;
     const int64_t vocab = dec->config->vocab_size, local = dec->shape.vocab.end - dec->shape.vocab.begin;
-    float *mine = malloc((size_t)n * (size_t)local * sizeof *mine + 1);
-    float *all = malloc((size_t)n * (size_t)vocab * sizeof *all + 1);
-    size_t bytes[TREE_LEAVES];
-    TRY(comm_agree(dec->tp, mine && all ? OK : ERR_NOMEM));
-    TRY(dec->be->ops->get(dec->be, mine, dec->logits + row * local, (size_t)(n * local) * sizeof *mine));
-    for (int p = 0; p < size; p++) {
-        struct range v = shard_range(vocab, VOCAB_UNIT, p, size);
-        bytes[p] = (size_t)(n * (v.end - v.begin)) * sizeof *mine;
+    int64_t to[TREE_LEAVES] = {0}, from[TREE_LEAVES] = {0}, arriving = 0;
+    struct mat own = mat_view(dec->logits + row * local, DT_F32, n, local);
+    *logits = is_root ? own : mat_view(NULL, DT_F32, 0, vocab);
+    if (local == vocab)
+        goto out;
+    to[0] = is_root ? 0 : n * local;
+    for (int p = 1; p < size && is_root; p++) {
+        const struct range v = shard_range(vocab, VOCAB_UNIT, p, size);
+        arriving += from[p] = n * (v.end - v.begin);
     }
-    TRY(comm_gather(dec->tp, mine, bytes, all, 0));
-    const float *from = all;
-    for (int p = 0; dec->tp->rank == 0 && p < size; p++) {
-        struct range v = shard_range(vocab, VOCAB_UNIT, p, size);
-        for (int64_t i = 0; i < n; i++, from += v.end - v.begin)
-            memcpy(logits + i * vocab + v.begin, from, (size_t)(v.end - v.begin) * sizeof *from);
+    const struct mat mine = mat_view(own.data, DT_F32, to[0], 1);
+    struct mat theirs = mat_view(dec->shards, DT_F32, arriving, 1);
+    TRY(comm_exchange_rows(dec->tp, &mine, to, &theirs, from));
+    if (!is_root)
+        goto out;
+    *logits = mat_view(dec->whole, DT_F32, n, vocab);
+    for (int64_t p = 0, at = 0; p < size; at += from[p++]) {
+        const struct range v = shard_range(vocab, VOCAB_UNIT, (int)p, size);
+        const struct mat shard = p == 0 ? own : mat_view(dec->shards + at, DT_F32, n, v.end - v.begin);
+        struct mat columns = mat_cols(logits, v.begin, v.end - v.begin);
+        TRY(be->ops->copy(be, &shard, &columns));
     }
 out:
-    free(mine);
-    free(all);
+    return err;
+}
+
+int decoder_vocabulary_sample(struct decoder *dec, struct mat *logits, const struct sample_args *args, int32_t *ids)
+{
+    int err = OK;
+    struct mat id = mat_view(dec->stats + LOGIT_ROWS, DT_I32, args->n, 1);
+    TRY(dec->be->ops->sample(dec->be, logits, args, &id));
+    TRY(dec->be->ops->get(dec->be, ids, id.data, mat_bytes(&id)));
+out:
     return err;
 }
 
 int decoder_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, float *logits)
 {
     int err = OK;
+    struct mat whole;
     for (int64_t row = 0; row < batch->n_out; row += LOGIT_ROWS) {
         const int64_t n = min_i64(batch->n_out - row, LOGIT_ROWS);
         TRY(decoder_vocabulary(dec, batch, hidden, row, n));
-        TRY(decoder_vocabulary_logits(dec, 0, n, logits ? logits + row * dec->config->vocab_size : NULL));
+        TRY(decoder_vocabulary_gather(dec, 0, n, &whole));
+        if (dec->tp->rank == 0)
+            TRY(dec->be->ops->get(dec->be, logits + row * whole.cols, whole.data, mat_bytes(&whole)));
     }
 out:
     return err;

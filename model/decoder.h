@@ -76,6 +76,7 @@ struct decoder {
     struct buf scratch;
     void *x, *mixed, *product; /* product = silu(gate) * up; gate itself where act is f32 */
     float *hidden, *q, *k, *v, *r, *gate, *up, *parts, *logits, *stats;
+    float *shards, *whole; /* rank 0 of several: the others' logits as they come, and rows of all of them */
     /* of layers with experts (experts.c): room for every choice of every token */
     float *router, *route_weight, *expert_y, *shared_gate;
     int32_t *route_id, *route_offset, *route_token, *route_slot;
@@ -118,11 +119,16 @@ int decoder_queue(struct decoder *dec, const struct batch *batch, const struct k
 int decoder_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, float *logits);
 /* The same things of rows that share one product with the vocabulary, for batches whose rows ask for different ones: output rows
  * [row0, row0 + n), n <= LOGIT_ROWS, whose logits the calls below find until the decoder's next call of another kind. nll, ids as
- * above (decoder_argmax_find); logits of the n rows from row on, counted from row0. */
+ * above (decoder_argmax_find). */
 int decoder_vocabulary(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int64_t row0,
                        int64_t n);
 int decoder_vocabulary_nll(struct decoder *dec, int64_t n, const int32_t *target, double *nll);
 int decoder_vocabulary_argmax(struct decoder *dec, int64_t n, int32_t *ids);
-int decoder_vocabulary_logits(struct decoder *dec, int64_t row, int64_t n, float *logits);
+/* Logits of the n rows from row on, counted from row0, whole on rank 0: f32 [n, vocab_size] in the backend's memory. On one rank a
+ * view of the product itself; of several the last call's. Elsewhere logits becomes empty. */
+int decoder_vocabulary_gather(struct decoder *dec, int64_t row, int64_t n, struct mat *logits);
+/* Rank 0, not collective: the ids (host, [args->n]) that these draws (kernels.h, `sample`) take from gathered logits, whose rows
+ * they change. */
+int decoder_vocabulary_sample(struct decoder *dec, struct mat *logits, const struct sample_args *args, int32_t *ids);
 
 #endif

@@ -258,6 +258,80 @@ static inline void bench_device_linears(struct bench_device *d)
     }
 }
 
+/* ---- draws ------------------------------------------------------------------------------------------------------- */
+
+enum { BENCH_DRAWS = 64, BENCH_VOCAB = 128256, N_BENCH_DRAWS = 5 };
+
+static const struct bench_draw {
+    const char *name;
+    double temperature, top_p, min_p;
+    int64_t top_k;
+} bench_draws[N_BENCH_DRAWS] = {{"greedy", 0, 1, 0, 0},
+                                {"temperature 1", 1, 1, 0, 0},
+                                {"top-p 0.95", 1, 0.95, 0, 0},
+                                {"top-k 50 top-p 0.95", 1, 0.95, 0, 50},
+                                {"min-p 0.05", 1, 1, 0.05, 0}};
+
+/* [BENCH_DRAWS, BENCH_VOCAB] as models make them: nearly normal, of deviation 3. */
+static inline void bench_draw_logits(float *logits)
+{
+    for (int64_t i = 0; i < (int64_t)BENCH_DRAWS * BENCH_VOCAB; i++) {
+        double sum = 0;
+        for (int k = 0; k < 12; k++)
+            sum += rand() / (RAND_MAX + 1.0) - 0.5;
+        logits[i] = (float)(3 * sum);
+    }
+}
+
+static inline void bench_draw_rows(int which, struct sample_row *rows)
+{
+    const struct bench_draw *d = &bench_draws[which];
+    for (int t = 0; t < BENCH_DRAWS; t++)
+        rows[t] = (struct sample_row){.row = t,
+                                      .repetition_penalty = 1,
+                                      .temperature = d->temperature,
+                                      .top_k = d->top_k,
+                                      .top_p = d->top_p,
+                                      .min_p = d->min_p,
+                                      .uniform = (t + 0.5) / BENCH_DRAWS};
+}
+
+/* Draws stand in no step: host time around many calls and one wait. A row is 513 KB, all of them fit a large cache. */
+static inline void bench_device_sample(struct bench_device *d)
+{
+    struct backend *be = d->be;
+    struct buf bl, bi;
+    struct mat logits, id;
+    const int rows = d->is_sim ? 2 : BENCH_DRAWS, calls = d->is_sim ? 1 : 50;
+    float *host = malloc((size_t)BENCH_DRAWS * BENCH_VOCAB * sizeof *host);
+    if (!host)
+        bench_need(err_set(ERR_NOMEM, __FILE__, __LINE__, "%d rows of logits", (int)BENCH_DRAWS));
+    bench_draw_logits(host);
+    bench_need(mat_alloc(be, DT_F32, rows, BENCH_VOCAB, &bl, &logits));
+    bench_need(mat_alloc(be, DT_I32, rows, 1, &bi, &id));
+    bench_need(be->ops->put(be, logits.data, host, mat_bytes(&logits)));
+    for (int i = 0; i < N_BENCH_DRAWS; i++)
+        for (int n = 1; n <= rows; n = n < rows ? rows : rows + 1) {
+            struct sample_row draws[BENCH_DRAWS];
+            const struct sample_args args = {.host_rows = draws, .n = n};
+            struct mat ids = mat_rows(&id, 0, n);
+            double start = 0;
+            bench_draw_rows(i, draws);
+            for (int call = -1; call < calls; call++) { /* the first one warms up */
+                bench_need(be->ops->sample(be, &logits, &args, &ids));
+                if (call < 0) {
+                    bench_need(be->ops->sync(be));
+                    start = now_s();
+                }
+            }
+            bench_need(be->ops->sync(be));
+            bench_report(d, "sample", bench_draws[i].name, BENCH_VOCAB, 0, n, (now_s() - start) / calls, 0,
+                         (double)n * BENCH_VOCAB * sizeof(float), 0);
+        }
+    buf_free(&bl), buf_free(&bi);
+    free(host);
+}
+
 /* ---- ceilings ---------------------------------------------------------------------------------------------------- */
 
 struct bench_copy {

@@ -70,6 +70,8 @@ struct job {
     struct mat k, v;
     struct attention_args attention;
     float *scores;
+    const struct sample_row *draws;
+    int32_t *ids;
 };
 
 static void report(const char *op, const char *format, int64_t tokens, double flop, double bytes, struct job *job)
@@ -239,6 +241,31 @@ static void bench_attention(void)
     free(q), free(out), free(k), free(v);
 }
 
+/* ---- draws ------------------------------------------------------------------------------------------------------- */
+
+static void sample_ours(struct job *job)
+{
+    const struct sample_args args = {.host_rows = job->draws, .n = job->x.rows};
+    struct mat id = mat_view(job->ids, DT_I32, job->x.rows, 1);
+    need(be.ops->sample(&be, &job->x, &args, &id));
+}
+
+/* Rows as models make them: normal, of deviation 3. */
+static void bench_sample(void)
+{
+    float *logits = allocate((size_t)BENCH_DRAWS * BENCH_VOCAB * sizeof *logits);
+    int32_t ids[BENCH_DRAWS];
+    bench_draw_logits(logits);
+    for (int i = 0; i < N_BENCH_DRAWS; i++) {
+        struct sample_row rows[BENCH_DRAWS];
+        struct job job = {.ours = sample_ours, .draws = rows, .ids = ids};
+        bench_draw_rows(i, rows);
+        job.x = mat_view(logits, DT_F32, BENCH_DRAWS, BENCH_VOCAB);
+        report("sample", bench_draws[i].name, BENCH_DRAWS, 0, (double)mat_bytes(&job.x), &job);
+    }
+    free(logits);
+}
+
 /* ---- row ops
  * --------------------------------------------------------------------------------------------------------- */
 
@@ -289,6 +316,7 @@ int main(int argc, char **argv)
     if (strncmp(be.name, "cuda", 4) == 0) {
         struct bench_device device = bench_device_begin(&be);
         bench_device_linears(&device);
+        bench_device_sample(&device);
         backend_close(&be);
         return 0;
     }
@@ -299,6 +327,7 @@ int main(int argc, char **argv)
     bench_linear(d_out, d_in);
     bench_attention();
     bench_rows();
+    bench_sample();
     free(flush_area);
     backend_close(&be);
     return 0;

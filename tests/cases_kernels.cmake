@@ -1,5 +1,5 @@
 # kernels/: every program on every backend; what has vector loops also on cpu without AVX-512, and without any vectors.
-foreach(program kernels kernels_linear kernels_attention kernels_dense kernels_factor)
+foreach(program kernels kernels_linear kernels_attention kernels_dense kernels_factor kernels_sample)
   foreach(backend cpu cpu:ref cpu:check)
     string(REPLACE ":" "_" suffix ${backend})
     add_case(NAME ${program}_${suffix} PROGRAM test_${program} ARGS ${backend} LABELS unit)
@@ -10,7 +10,7 @@ foreach(program kernels kernels_linear kernels_attention)
   add_case(NAME ${program}_plain PROGRAM test_${program} ARGS cpu LABELS unit ENV "GLOWQ_DISABLE=avx512,avx2")
 endforeach()
 # The same on the GPU's kernels: compiled for the host, and on a card where there is one.
-foreach(program kernels kernels_linear kernels_attention kernels_dense kernels_factor)
+foreach(program kernels kernels_linear kernels_attention kernels_dense kernels_factor kernels_sample)
   foreach(device cuda:sim cuda:sim:f32)
     string(REPLACE ":" "_" suffix ${device})
     if(TARGET glowq_cuda_sim)
@@ -27,7 +27,7 @@ add_case(NAME kernels_moe_cuda_f32 PROGRAM test_kernels_moe ARGS cuda:f32 LABELS
 if(TARGET glowq_cuda_sim)
   add_case(NAME kernels_moe_cuda_sim PROGRAM test_kernels_moe ARGS cuda:sim LABELS unit TIMEOUT 900)
   # A barrier that is missing shows when blocks, warps and lanes run in another order.
-  foreach(program kernels kernels_linear kernels_attention)
+  foreach(program kernels kernels_linear kernels_attention kernels_sample)
     add_case(NAME ${program}_cuda_sim_reverse PROGRAM test_${program} ARGS cuda:sim LABELS unit TIMEOUT 900
       ENV GLOWQ_SIM_ORDER=reverse)
   endforeach()

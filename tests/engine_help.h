@@ -174,6 +174,8 @@ static inline void run_alone(struct client *c)
     struct batch batch;
     struct kv_cache kv;
     struct sampler sampler;
+    struct sample_args args;
+    struct backend ref; /* draws as every backend does */
     int32_t ids[LONGEST + MOST_TEXT], blocks[(LONGEST + MOST_TEXT) / KV_BLOCK + 1];
     float *logits = malloc((size_t)(LONGEST * vocab()) * sizeof *logits);
     int64_t n = r->n_prompt, done = 0;
@@ -183,7 +185,10 @@ static inline void run_alone(struct client *c)
         blocks[i] = (int32_t)(n_blocks - 1 - i);
     assert_int_equal(batch_create(&backend, LONGEST, 1, n_blocks, &batch), OK);
     assert_int_equal(kv_create(&backend, alone.config.n_layers, n_blocks, width, &kv), OK);
-    assert_int_equal(sampler_create(vocab(), &sampler), OK);
+    assert_int_equal(backend_open(&ref, "cpu:ref", 1), OK);
+    assert_int_equal(sampler_create(vocab(), 1, &sampler), OK);
+    float *changed = malloc((size_t)vocab() * sizeof *changed);
+    assert_non_null(changed);
     while (n < limit) {
         struct mat hidden;
         int32_t id;
@@ -197,7 +202,13 @@ static inline void run_alone(struct client *c)
                 say(&c->want.prompt[c->want.n_prompt++], ids[i], i, i > 0 ? logits + (i - 1) * vocab() : NULL,
                     r->n_top);
         const float *row = logits + (n - done - 1) * vocab();
-        assert_int_equal(sampler_draw(&sampler, &r->sampling, row, ids, r->n_prompt, n, &id), OK);
+        struct mat one = mat_view(changed, DT_F32, 1, vocab()), drawn = mat_view(&id, DT_I32, 1, 1);
+        memcpy(changed, row, (size_t)vocab() * sizeof *changed);
+        sampler_begin(&sampler);
+        assert_int_equal(sampler_add(&sampler, &r->sampling, ids, r->n_prompt, n, 0), OK);
+        args = sampler_args(&sampler);
+        assert_int_equal(ref.ops->sample(&ref, &one, &args, &drawn), OK);
+        assert_true(id >= 0);
         struct heard *to = &c->want.text[c->want.n++];
         say(to, id, n, r->logprobs || r->n_top > 0 ? row : NULL, r->n_top);
         done = n;
@@ -207,6 +218,8 @@ static inline void run_alone(struct client *c)
             break;
     }
     sampler_free(&sampler);
+    backend_close(&ref);
+    free(changed);
     batch_free(&batch);
     kv_free(&kv);
     free(logits);

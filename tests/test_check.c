@@ -251,15 +251,24 @@ static void forbidden_svd(struct scene *s)
     s->be.ops->svd(&s->be, &a, &u, &sigma, &vt);
 }
 
+static void forbidden_sample(struct scene *s)
+{
+    const struct sample_row row = {.repetition_penalty = 1};
+    const struct sample_args args = {.host_rows = &row, .n = 1};
+    struct mat logits = mat_view(s->a.p, DT_F32, 1, 1), id = mat_view(s->b.p, DT_I32, 1, 1);
+    s->be.ops->sample(&s->be, &logits, &args, &id);
+}
+
 static const struct {
     const char *name;
     void (*commit)(struct scene *s);
 } forbidden[] = {
-    {"alloc", forbidden_alloc}, {"free", forbidden_free},
-    {"put", forbidden_put},     {"get", forbidden_get},
-    {"sync", forbidden_sync},   {"host_begin", forbidden_host_begin},
-    {"qr", forbidden_qr},       {"eigh", forbidden_eigh},
-    {"svd", forbidden_svd},     {"cholesky", forbidden_cholesky},
+    {"alloc", forbidden_alloc},   {"free", forbidden_free},
+    {"put", forbidden_put},       {"get", forbidden_get},
+    {"sync", forbidden_sync},     {"host_begin", forbidden_host_begin},
+    {"qr", forbidden_qr},         {"eigh", forbidden_eigh},
+    {"svd", forbidden_svd},       {"cholesky", forbidden_cholesky},
+    {"sample", forbidden_sample},
 };
 
 /* A child with a backend of its own commits it, in a step or outside; its status and what it said. */
@@ -386,7 +395,10 @@ static void run_ops(const char *device, float *out)
     sums = device_alloc(&be, DT_I64, D_IN, D_IN, 0), flag = device_alloc(&be, DT_I32, 1, 1, 0);
     q = device_alloc(&be, DT_F32, T, HEAD, 0), mixed = device_alloc(&be, DT_F32, T, HEAD, 0);
     kv = device_alloc(&be, DT_F32, KV_BLOCK, HEAD, 0);
-    struct device_mat table = device_alloc(&be, DT_I32, 1, 4, 0);
+    struct device_mat table = device_alloc(&be, DT_I32, 1, 4, 0), id = device_alloc(&be, DT_I32, 2, 1, 0);
+    const struct sample_row draw_rows[] = {{.row = 3, .n_changes = 1, .repetition_penalty = 1.5, .top_p = 1},
+                                           {.row = 0, .first_change = 1, .n_changes = 1, .temperature = 1, .top_p = 1}};
+    const struct logit_change changes[] = {{.id = 7, .is_seen = 1, .bias = 999}, {.id = 2, .subtract = 0.5f}};
     struct {
         struct device_mat *m;
         const void *from;
@@ -419,13 +431,16 @@ static void run_ops(const char *device, float *out)
     take_back(ops->attention(&be, LEND(q.m), LEND(kv.m), LEND(kv.m), LEND(over_keys), LEND(mixed.m)));
     take_back(ops->gemm_fixed(&be, LEND(x.m), LEND(x.m), LEND(row0), PANELS, LEND(exp.m), LEND(exp.m), 40, LEND(sums.m),
                               flag.m.data));
+    const struct sample_args two_draws = {LEND(draw_rows), 2, LEND(changes), 2};
+    take_back(ops->sample(&be, LEND(y.m), LEND(two_draws), LEND(id.m)));
     /* Freed before the ops that need them have run: their turn comes after. */
     buf_free(&w.data), buf_free(&a.data), buf_free(&x.buf), buf_free(&q.buf), buf_free(&table.buf);
     assert_ok(ops->get(&be, out, y.m.data, mat_bytes(&y.m)));
     assert_ok(ops->get(&be, out += T * D_OUT, split_y.m.data, mat_bytes(&split_y.m)));
     assert_ok(ops->get(&be, out += 2 * T * D_OUT, mixed.m.data, mat_bytes(&mixed.m)));
     assert_ok(ops->get(&be, out += T * HEAD, sums.m.data, mat_bytes(&sums.m)));
-    struct device_mat *all[] = {&y, &split_y, &dense, &dense_a, &bias, &r, &kv, &mixed, &exp, &sums, &flag};
+    assert_ok(ops->get(&be, out + 2 * D_IN * D_IN, id.m.data, mat_bytes(&id.m)));
+    struct device_mat *all[] = {&id, &y, &split_y, &dense, &dense_a, &bias, &r, &kv, &mixed, &exp, &sums, &flag};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         buf_free(&all[i]->buf);
     free(host);
@@ -434,7 +449,7 @@ static void run_ops(const char *device, float *out)
 
 static void test_host_arguments_are_read_at_once(void **unused)
 {
-    enum { FLOATS = 3 * T * D_OUT + T * HEAD + 2 * D_IN * D_IN };
+    enum { SUMS = 3 * T * D_OUT + T * HEAD + 2 * D_IN * D_IN, FLOATS = SUMS + 2 }; /* two ids */
     static float want[FLOATS], got[FLOATS];
     (void)unused;
     draws = 0;
@@ -442,7 +457,9 @@ static void test_host_arguments_are_read_at_once(void **unused)
     draws = 0; /* the same inputs */
     run_ops("cpu:check", got);
     assert_memory_equal(got, want, sizeof want);
-    assert_true(want[0] != 0 && want[3 * T * D_OUT] != 0 && want[FLOATS - 1] != 0);
+    const int32_t first_drawn = 7; /* its bias is larger than any logit */
+    assert_memory_equal(&want[SUMS], &first_drawn, sizeof first_drawn);
+    assert_true(want[0] != 0 && want[3 * T * D_OUT] != 0 && want[SUMS - 1] != 0);
 }
 
 /* The working memory that attention needs for INT_MAX threads is more than there are addresses. */

@@ -152,6 +152,13 @@ static void put_host(struct backend *be, struct calls *calls, struct put_call *a
     keep_array(calls, &a->host, a->bytes);
 }
 
+/* Its draws are other ones each time: what a step would repeat is the first. */
+static void sample_host(struct backend *be, struct calls *calls, struct sample_call *a)
+{
+    not_in_a_step(be, "sample");
+    keep_sample_args(calls, &a->args);
+}
+
 static void gemm_fixed_host(struct backend *be, struct calls *calls, struct gemm_fixed_call *a)
 {
     (void)be;

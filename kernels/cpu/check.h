@@ -30,6 +30,7 @@ void keep_linear_args(struct calls *calls, void *field);
 void keep_attention_args(struct calls *calls, void *field);
 void keep_grouped_args(struct calls *calls, void *field);
 void keep_combine_args(struct calls *calls, void *field);
+void keep_sample_args(struct calls *calls, void *field);
 void keep_array(struct calls *calls, void *field, size_t bytes);
 void keep_value(struct calls *calls, void *field); /* a number or a device pointer: itself */
 /* args [bytes] are copied too, as they are. */

@@ -98,6 +98,17 @@ void keep_combine_args(struct calls *calls, void *field)
         keep_array(calls, &args->split, sizeof *args->split);
 }
 
+void keep_sample_args(struct calls *calls, void *field)
+{
+    struct sample_args *args;
+    keep_array(calls, field, sizeof *args);
+    memcpy(&args, field, sizeof args);
+    if (!args)
+        return;
+    keep_array(calls, &args->host_rows, (size_t)args->n * sizeof *args->host_rows);
+    keep_array(calls, &args->host_changes, (size_t)args->n_changes * sizeof *args->host_changes);
+}
+
 void keep_value(struct calls *calls, void *field)
 {
     (void)calls;

@@ -33,6 +33,7 @@
     A(const struct mat *, logits) _ A(int64_t, first_id) _ A(const int32_t *, target) _ A(struct mat *, out)
 #define ARGS_argmax(A, _) \
     A(const struct mat *, logits) _ A(int64_t, first_id) _ A(struct mat *, value) _ A(struct mat *, id)
+#define ARGS_sample(A, _) A(struct mat *, logits) _ A(const struct sample_args *, args) _ A(struct mat *, id)
 #define ARGS_moe_route(A, _) \
     A(const struct mat *, logits) _ A(int, normalize) _ A(struct mat *, weight) _ A(struct mat *, id)
 #define ARGS_moe_sort(A, _) \
@@ -86,7 +87,7 @@
     Q(attention) Q(silu_mul) Q(add) Q(add_bias) Q(add_gated) Q(gather_rows) Q(logsumexp_target) Q(argmax) \
     Q(moe_route) Q(moe_sort) Q(grouped_linear) Q(moe_combine) Q(gemm) Q(convert) Q(transpose) Q(scale) Q(randn) Q(rand_sign) \
     Q(col_absmax) Q(col_sumsq) Q(trsm_right) Q(fixed_add) Q(fixed_get) Q(moment_add) Q(moment_get) Q(quantize)
-#define QUEUED_OPS_WITH_ARRAYS(Q) Q(put) Q(gemm_fixed)
+#define QUEUED_OPS_WITH_ARRAYS(Q) Q(put) Q(sample) Q(gemm_fixed)
 /* Ops that wait for the queue and run at once. */
 #define WAITING_OPS(W) W(qr) W(cholesky) W(eigh) W(svd)
 /* clang-format on */

@@ -68,6 +68,10 @@ int add_gated_cpu(struct backend *be, struct mat *x, const struct mat *gate, con
 int gather_rows_cpu(struct backend *be, const struct mat *x, const int32_t *rows, struct mat *out);
 int argmax_cpu(struct backend *be, const struct mat *logits, int64_t first_id, struct mat *value, struct mat *id);
 
+/* ---- sample.c; sample_ref: the oracle, which sorts ---- */
+int sample_cpu(struct backend *be, struct mat *logits, const struct sample_args *args, struct mat *id);
+int sample_ref(struct backend *be, struct mat *logits, const struct sample_args *args, struct mat *id);
+
 /* ---- linear.c ---- */
 int linear_cpu(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
 

@@ -2,11 +2,13 @@
  * The oracle: every decoder op in plain C with f64 sums, one thread, written for reading. It reads weights in the
  * packed layout, so that it also checks pack.c. Contracts: kernels/kernels.h. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/sample.h"
 
 #include "base/err.h"
 
 #include <assert.h>
 #include <math.h>
+#include <stdlib.h>
 
 static float *row_of(const struct mat *m, int64_t i)
 {
@@ -198,4 +200,76 @@ int logsumexp_target_ref(struct backend *be, const struct mat *logits, int64_t f
         to[2] = i_target >= 0 && i_target < logits->cols ? l[i_target] : -INFINITY;
     }
     return OK;
+}
+
+/* ---- draws: candidates sorted, and taken in that order. Weights are sample.h's, integers that every backend agrees on ------------ */
+
+struct candidate {
+    float logit;
+    int32_t id;
+    int64_t weight;
+};
+
+static int order_of(const void *a, const void *b)
+{
+    const struct candidate *x = a, *y = b;
+    if (x->logit != y->logit)
+        return x->logit > y->logit ? -1 : 1;
+    return x->id < y->id ? -1 : x->id > y->id;
+}
+
+static int by_id(const void *a, const void *b)
+{
+    const struct candidate *x = a, *y = b;
+    return x->id < y->id ? -1 : x->id > y->id;
+}
+
+/* Candidates from n logits, which are sorted already; returns the id. */
+static int32_t draw_sorted(struct candidate *c, int64_t n, const struct sample_row *row)
+{
+    const int64_t least = sample_least(row->min_p);
+    int64_t kept = 0, total = 0, mass = 0, nucleus = 0, i = 0;
+    if (row->temperature == 0)
+        return c[0].id;
+    while (kept < n && (row->top_k == 0 || kept < row->top_k)) {
+        c[kept].weight = sample_weight(c[kept].logit, c[0].logit, sample_scale(row->temperature));
+        if (c[kept].weight < least)
+            break;
+        total += c[kept++].weight;
+    }
+    const int64_t target = row->top_p < 1 ? sample_target(row->top_p, total) : total;
+    while (mass < target)
+        mass += c[nucleus++].weight;
+    qsort(c, (size_t)nucleus, sizeof *c, by_id);
+    for (int64_t number = sample_number(row->uniform, mass); number >= c[i].weight; i++)
+        number -= c[i].weight;
+    return c[i].id;
+}
+
+int sample_ref(struct backend *be, struct mat *logits, const struct sample_args *args, struct mat *id)
+{
+    int err = OK;
+    const int64_t n = logits->cols;
+    struct candidate *c = cpu_scratch(be, (size_t)n * sizeof *c);
+    if (!c) {
+        err = ERR_NOMEM;
+        goto out;
+    }
+    for (int64_t i = 0; i < args->n; i++) {
+        const struct sample_row *row = &args->host_rows[i];
+        const struct logit_change *change = args->host_changes + row->first_change;
+        float *l = row_of(logits, row->row);
+        int is_nan = 0;
+        for (int64_t j = 0; j < row->n_changes; j++)
+            l[change[j].id] = sample_changed(l[change[j].id], &change[j], row->repetition_penalty);
+        for (int64_t j = 0; j < n; j++) {
+            c[j] = (struct candidate){l[j], (int32_t)j, 0};
+            is_nan |= isnan(l[j]);
+        }
+        if (!is_nan)
+            qsort(c, (size_t)n, sizeof *c, order_of);
+        ((int32_t *)id->data)[i * id->ld] = is_nan || !isfinite(c[0].logit) ? -1 : draw_sorted(c, n, row);
+    }
+out:
+    return err;
 }

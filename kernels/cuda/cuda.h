@@ -60,6 +60,9 @@ int logsumexp_target_cuda(struct backend *be, const struct mat *logits, int64_t 
                           struct mat *out);
 int argmax_cuda(struct backend *be, const struct mat *logits, int64_t first_id, struct mat *value, struct mat *id);
 
+/* ---- sample.cu ---- */
+int sample_cuda(struct backend *be, struct mat *logits, const struct sample_args *args, struct mat *id);
+
 /* ---- linear.cu: choice and SIMT; linear_decode.cu: few rows; linear_mma.cu: many ---- */
 int linear_cuda(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
 int linear_simt(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);

@@ -64,6 +64,7 @@ static const struct backend_ops table = {
     .gather_rows = gather_rows_cuda,
     .logsumexp_target = logsumexp_target_cuda,
     .argmax = argmax_cuda,
+    .sample = sample_cuda,
     .moe_route = moe_route_cuda,
     .moe_sort = moe_sort_cuda,
     .grouped_linear = grouped_linear_cuda,
