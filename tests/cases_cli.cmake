@@ -33,6 +33,12 @@ if(TARGET glowq)
   add_cli(kill_steps fault 900 1)
   add_cli(disk_full fault 300 1)
   add_cli(group mpi 300 1)
+  if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
+    add_library(failing_malloc MODULE ${CMAKE_CURRENT_SOURCE_DIR}/failing_malloc.c)
+    target_link_libraries(failing_malloc PRIVATE glowq_flags)
+    target_compile_options(failing_malloc PRIVATE -fno-builtin -fno-sanitize=all)
+    add_cli(no_memory fault 300 $<TARGET_FILE:failing_malloc>)
+  endif()
   add_test(NAME stream COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/bench_stream.sh 6 examples/dense/config.json 4 128
     WORKING_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
   set_tests_properties(stream PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300 LABELS mpi PROCESSORS 2
