@@ -17,10 +17,12 @@ calibrate() { # HOW OUT
     "$1" calibrate --model "$DENSE" --text "$DENSE_TEXT" --samples 16 --seq-len 512 --out "$2"
 }
 
+# Hidden states alone are more than the limit: what the program itself takes depends on the build, with a CUDA module 70 MB more.
 echo 150M >"$group/$limit"
-expect 4 "this machine has" calibrate grouped small.glowq
+large="--samples 400 --seq-len 512"
+expect 4 "this machine has" grouped calibrate --synthetic "$DENSE/config.json" --out small.glowq $large
 [ -e small.glowq ] && fail "something is left of what didn't fit"
-expect 4 "none fits" grouped plan --model "$DENSE" --samples 16 --seq-len 512
+expect 4 "none fits" grouped plan --model "$DENSE" $large
 grouped doctor
 grep -q "memory  *0\.[01] GiB available" out || fail "doctor: $(grep memory out)"
 echo 400M >"$group/$limit"
