@@ -37,7 +37,7 @@ if(TARGET glowq)
     add_library(failing_malloc MODULE ${CMAKE_CURRENT_SOURCE_DIR}/failing_malloc.c)
     target_link_libraries(failing_malloc PRIVATE glowq_flags)
     target_compile_options(failing_malloc PRIVATE -fno-builtin -fno-sanitize=all)
-    add_cli(no_memory fault 300 $<TARGET_FILE:failing_malloc>)
+    add_cli(no_memory fault 300 1 $<TARGET_FILE:failing_malloc>)
   endif()
   add_test(NAME stream COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/bench_stream.sh 6 examples/dense/config.json 4 128
     WORKING_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
