@@ -15,6 +15,7 @@
 #include "infer/http.h"
 #include "launch/source.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -59,7 +60,9 @@ static const struct option_spec table[] = {
 
 static int is_loopback(const char *host)
 {
-    return strcmp(host, "localhost") == 0 || strcmp(host, "::1") == 0 || strncmp(host, "127.", 4) == 0;
+    struct in_addr address; /* a name may begin with "127." too, and be anybody's */
+    return strcmp(host, "localhost") == 0 || strcmp(host, "::1") == 0 ||
+           (strncmp(host, "127.", 4) == 0 && inet_pton(AF_INET, host, &address) == 1);
 }
 
 static int check(struct options *o)

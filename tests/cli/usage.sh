@@ -125,6 +125,11 @@ expect 2 "bad.conf:1: no such option 'rnak'" alone calibrate -c bad.conf
 echo "calibrate { bits = " >bad.conf
 expect 2 "bad.conf" alone calibrate -c bad.conf
 
+# A server that others could reach has a key.
+for host in 0.0.0.0 127.0.0.1.example.org 127.1.2 ::; do
+    expect 2 "--host $host is reachable from outside" alone serve --model x --host "$host"
+done
+
 # Lengths that no prompt has, and numbers beyond 64 bits.
 for line in "0 5" "5 16777217" "1 9223372036854775807" "99999999999999999999 1" "1.5 2" "3" "1 2 -1" "1 2 nan" "1 2 inf"; do
     echo "$line" >trace
