@@ -20,7 +20,8 @@
 
 #include <stdint.h>
 
-/* Rows of the vocabulary product done at once: bounds the logits buffer (64 x 128k x 4 B = 33 MB). */
+/* Rows of the vocabulary product done at once: bounds the logits buffer (64 x 128k x 4 B = 33 MB over all ranks, and rank 0 of several
+ * needs less than twice that to gather them). */
 enum { LOGIT_ROWS = 64 };
 
 /* What of each dimension this rank holds. */

@@ -26,7 +26,7 @@ static void client_random(struct client *c, int drawn, int grows)
         c->prompt[i] = (int32_t)((i * 37 + which * 101) % vocab());
     if (drawn) {
         struct sampling *s = &c->request.sampling;
-        s->temperature = 0.5 + 0.25 * (double)random_below(5);
+        s->temperature = random_below(4) ? 0.5 + 0.25 * (double)random_below(5) : 0; /* greedy ones beside them */
         s->seed = (uint64_t)random_below(1000);
         s->stream = (uint32_t)random_below(3);
         s->top_k = random_below(2) ? random_below(50) : 0;

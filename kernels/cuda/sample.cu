@@ -5,7 +5,8 @@
 #include "kernels/sample.h"
 
 static constexpr int WARP = 32, THREADS = 1024, WARPS = THREADS / WARP, CHANGE_THREADS = 256;
-static constexpr int AHEAD = 4; /* loads under way a thread */
+static constexpr int AHEAD =
+    8; /* loads under way a thread: 32 KB a multiprocessor, what the cache takes to answer times its rate */
 
 /* What the threads of a block share. */
 struct block {
@@ -209,29 +210,22 @@ __device__ static void pick(struct block &block, const struct row_view &row, con
             block.ties[warp] = ties;
         }
         __syncthreads();
-        int64_t total = 0, chosen_before = 0, chosen_ties = ties_before;
-        int chosen = -1;
-        for (int round = 0; round < 2 && chosen < 0; round++) { /* the first time only the second knows the number */
-            total = 0;
-            int64_t t = ties_before;
-            for (int w = 0; w < WARPS && chosen < 0; w++) {
-                const int64_t room = cut.ties - t, have = block.ties[w];
-                const int64_t here = block.mass[w] + each * (room < 0 ? 0 : room < have ? room : have);
-                if (number >= 0 && number < total + here) {
-                    chosen = w;
-                    chosen_before = total;
-                    chosen_ties = t;
-                }
-                total += here;
-                t += have;
-            }
-            if (number < 0)
-                number = sample_number(uniform, total);
+        /* Of piece w, with so many ties before it. */
+        const auto mass_of = [&](int w, int64_t before) {
+            const int64_t room = cut.ties - before, ties_here = block.ties[w];
+            return block.mass[w] + each * (room < 0 ? 0 : room < ties_here ? room : ties_here);
+        };
+        if (number < 0) {
+            int64_t total = 0, before = 0;
+            for (int w = 0; w < WARPS; before += block.ties[w++])
+                total += mass_of(w, before);
+            number = sample_number(uniform, total);
         }
+        int chosen = 0;
+        for (int64_t here; number >= (here = mass_of(chosen, ties_before)); ties_before += block.ties[chosen++])
+            number -= here;
         begin += chosen * piece;
         end = begin + piece < end ? begin + piece : end;
-        number -= chosen_before;
-        ties_before = chosen_ties;
     }
     if (warp == 0)
         pick_of_warp(row, cut, begin, end, ties_before, number, id);
