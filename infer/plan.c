@@ -247,17 +247,20 @@ out:
     return err;
 }
 
-/* Output rows [row0, row0 + n): one product with the vocabulary, then what its rows want of it. */
-static int outputs(struct executor *e, const struct plan *plan, const struct mat *hidden, int64_t row0, int64_t n)
+/* Output rows [row0, row0 + n): one product with the vocabulary, then what its rows want of it. is_queued: product and argmax are
+ * under way. */
+static int outputs(struct executor *e, const struct plan *plan, const struct mat *hidden, int64_t row0, int64_t n,
+                   int is_queued)
 {
     int err = OK;
     struct decoder *dec = &e->model->dec;
     int32_t all = 0;
     for (int64_t i = 0; i < n; i++)
         all |= plan->want[row0 + i];
-    TRY(decoder_vocabulary(dec, &e->batch, hidden, row0, n));
+    if (!is_queued)
+        TRY(decoder_vocabulary(dec, &e->batch, hidden, row0, n));
     if (all & WANT_ARGMAX)
-        TRY(decoder_vocabulary_argmax(dec, n, e->outcome.id + row0));
+        TRY((is_queued ? decoder_argmax_find : decoder_vocabulary_argmax)(dec, n, e->outcome.id + row0));
     if (all & WANT_NLL)
         TRY(decoder_vocabulary_nll(dec, n, plan->target + row0, e->outcome.nll + row0));
     TRY(whole_rows(e, plan, row0, n));
@@ -265,23 +268,22 @@ out:
     return err;
 }
 
+/* A decode step of one product is recorded with the argmax of all its rows, whether they want it or not: it is next to nothing, and
+ * steps of greedy and of drawn rows are one. What else is wanted of the product comes after. */
 int executor_run(struct executor *e, const struct plan *plan)
 {
     int err = OK, greedy = plan->n_out > 0 && plan->n_out <= LOGIT_ROWS;
     struct decoder *dec = &e->model->dec;
     struct mat hidden;
-    int64_t n_seq;
+    int64_t n_seq = plan->n_seq;
+    struct step *step = greedy ? step_of(e, plan, &n_seq) : NULL;
     for (int64_t i = 0; i < plan->n_out; i++)
         greedy = greedy && plan->want[i] == WANT_ARGMAX;
-    struct step *step = greedy ? step_of(e, plan, &n_seq) : NULL;
-    TRY(fill(e, plan, step ? n_seq : plan->n_seq));
-    TRY(decoder_queue(dec, &e->batch, &e->kv, greedy, step, &hidden));
-    if (greedy) {
-        TRY(decoder_argmax_find(dec, plan->n_out, e->outcome.id));
-        goto out;
-    }
+    const int is_queued = greedy || step;
+    TRY(fill(e, plan, n_seq));
+    TRY(decoder_queue(dec, &e->batch, &e->kv, is_queued, step, &hidden));
     for (int64_t row = 0; row < plan->n_out; row += LOGIT_ROWS)
-        TRY(outputs(e, plan, &hidden, row, min_i64(plan->n_out - row, LOGIT_ROWS)));
+        TRY(outputs(e, plan, &hidden, row, min_i64(plan->n_out - row, LOGIT_ROWS), is_queued));
     if (plan->n_out == 0) /* a piece of a prompt: the next step's queue would grow without end */
         TRY(dec->be->ops->sync(dec->be));
 out:
