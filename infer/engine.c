@@ -4,6 +4,7 @@
 
 #include "base/err.h"
 #include "base/log.h"
+#include "kernels/sample.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -31,6 +32,9 @@ static int settle(const struct model *model, const struct engine_options *from, 
         FAIL(ERR_ARG, "engine of %lld sequences, %lld rows, %lld KV tokens, length %lld, queue %lld: out of range",
              (long long)o->max_sequences, (long long)o->max_batch_tokens, (long long)o->kv_tokens,
              (long long)o->max_length, (long long)o->max_queue);
+    if (model->config.vocab_size > SAMPLE_MOST_IDS)
+        FAIL(ERR_UNSUPPORTED, "a vocabulary of %lld ids: ids are drawn from at most %d",
+             (long long)model->config.vocab_size, SAMPLE_MOST_IDS);
     if (o->max_batch_tokens > rows)
         FAIL(ERR_ARG, "steps of %lld rows: the model was opened for %lld", (long long)o->max_batch_tokens,
              (long long)rows);

@@ -34,7 +34,7 @@ struct engine_options {
 
 struct engine; /* opaque */
 
-/* Collective. The model is kept. ERR_NOMEM, ERR_ARG are agreed. */
+/* Collective. The model is kept. ERR_NOMEM, ERR_ARG, ERR_UNSUPPORTED (a vocabulary of more than 2^22 ids) are agreed. */
 int engine_create(struct model *model, const struct engine_options *options, struct engine **engine);
 /* After engine_run has returned on all ranks; NULL is accepted. Not collective. */
 void engine_free(struct engine *engine);

@@ -291,6 +291,20 @@ static void test_a_deadline_amid_the_text(void **state)
     free(c);
 }
 
+static void test_a_vocabulary_too_large(void **state)
+{
+    (void)state;
+    struct engine *engine = NULL;
+    const int64_t before = model.config.vocab_size;
+    model.config.vocab_size = ((int64_t)1 << 22) + 1;
+    err_quiet(1);
+    assert_int_equal(engine_create(&model, &(struct engine_options){.kv_tokens = 90}, &engine), ERR_UNSUPPORTED);
+    err_quiet(0);
+    model.config.vocab_size = before;
+    assert_non_null(strstr(err_last(), "4194305 ids"));
+    assert_null(engine);
+}
+
 static void test_submission(void **state)
 {
     (void)state;
@@ -489,6 +503,7 @@ static int tests(const char *which)
         cmocka_unit_test(test_echo_is_what_eval_computes),
         cmocka_unit_test(test_deadlines),
         cmocka_unit_test(test_a_deadline_amid_the_text),
+        cmocka_unit_test(test_a_vocabulary_too_large),
         cmocka_unit_test(test_submission),
         cmocka_unit_test(test_stop_tells_everybody),
         cmocka_unit_test(test_nan_is_one_requests_error),
