@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Bench: see bench.h. A repetition is a prefill in batches as large as the decoder takes, then decode steps, greedy, which a
- * backend may replay (struct step), as in generation. */
+ * Bench: see bench.h. A repetition is a prefill in batches as large as the decoder takes, then decode steps, greedy, whose
+ * forward pass a backend may replay (struct step), as in generation. */
 #include "infer/bench.h"
 
 #include "base/err.h"
@@ -82,9 +82,8 @@ static int prefill(struct runner *r)
             }
         }
         TRY(batch_end(&r->batch));
-        TRY(decoder_queue(&r->model->dec, &r->batch, &r->kv, 1, NULL, &r->hidden));
-        if (r->batch.n_out > 0)
-            TRY(decoder_argmax_get(&r->model->dec, r->batch.n_out, r->next + done));
+        TRY(decoder_queue(&r->model->dec, &r->batch, &r->kv, NULL, &r->hidden));
+        TRY(decoder_argmax(&r->model->dec, &r->batch, &r->hidden, r->next + done));
         done += r->batch.n_out;
     }
     TRY(r->model->dec.be->ops->sync(r->model->dec.be));
@@ -100,8 +99,8 @@ static int decode_step(struct runner *r, int64_t pos)
     for (int64_t i = 0; i < r->n; i++)
         TRY(batch_add(&r->batch, &r->next[i], 1, pos, r->blocks + i * r->blocks_each, r->blocks_each, 0));
     TRY(batch_end(&r->batch));
-    TRY(decoder_queue(&r->model->dec, &r->batch, &r->kv, 1, &r->step, &r->hidden));
-    TRY(decoder_argmax_get(&r->model->dec, r->n, r->next));
+    TRY(decoder_queue(&r->model->dec, &r->batch, &r->kv, &r->step, &r->hidden));
+    TRY(decoder_argmax(&r->model->dec, &r->batch, &r->hidden, r->next));
 out:
     return err;
 }

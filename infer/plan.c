@@ -151,19 +151,20 @@ void executor_free(struct executor *e)
     memset(e, 0, sizeof *e);
 }
 
-/* The recorded step for this plan, and how many sequences it has; NULL where nothing is recorded. A backend in the host's own
- * memory replays nothing and would compute the padding for nothing. */
+/* The recorded step for this plan, NULL where nothing is recorded; and how many sequences run, its padding included. A backend in the
+ * host's own memory replays nothing and would compute the padding for nothing. */
 static struct step *step_of(struct executor *e, const struct plan *plan, int64_t *n_seq)
 {
     const struct decoder *dec = &e->model->dec;
     *n_seq = plan->n_seq;
-    if (plan->n_tokens != plan->n_seq || plan->n_out != plan->n_seq || dec->be->host_memory || !comm_is_queued(dec->tp))
+    if (plan->n_seq == 0 || plan->n_tokens != plan->n_seq || plan->n_out != plan->n_seq || dec->be->host_memory ||
+        !comm_is_queued(dec->tp))
         return NULL;
     int bucket = 0;
     while ((int64_t)1 << bucket < plan->n_seq)
         bucket++;
     const int64_t padded = (int64_t)1 << bucket;
-    if (bucket == sizeof e->step / sizeof *e->step || padded > LOGIT_ROWS || padded > e->batch.max_seq)
+    if (bucket == sizeof e->step / sizeof *e->step || padded > e->batch.max_seq)
         return NULL;
     *n_seq = padded;
     return &e->step[bucket];
@@ -247,20 +248,17 @@ out:
     return err;
 }
 
-/* Output rows [row0, row0 + n): one product with the vocabulary, then what its rows want of it. is_queued: product and argmax are
- * under way. */
-static int outputs(struct executor *e, const struct plan *plan, const struct mat *hidden, int64_t row0, int64_t n,
-                   int is_queued)
+/* Output rows [row0, row0 + n): one product with the vocabulary, then what its rows want of it. */
+static int outputs(struct executor *e, const struct plan *plan, const struct mat *hidden, int64_t row0, int64_t n)
 {
     int err = OK;
     struct decoder *dec = &e->model->dec;
     int32_t all = 0;
     for (int64_t i = 0; i < n; i++)
         all |= plan->want[row0 + i];
-    if (!is_queued)
-        TRY(decoder_vocabulary(dec, &e->batch, hidden, row0, n));
+    TRY(decoder_vocabulary(dec, &e->batch, hidden, row0, n));
     if (all & WANT_ARGMAX)
-        TRY((is_queued ? decoder_argmax_find : decoder_vocabulary_argmax)(dec, n, e->outcome.id + row0));
+        TRY(decoder_vocabulary_argmax(dec, n, e->outcome.id + row0));
     if (all & WANT_NLL)
         TRY(decoder_vocabulary_nll(dec, n, plan->target + row0, e->outcome.nll + row0));
     TRY(whole_rows(e, plan, row0, n));
@@ -268,22 +266,17 @@ out:
     return err;
 }
 
-/* A decode step of one product is recorded with the argmax of all its rows, whether they want it or not: it is next to nothing, and
- * steps of greedy and of drawn rows are one. What else is wanted of the product comes after. */
 int executor_run(struct executor *e, const struct plan *plan)
 {
-    int err = OK, greedy = plan->n_out > 0 && plan->n_out <= LOGIT_ROWS;
+    int err = OK;
     struct decoder *dec = &e->model->dec;
     struct mat hidden;
-    int64_t n_seq = plan->n_seq;
-    struct step *step = greedy ? step_of(e, plan, &n_seq) : NULL;
-    for (int64_t i = 0; i < plan->n_out; i++)
-        greedy = greedy && plan->want[i] == WANT_ARGMAX;
-    const int is_queued = greedy || step;
+    int64_t n_seq;
+    struct step *step = step_of(e, plan, &n_seq);
     TRY(fill(e, plan, n_seq));
-    TRY(decoder_queue(dec, &e->batch, &e->kv, is_queued, step, &hidden));
+    TRY(decoder_queue(dec, &e->batch, &e->kv, step, &hidden));
     for (int64_t row = 0; row < plan->n_out; row += LOGIT_ROWS)
-        TRY(outputs(e, plan, &hidden, row, min_i64(plan->n_out - row, LOGIT_ROWS), is_queued));
+        TRY(outputs(e, plan, &hidden, row, min_i64(plan->n_out - row, LOGIT_ROWS)));
     if (plan->n_out == 0) /* a piece of a prompt: the next step's queue would grow without end */
         TRY(dec->be->ops->sync(dec->be));
 out:

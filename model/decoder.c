@@ -470,34 +470,20 @@ out:
     return err;
 }
 
-static int argmax_queue(struct decoder *dec, int64_t n)
-{
-    struct mat logits = local_logits(dec, n), value = mat_view(dec->stats, DT_F32, n, 1);
-    struct mat id = mat_view(dec->stats + LOGIT_ROWS, DT_I32, n, 1);
-    return dec->be->ops->argmax(dec->be, &logits, dec->shape.vocab.begin, &value, &id);
-}
-
-int decoder_argmax_queue(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int64_t row0,
-                         int64_t n)
-{
-    int err = OK;
-    TRY(decoder_vocabulary(dec, batch, hidden, row0, n));
-    TRY(argmax_queue(dec, n));
-out:
-    return err;
-}
-
-int decoder_argmax_find(struct decoder *dec, int64_t n, int32_t *ids)
+int decoder_vocabulary_argmax(struct decoder *dec, int64_t n, int32_t *ids)
 {
     int err = OK;
     struct backend *be = dec->be;
+    struct mat logits = local_logits(dec, n), value = mat_view(dec->stats, DT_F32, n, 1);
+    struct mat id = mat_view(dec->stats + LOGIT_ROWS, DT_I32, n, 1);
     struct candidate {
         float value[LOGIT_ROWS];
         int32_t id[LOGIT_ROWS];
     } mine, all[TREE_LEAVES];
     memset(&mine, 0, sizeof mine);
-    TRY(be->ops->get(be, mine.value, dec->stats, (size_t)n * sizeof(float)));
-    TRY(be->ops->get(be, mine.id, dec->stats + LOGIT_ROWS, (size_t)n * sizeof(int32_t)));
+    TRY(be->ops->argmax(be, &logits, dec->shape.vocab.begin, &value, &id));
+    TRY(be->ops->get(be, mine.value, value.data, mat_bytes(&value)));
+    TRY(be->ops->get(be, mine.id, id.data, mat_bytes(&id)));
     TRY(comm_allgather_each(dec->tp, &mine, sizeof mine, all));
     for (int64_t i = 0; i < n; i++) {
         int best = 0, finite = 1; /* ranks hold ascending ids, so the first of equals is the lowest */
@@ -512,11 +498,15 @@ out:
     return err;
 }
 
-int decoder_argmax_get(struct decoder *dec, int64_t n, int32_t *ids)
+int decoder_argmax(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int32_t *ids)
 {
     int err = OK;
-    TRY(decoder_argmax_find(dec, n, ids));
-    for (int64_t i = 0; i < n; i++)
+    for (int64_t row = 0; row < batch->n_out; row += LOGIT_ROWS) {
+        const int64_t n = min_i64(batch->n_out - row, LOGIT_ROWS);
+        TRY(decoder_vocabulary(dec, batch, hidden, row, n));
+        TRY(decoder_vocabulary_argmax(dec, n, ids + row));
+    }
+    for (int64_t i = 0; i < batch->n_out; i++)
         if (ids[i] < 0)
             FAIL(ERR_NUMERIC, "the model computes NaN or infinity: the largest logit of output row %lld isn't finite",
                  (long long)i);
@@ -524,39 +514,19 @@ out:
     return err;
 }
 
-int decoder_vocabulary_argmax(struct decoder *dec, int64_t n, int32_t *ids)
-{
-    int err = OK;
-    TRY(argmax_queue(dec, n));
-    TRY(decoder_argmax_find(dec, n, ids));
-out:
-    return err;
-}
-
-static int issue(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, int greedy,
-                 struct mat *hidden)
-{
-    int err = OK;
-    TRY(decoder_forward(dec, batch, kv, hidden));
-    if (greedy && batch->n_out > 0)
-        TRY(decoder_argmax_queue(dec, batch, hidden, 0, batch->n_out));
-out:
-    return err;
-}
-
-int decoder_queue(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, int greedy,
-                  struct step *step, struct mat *hidden)
+int decoder_queue(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, struct step *step,
+                  struct mat *hidden)
 {
     int err = OK, replayed = 0;
     struct backend *be = dec->be;
     if (!step || !comm_is_queued(dec->tp)) {
-        TRY(issue(dec, batch, kv, greedy, hidden));
+        TRY(decoder_forward(dec, batch, kv, hidden));
         goto out;
     }
     *hidden = mat_view(dec->hidden, DT_F32, batch->n_tokens, dec->config->d_model); /* for a replay too */
     TRY(be->ops->step_begin(be, step, &replayed));
     if (!replayed) {
-        err = issue(dec, batch, kv, greedy, hidden);
+        err = decoder_forward(dec, batch, kv, hidden);
         const int ended = be->ops->step_end(be, step); /* in any case: an open step would swallow what follows */
         err = err ? err : ended;
     }

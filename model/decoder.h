@@ -102,25 +102,20 @@ int decoder_layer(struct decoder *dec, const struct layer *layer, int64_t l, con
                   const struct kv_cache *kv, struct mat *hidden, const struct observer *observer);
 /* embed and all layers of an inference decoder; hidden becomes a view of the decoder's own buffer. */
 int decoder_forward(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, struct mat *hidden);
+/* The same, and the backend may record it as step and replay it for the next batch of the same shape, where the ranks' sums can stand
+ * in one (comm_is_queued); NULL: never. */
+int decoder_queue(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, struct step *step,
+                  struct mat *hidden);
 /* Negative log-likelihood of target[i] (host, ids) at output row i of the batch: host nll f64 [n_out], on every rank. */
 int decoder_nll(struct decoder *dec, const struct batch *batch, const struct mat *hidden, const int32_t *target,
                 double *nll);
-/* Most probable id of each of output rows [row0, row0 + n), n <= LOGIT_ROWS, the lowest on ties: the first only queues ops and can
- * stand in a step (kernels.h), the second waits for what they found: host [n], on every rank. */
-int decoder_argmax_queue(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int64_t row0,
-                         int64_t n);
-int decoder_argmax_get(struct decoder *dec, int64_t n, int32_t *ids);
-/* decoder_argmax_get without ERR_NUMERIC: a row whose largest logit isn't finite gets -1, and the others their ids. */
-int decoder_argmax_find(struct decoder *dec, int64_t n, int32_t *ids);
-/* decoder_forward and, if greedy, decoder_argmax_queue of all output rows; waits for nothing. step: the backend may record it and
- * replay it for the next batch of the same shape, where the ranks' sums can stand in one (comm_is_queued); NULL: never. */
-int decoder_queue(struct decoder *dec, const struct batch *batch, const struct kv_cache *kv, int greedy,
-                  struct step *step, struct mat *hidden);
+/* Most probable id of each output row, the lowest on ties: host [n_out], on every rank. ERR_NUMERIC where it isn't finite. */
+int decoder_argmax(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int32_t *ids);
 /* Full logits of the output rows on rank 0: host f32 [n_out, vocab_size]; elsewhere logits may be NULL. */
 int decoder_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, float *logits);
 /* The same things of rows that share one product with the vocabulary, for batches whose rows ask for different ones: output rows
- * [row0, row0 + n), n <= LOGIT_ROWS, whose logits the calls below find until the decoder's next call of another kind. nll, ids as
- * above (decoder_argmax_find). */
+ * [row0, row0 + n), n <= LOGIT_ROWS, whose logits the calls below find until the decoder's next call of another kind. nll as above; an
+ * id is -1 where the largest logit isn't finite. */
 int decoder_vocabulary(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int64_t row0,
                        int64_t n);
 int decoder_vocabulary_nll(struct decoder *dec, int64_t n, const int32_t *target, double *nll);

@@ -171,18 +171,6 @@ static void test_bits_do_not_depend_on_batching(void **state)
     }
 }
 
-/* Most probable id of every output row. */
-static int argmax_of_rows(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int32_t *best)
-{
-    int err = OK;
-    for (int64_t row = 0; err == OK && row < batch->n_out; row += LOGIT_ROWS) {
-        const int64_t n = batch->n_out - row < LOGIT_ROWS ? batch->n_out - row : LOGIT_ROWS;
-        err = decoder_argmax_queue(dec, batch, hidden, row, n);
-        err = err == OK ? decoder_argmax_get(dec, n, best + row) : err;
-    }
-    return err;
-}
-
 /* NLL and argmax never form full logits: against the same from decoder_logits. */
 static void test_nll_and_argmax_match_logits(void **state)
 {
@@ -209,7 +197,7 @@ static void test_nll_and_argmax_match_logits(void **state)
     assert_int_equal(decoder_forward(&f.dec, &batch, &kv, &hidden), OK);
     assert_int_equal(decoder_logits(&f.dec, &batch, &hidden, logits), OK);
     assert_int_equal(decoder_nll(&f.dec, &batch, &hidden, target, nll), OK);
-    assert_int_equal(argmax_of_rows(&f.dec, &batch, &hidden, best), OK);
+    assert_int_equal(decoder_argmax(&f.dec, &batch, &hidden, best), OK);
     for (int64_t i = 0; world.rank == 0 && i < n; i++) {
         const float *row = logits + i * vocab;
         double sum = 0;
@@ -304,7 +292,7 @@ static void test_nan_in_a_router_is_an_error(void **state)
         assert_int_equal(batch_end(&batch), OK);
         assert_int_equal(decoder_forward(&f.dec, &batch, &kv, &hidden), OK);
         err_quiet(1);
-        const int err = argmax_of_rows(&f.dec, &batch, &hidden, best);
+        const int err = decoder_argmax(&f.dec, &batch, &hidden, best);
         err_quiet(0);
         assert_int_equal(err, ERR_NUMERIC);
         free(nan);

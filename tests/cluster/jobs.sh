@@ -23,7 +23,7 @@ over() { # waits until job $1 is over; $n_queued: how often it was queued again
         state=$(scontrol show job "$1" 2>/dev/null)
         restarts=$(echo "$state" | sed -n 's/.* Restarts=\([0-9]*\).*/\1/p' | sort -n | tail -n 1)
         n_queued=${restarts:-$n_queued}
-        [ "$n_queued" = 0 ] || scontrol update jobid="$1" TimeLimit=10 2>/dev/null # once is enough
+        [ "$n_queued" = 0 ] || scontrol update jobid="$1" TimeLimit=60 2>/dev/null # one notice is enough
         [ -n "$(squeue -h -j "$1" 2>/dev/null)" ] || return 0
         sleep 0.2
     done
