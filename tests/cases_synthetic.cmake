@@ -11,5 +11,6 @@ if(TARGET glowq)
   add_cli(synthetic mpi 600 1)
   add_cli(bench mpi 300 1)
   add_cli(memory slow 1800 1)
+  set_tests_properties(cli_memory PROPERTIES COST 100) # the longest: not the last, on its own
   add_cli(spill mpi 900 1)
 endif()

@@ -125,12 +125,14 @@ static void check_protocols(const char *where, const char *root)
         assert_equals_reference(&together, entry, "ids_sha256_i32le");
         assert_adds_up(&together);
         if (strcmp(where, "golden") == 0) {
-            evaluate_entry(&self, dir, text, entry, 1024, &alone);
             evaluate_entry(&world, dir, text, entry, 0, &single);
-            assert_same_bits(&together, &alone);
             assert_same_bits(&together, &single);
-            evaluation_free(&alone);
             evaluation_free(&single);
+        }
+        if (strcmp(where, "golden") == 0 && world.size > 1) {
+            evaluate_entry(&self, dir, text, entry, 1024, &alone);
+            assert_same_bits(&together, &alone);
+            evaluation_free(&alone);
         }
         evaluation_free(&together);
         n++;
