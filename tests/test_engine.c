@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The engine against one request at a time in a plain loop (here, on one rank): texts, logprobs and prompts' logprobs are the same to
  * the bit under random load, whatever the chunks, the prefix cache, preemption and the number of ranks. And what ends a request.
- * Arguments: device; "few" runs fewer random requests (slow backends). */
+ * Arguments: device; "few" runs fewer random requests (slow backends, many ranks). */
 #include "infer/evaluate.h"
 #include "tests/engine_help.h"
 
