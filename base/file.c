@@ -199,3 +199,9 @@ int file_join(char *out, size_t size, const char *dir, const char *name)
 out:
     return err;
 }
+
+int file_is_in(const char *dir, const char *name)
+{
+    char path[PATH_MAX];
+    return file_join(path, sizeof path, dir, name) == OK && file_exists(path);
+}

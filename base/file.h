@@ -26,6 +26,8 @@ int file_copy(const char *from, const char *to);
 int file_make_dirs(const char *path);
 int file_exists(const char *path);
 int file_is_dir(const char *path);
+/* dir has something of that name. */
+int file_is_in(const char *dir, const char *name);
 /* dir + "/" + name into out; ERR_ARG if it doesn't fit. */
 int file_join(char *out, size_t size, const char *dir, const char *name);
 

@@ -7,7 +7,6 @@
 #include "model/safetensors.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -45,28 +44,22 @@ int source_check(struct options *options)
 
 /* ---- is it there? --------------------------------------------------------------------------------------------------- */
 
-static int has_file(const char *dir, const char *name)
-{
-    char path[PATH_MAX];
-    return file_join(path, sizeof path, dir, name) == OK && file_exists(path);
-}
-
 static int find_model(const char *model, int checkpoint)
 {
     int err = OK;
     if (!file_is_dir(model))
         FAIL(ERR_IO, "%s: no such folder; --model takes a Hugging Face%s folder", model,
              checkpoint ? "" : " or a .glowq");
-    if (!has_file(model, "config.json") && has_file(model, "snapshots"))
+    if (!file_is_in(model, "config.json") && file_is_in(model, "snapshots"))
         FAIL(ERR_IO,
              "%s: a model's place in the Hugging Face cache; the model itself is one of the folders in %s/snapshots",
              model, model);
-    if (!has_file(model, "config.json") && has_file(model, "layers"))
+    if (!file_is_in(model, "config.json") && file_is_in(model, "layers"))
         FAIL(ERR_FORMAT, "%s: a calibration that isn't finished: `glowq status` says how far it is", model);
-    if (!has_file(model, "config.json"))
+    if (!file_is_in(model, "config.json"))
         FAIL(ERR_IO, "%s: no config.json in this folder; --model takes a Hugging Face%s folder", model,
              checkpoint ? "" : " or a .glowq");
-    if (checkpoint && has_file(model, "layers") && has_file(model, "head.h5") && !checkpoint_is_in(model))
+    if (checkpoint && file_is_in(model, "layers") && file_is_in(model, "head.h5") && !checkpoint_is_in(model))
         FAIL(ERR_FORMAT,
              "%s: a .glowq folder, whose weights are quantized already; give the checkpoint it was made from", model);
 out:
@@ -90,7 +83,7 @@ static int find_stats(const char *dir)
     int err = OK;
     if (!file_is_dir(dir))
         FAIL(ERR_IO, "%s: no such folder; --stats takes what `glowq calibrate --stats keep` made", dir);
-    if (!has_file(dir, "stats/0000.h5"))
+    if (!file_is_in(dir, "stats/0000.h5"))
         FAIL(ERR_IO, "%s/stats/0000.h5: no statistics here: the folder wasn't made with `glowq calibrate --stats keep`",
              dir);
 out:

@@ -45,12 +45,7 @@ out:
 
 int checkpoint_is_in(const char *dir)
 {
-    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json"};
-    char path[PATH_MAX];
-    for (int i = 0; i < 2; i++)
-        if (file_join(path, sizeof path, dir, names[i]) == OK && file_exists(path))
-            return 1;
-    return 0;
+    return file_is_in(dir, "model.safetensors") || file_is_in(dir, "model.safetensors.index.json");
 }
 
 /* A folder with both a single file and an index means the single file, as for the reference loader. */
