@@ -15,6 +15,7 @@
 #include "base/err.h"
 #include "base/log.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -46,10 +47,15 @@ static int out_of_time(struct nccl_state *s, const char *call, double limit_s)
     return nccl_give_up(s, call, why);
 }
 
-static void nap(void)
+/* A collective that is under way is accepted within microseconds, and a layer waits for two of them: closely watched at first,
+ * asleep in between once it takes longer. */
+static void wait_a_little(double waited_s)
 {
-    const struct timespec t = {.tv_nsec = 50000};
-    nanosleep(&t, NULL);
+    const double close_s = 1e-3;
+    if (waited_s < close_s)
+        sched_yield();
+    else
+        nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
 }
 
 int nccl_settle(struct nccl_state *s, int code, const char *call, double limit_s)
@@ -59,10 +65,12 @@ int nccl_settle(struct nccl_state *s, int code, const char *call, double limit_s
         int asked = s->lib->comm_get_async_error(s->handle, &code);
         if (asked != NCCL_SUCCESS && asked != NCCL_IN_PROGRESS)
             code = asked;
-        if (code == NCCL_IN_PROGRESS && now_s() - start > limit_s)
+        if (code != NCCL_IN_PROGRESS)
+            break;
+        const double waited = now_s() - start;
+        if (waited > limit_s)
             return out_of_time(s, call, limit_s);
-        if (code == NCCL_IN_PROGRESS)
-            nap();
+        wait_a_little(waited);
     }
     return code == NCCL_SUCCESS ? OK : nccl_give_up(s, call, s->lib->get_error_string(code));
 }

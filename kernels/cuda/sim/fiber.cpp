@@ -3,6 +3,7 @@
  * ucontext does it, some hundred times slower (a system call for the signal mask). */
 #include "kernels/cuda/sim/fiber.h"
 
+#include <atomic>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,8 +112,10 @@ struct fiber *fiber_create(void (*body)(void *), void *context)
     fiber->bottom = fiber->map + page_bytes();
 #ifdef __x86_64__
     /* what sim_switch pops: six registers, then fiber_main as the return address; above it, where a caller would have pushed
-     * its own, a zero, so that the stack is aligned as after a call */
-    uintptr_t *top = (uintptr_t *)(fiber->map + page_bytes() + STACK_BYTES) - 1;
+     * its own, a zero, so that the stack is aligned as after a call. Stacks begin on different lines of a page: what their
+     * threads do at once would else meet in a few sets of the cache */
+    static std::atomic<unsigned> n_made;
+    uintptr_t *top = (uintptr_t *)(fiber->map + page_bytes() + STACK_BYTES - n_made++ % 64 * 64) - 1;
     top[0] = 0;
     top[-1] = (uintptr_t)fiber_main;
     memset(top - 7, 0, 6 * sizeof *top);

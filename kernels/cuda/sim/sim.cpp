@@ -205,6 +205,12 @@ void *sim_storage(size_t bytes)
     return lane->storage;
 }
 
+/* Each file of a kernel has its name once, mostly. */
+static int is_other_place(const struct lane *lane, const char *file, int line)
+{
+    return lane->line != line || (lane->file != file && strcmp(lane->file, file) != 0);
+}
+
 /* ---- waiting ----------------------------------------------------------------------------------------------------- */
 
 static void wait_here(struct worker *w, struct lane *lane, enum what what)
@@ -229,7 +235,7 @@ void sim_barrier(const char *file, int line)
     lane->line = line;
     for (int i = 0; w->n_at_barrier > 0; i++)
         if (w->lanes[i].what == AT_BARRIER) {
-            if (w->lanes[i].line != line || strcmp(w->lanes[i].file, file) != 0) {
+            if (is_other_place(&w->lanes[i], file, line)) {
                 lane->what = AT_BARRIER;
                 bug(w->kernel, "divergent barrier: threads meet in different __syncthreads", &w->lanes[i], lane);
             }
@@ -257,7 +263,7 @@ static struct slot *join(struct worker *w, struct lane *lane, size_t bytes)
     for (int i = 0; i < N_SLOTS; i++) {
         if (slots[i].held && slots[i].arrived != slots[i].mask && slots[i].mask == lane->mask) {
             const struct lane *other = lane - lane->self.linear % WARP + __builtin_ctz(slots[i].arrived);
-            if (slots[i].bytes != bytes || slots[i].line != lane->line || strcmp(slots[i].file, lane->file) != 0) {
+            if (slots[i].bytes != bytes || is_other_place(lane, slots[i].file, slots[i].line)) {
                 lane->what = AT_WARP;
                 bug(w->kernel, "divergent warp: lanes meet in different warp primitives", other, lane);
             }
