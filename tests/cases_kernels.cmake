@@ -46,6 +46,29 @@ if(TARGET glowq_cuda_sim)
   add_case(NAME sim PROGRAM test_sim LABELS unit)
   add_case(NAME sim_reverse PROGRAM test_sim LABELS unit ENV GLOWQ_SIM_ORDER=reverse)
   add_case(NAME sim_shuffle PROGRAM test_sim LABELS unit ENV GLOWQ_SIM_ORDER=shuffle)
+  # Races: that they are found, and that the kernels have none. The program's own kernels are watched, its simulator isn't.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL GNU) # clang calls more than races.cpp answers
+    set(sim ${CMAKE_SOURCE_DIR}/kernels/cuda/sim)
+    add_executable(test_races test_races.cpp ${sim}/sim.cpp ${sim}/fiber.cpp ${sim}/races.cpp)
+    set_source_files_properties(test_races.cpp PROPERTIES COMPILE_OPTIONS
+      "-fno-sanitize=all;-fsanitize=thread;--param=tsan-instrument-func-entry-exit=0")
+    target_include_directories(test_races PRIVATE ${CMAKE_SOURCE_DIR})
+    target_compile_features(test_races PRIVATE cxx_std_20)
+    target_compile_definitions(test_races PRIVATE _GNU_SOURCE SIM_RACES)
+    target_compile_options(test_races PRIVATE -ffp-contract=off -Wall -Wextra $<$<BOOL:${GLOWQ_WERROR}>:-Werror>)
+    add_dependencies(test_races base)
+    target_link_libraries(test_races PRIVATE $<TARGET_FILE:base> m OpenMP::OpenMP_CXX Threads::Threads PkgConfig::CMOCKA)
+    foreach(order forward reverse shuffle)
+      add_case(NAME sim_races_${order} PROGRAM test_races LABELS unit ENV GLOWQ_SIM_ORDER=${order})
+    endforeach()
+  endif()
+endif()
+if(TARGET glowq_cuda_races)
+  foreach(program kernels kernels_linear kernels_attention kernels_dense kernels_factor kernels_sample kernels_moe linear_tiers
+      attention_tiers products)
+    add_case(NAME ${program}_races PROGRAM test_${program} ARGS cuda:sim LABELS races TIMEOUT 1800
+      ENV GLOWQ_MODULE_DIR=${CMAKE_BINARY_DIR}/races)
+  endforeach()
 endif()
 add_case(NAME module PROGRAM test_module LABELS unit)
 # What cpu:check finds.

@@ -153,6 +153,7 @@ __device__ static inline void decode_softmax(int n_keys, float *scores, struct s
             sum += p;
         }
         sum = warp_sum(sum);
+        __syncwarp(); /* all have read the state: shuffles order no memory */
         if (lane == 0) {
             keep[h] = expf(state[h].largest - from);
             state[h].sum = fmaf(state[h].sum, keep[h], sum);

@@ -195,8 +195,9 @@ SIM_LDMATRIX(ldmatrix_x2_trans, 2, 1)
 SIM_LDMATRIX(ldmatrix_x4_trans, 4, 1)
 #undef SIM_LDMATRIX
 
-/* Copies happen as late as the card may do them, at the wait: what is read before its wait is still the old content. A thread
- * must have waited for all its copies when its kernel ends. */
+/* Copies happen as late as the card may do them, at the wait: what is read before its wait is still the old content. With
+ * GLOWQ_SIM_ORDER they happen as early, at once: what others still read there is gone. A thread must have waited for all its
+ * copies when its kernel ends. */
 struct sim_copies {
     enum { MOST = 512 };
     struct {
@@ -212,12 +213,22 @@ static inline struct sim_copies *sim_copies_mine(void)
     return (struct sim_copies *)sim_storage(sizeof(struct sim_copies));
 }
 
+SIM_UNWATCHED static inline void sim_land(void *to, const void *from, int bytes)
+{
+    unsigned char landed[16] = {};
+    memcpy(landed, from, (size_t)bytes);
+    memcpy(to, landed, sizeof landed);
+}
+
 static inline void cp_async_16(void *shared, const void *global, int bytes)
 {
     struct sim_copies *c = sim_copies_mine();
     if (c->n == c->MOST || (uintptr_t)shared % 16 || (uintptr_t)global % 16 || bytes < 0 || bytes > 16)
         __builtin_trap();
     c->queue[(c->first + c->n++) % c->MOST] = {shared, global, bytes, c->group};
+    sim_copy_begins(shared, global, bytes);
+    if (sim_is_reordered())
+        sim_land(shared, global, bytes);
 }
 
 static inline void cp_async_commit(void)
@@ -229,8 +240,9 @@ template <int N> static inline void cp_async_wait(void)
 {
     struct sim_copies *c = sim_copies_mine();
     for (; c->n > 0 && c->queue[c->first].group < c->group - N; c->first = (c->first + 1) % c->MOST, c->n--) {
-        memset(c->queue[c->first].to, 0, 16);
-        memcpy(c->queue[c->first].to, c->queue[c->first].from, (size_t)c->queue[c->first].bytes);
+        if (!sim_is_reordered())
+            sim_land(c->queue[c->first].to, c->queue[c->first].from, c->queue[c->first].bytes);
+        sim_copy_ends(c->queue[c->first].to);
     }
 }
 

@@ -62,7 +62,8 @@ static thread_local struct fiber_running last;
 
 static size_t page_bytes(void)
 {
-    return (size_t)sysconf(_SC_PAGESIZE);
+    static const size_t bytes = (size_t)sysconf(_SC_PAGESIZE);
+    return bytes;
 }
 
 static void arrived(void *fake_stack)
@@ -151,6 +152,11 @@ void fiber_switch(struct fiber *from, struct fiber *to)
     swapcontext(&from->registers, &to->registers);
 #endif
     arrived(fake_stack);
+}
+
+int fiber_holds(const struct fiber *fiber, const void *p)
+{
+    return (const char *)p >= fiber->map && (const char *)p < fiber->map + page_bytes() + STACK_BYTES;
 }
 
 struct fiber_running fiber_running_get(void)

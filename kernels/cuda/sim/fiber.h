@@ -12,6 +12,8 @@ struct fiber *fiber_create_self(void);
 void fiber_free(struct fiber *fiber);
 /* Leaves `from`, the running one, for `to`; returns when something switches back. */
 void fiber_switch(struct fiber *from, struct fiber *to);
+/* Whether p is on its stack. */
+int fiber_holds(const struct fiber *fiber, const void *p);
 
 /* This file's thread-local variables, for who overwrites all of the module's. */
 struct fiber_running {

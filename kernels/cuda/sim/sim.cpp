@@ -3,7 +3,9 @@
 #include "kernels/cuda/sim/sim.h"
 
 #include "kernels/cuda/sim/fiber.h"
+#include "kernels/cuda/sim/races.h"
 
+#include <dlfcn.h>
 #include <link.h>
 #include <omp.h>
 #include <pthread.h>
@@ -13,6 +15,7 @@
 enum {
     MAX_THREADS = 1024,
     MAX_SHARED = 227 << 10, /* what a block can have on sm_90 */
+    PHASE = 16, /* dynamic shared memory begins here past a round address: on the card it may follow static one */
     WARP = 32,
     N_SLOTS = 2 * WARP + 1 /* every lane may hold one result while it fills another */
 };
@@ -36,6 +39,7 @@ struct lane {
     int line;
     uint32_t mask;
     struct slot *holds; /* result of its last warp primitive */
+    uint32_t syncwarps; /* of the whole warp */
     void *storage;
     size_t storage_bytes;
     int storage_used; /* by this kernel */
@@ -65,6 +69,7 @@ struct worker {
     /* the present block */
     int next; /* order[next] is the first thread that hasn't started */
     int n_returned, n_at_barrier;
+    uint32_t launch_epoch, block_epoch, epoch; /* races.h */
 };
 
 /* The module's own thread-local variables are this one and fiber.cpp's two: fill_statics saves all. */
@@ -179,6 +184,45 @@ static void __attribute__((noinline)) fill_statics(struct worker *w)
     mine = w;
 }
 
+int sim_now_of(struct sim_now *now, const void *address)
+{
+    const struct worker *w = mine;
+    if (!w || !w->running)
+        return 0;
+    const struct lane *lane = w->running;
+    const char *p = (const char *)address, *storage = (const char *)lane->storage;
+    *now = {w->kernel,
+            w->launch_epoch,
+            w->block_epoch,
+            w->epoch,
+            lane->self.linear,
+            lane->syncwarps,
+            w->shared,
+            w->statics,
+            w->shared_bytes,
+            w->statics_bytes,
+            fiber_holds(lane->fiber, address) || (p >= storage && p < storage + lane->storage_bytes)};
+    return 1;
+}
+
+int sim_is_reordered(void)
+{
+    return mine->fill_each_block;
+}
+
+void sim_race(const char *what, int other, const void *here, const void *there)
+{
+    const struct worker *w = mine;
+    const void *const places[] = {here, there};
+    for (const void *at : places) {
+        Dl_info of;
+        if (at && dladdr(at, &of))
+            fprintf(stderr, "glowq: cuda:sim: %s: addr2line -ife %s %#zx\n", at == here ? "here" : "there",
+                    of.dli_fname, (size_t)((const char *)at - (const char *)of.dli_fbase) - 1);
+    }
+    bug(w->kernel, what, w->running, other < 0 ? NULL : &w->lanes[other]);
+}
+
 const struct sim_thread *sim_self(void)
 {
     return &mine->running->self;
@@ -225,6 +269,7 @@ static void open_barrier(struct worker *w)
         if (w->lanes[i].what == AT_BARRIER)
             w->lanes[i].what = READY;
     w->n_at_barrier = 0;
+    w->epoch++;
 }
 
 void sim_barrier(const char *file, int line)
@@ -310,13 +355,13 @@ const void *sim_warp_gather(uint32_t mask, const void *mine_here, size_t bytes, 
         memcpy(s->deposits + (size_t)l * bytes, mine_here, bytes);
     s->arrived |= 1u << l;
     lane->holds = s;
-    if (s->arrived != s->mask) {
+    if (s->arrived != s->mask)
         wait_here(w, lane, AT_WARP);
-        return s->deposits;
-    }
-    for (int i = 0; i < n_lanes; i++)
-        if (i != l && mask >> i & 1)
-            warp[i].what = READY;
+    else
+        for (int i = 0; i < n_lanes; i++)
+            if (i != l && mask >> i & 1)
+                warp[i].what = READY;
+    lane->syncwarps += bytes == 0 && mask == 0xffffffffu;
     return s->deposits;
 }
 
@@ -386,7 +431,9 @@ static void run_block(struct worker *w, dim3 block, dim3 size, dim3 grid)
         lane->what = FRESH;
         lane->holds = NULL;
         lane->storage_used = 0;
+        lane->syncwarps = 0;
     }
+    w->block_epoch = ++w->epoch;
     w->next = w->n_returned = w->n_at_barrier = 0;
     while (w->n_returned < w->n_threads) {
         int any = 0;
@@ -467,11 +514,11 @@ int sim_run(const struct backend *be, const char *name, dim3 grid, dim3 block, s
     if (err != OK)
         return err;
     order_threads(order, (int)n_threads, how);
-#pragma omp parallel num_threads(be->n_threads) if (n_blocks > 1)
+#pragma omp parallel num_threads(be->n_threads) if (n_blocks > 1 && !SIM_FINDS_RACES)
     {
         struct worker *w = worker_get();
         void *dynamic = NULL;
-        if (shared > 0 && posix_memalign(&dynamic, 128, shared) != 0)
+        if (shared > 0 && posix_memalign(&dynamic, 1024, PHASE + shared) != 0)
             bug(name, "out of memory", NULL, NULL);
         w->kernel = name;
         w->body = body;
@@ -479,9 +526,10 @@ int sim_run(const struct backend *be, const char *name, dim3 grid, dim3 block, s
         w->order = order;
         w->fill_each_block = how != FORWARD;
         w->n_threads = (int)n_threads;
-        w->shared = (unsigned char *)dynamic;
+        w->shared = (unsigned char *)dynamic + PHASE;
         w->shared_bytes = shared;
         fill_statics(w);
+        w->launch_epoch = ++w->epoch;
 #pragma omp for schedule(dynamic)
         for (uint64_t i = 0; i < n_blocks; i++) {
             const uint64_t b = how == REVERSE ? n_blocks - 1 - i : i;

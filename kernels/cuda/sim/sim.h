@@ -13,7 +13,8 @@
  * Dynamic shared memory is filled with 0xff (NaN) before every block, static before every launch (with GLOWQ_SIM_ORDER before
  * every block), and device memory when allocated. Under ASan, dynamic shared and
  * device memory end where they were said to. What waits for another block hangs: there is no such kernel here.
- * GLOWQ_SIM_ORDER=reverse or shuffle runs blocks, warps and lanes in that order, to expose missing barriers.
+ * GLOWQ_SIM_ORDER=reverse or shuffle runs blocks, warps and lanes in that order, to expose missing barriers. Preset "races" finds
+ * them whatever the order: races.h.
  *
  * Trouble, for tests (state_sim.cpp):
  *   GLOWQ_SIM_FAIL=WHAT:N[:RANK]  the Nth (from 1) WHAT of rank RANK (of every rank) fails as on a card. alloc: the device is
@@ -31,6 +32,8 @@ extern "C" {
 #include "base/mat.h"
 #include "kernels/kernels.h"
 }
+
+#include "kernels/cuda/sim/races.h"
 
 #include <math.h>
 #include <stddef.h>
@@ -165,6 +168,9 @@ static inline void __syncthreads(const char *file = __builtin_FILE(), int line =
 {
     sim_barrier(file, line);
 }
+
+/* Whether GLOWQ_SIM_ORDER asks for another order: what the card may do early or late is then done early. */
+int sim_is_reordered(void);
 
 /* Memory of the running thread's own for emulated hardware (copies under way); zeros at its first call in a kernel. */
 void *sim_storage(size_t bytes);
