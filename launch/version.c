@@ -3,6 +3,8 @@
  */
 #include "launch/commands.h"
 
+#include "launch/commit.h" /* generated at every build: launch/commit.cmake */
+
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <cblas.h>
 #include <confuse.h>
