@@ -57,19 +57,37 @@ out:
     return err;
 }
 
+/* To the first of a host's addresses that takes it: localhost is ::1 first on many machines, where servers listen on 127.0.0.1. -1,
+ * with errno: none does. */
+static int dial(const struct addrinfo *a)
+{
+    int fd = -1;
+    for (; a && fd < 0; a = a->ai_next) {
+        fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (fd >= 0 && connect(fd, a->ai_addr, a->ai_addrlen) != 0) {
+            const int why = errno;
+            close(fd);
+            errno = why;
+            fd = -1;
+        }
+    }
+    return fd;
+}
+
 /* Connects and sends; -1: no. */
 static int send_request(const struct load_options *o, const struct addrinfo *a, const char *method, const char *path,
                         const struct text *body)
 {
     char *head = NULL;
-    const int fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int fd = dial(a);
+    if (fd < 0)
+        return -1;
     const int n = asprintf(&head,
                            "%s %s HTTP/1.0\r\nHost: %s\r\n%s%s%sContent-Type: application/json\r\n"
                            "Content-Length: %zu\r\n\r\n",
                            method, path, o->host, o->api_key ? "Authorization: Bearer " : "",
                            o->api_key ? o->api_key : "", o->api_key ? "\r\n" : "", body->n);
-    int fine =
-        fd >= 0 && n > 0 && connect(fd, a->ai_addr, a->ai_addrlen) == 0 && send(fd, head, (size_t)n, MSG_NOSIGNAL) == n;
+    int fine = n > 0 && send(fd, head, (size_t)n, MSG_NOSIGNAL) == n;
     if (n >= 0)
         free(head);
     for (size_t at = 0; fine && at < body->n;) {
@@ -77,7 +95,7 @@ static int send_request(const struct load_options *o, const struct addrinfo *a, 
         fine = sent > 0;
         at += fine ? (size_t)sent : 0;
     }
-    if (fine || fd < 0)
+    if (fine)
         return fd;
     close(fd);
     return -1;
@@ -177,6 +195,15 @@ static void note_refusal(struct load *load, int status, const char *answer, size
     json_decref(said);
 }
 
+/* Of an answer's first line, which ends at n: HTTP/1.1 200 OK. 0: there is none. */
+static int status_of(const char *line, size_t n)
+{
+    char head[32]; /* sscanf looks for a 0, which the answer needn't have */
+    int status = 0;
+    snprintf(head, sizeof head, "%.*s", (int)(n < sizeof head ? n : sizeof head - 1), line);
+    return sscanf(head, "HTTP/1.%*d %d", &status) == 1 ? status : 0;
+}
+
 static void converse(struct load *load, struct load_request *r, int fd, double due)
 {
     struct text in = {0};
@@ -193,8 +220,8 @@ static void converse(struct load *load, struct load_request *r, int fd, double d
         for (char *end; (end = memchr(in.p + at, '\n', in.n - at)); at = (size_t)(end - in.p) + 1) {
             const char *line = in.p + at;
             const size_t n = (size_t)(end - line);
-            if (at == 0 && sscanf(line, "HTTP/1.%*d %d", &r->status) != 1)
-                r->status = 0;
+            if (at == 0)
+                r->status = status_of(line, n);
             ended |= n >= 12 && memcmp(line, "data: [DONE]", 12) == 0;
             hear(load, r, line, n, now);
         }

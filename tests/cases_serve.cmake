@@ -1,6 +1,7 @@
 # The server: its guard over sockets, then the whole program.
 add_case(NAME text_stream PROGRAM test_text_stream LABELS unit)
 add_case(NAME http PROGRAM test_http LABELS serve)
+add_case(NAME load PROGRAM test_load LABELS serve)
 add_fuzz(http infer)
 add_fuzz_case(http 4000 serve)
 add_fuzz(api infer)
