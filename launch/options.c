@@ -106,6 +106,11 @@ int spec_find(const struct options *options, const char *name)
     return -1;
 }
 
+int spec_concerns(const struct option_spec *spec, const struct command *command)
+{
+    return !(command->own_watch && spec->name && strcmp(spec->name, "watchdog") == 0);
+}
+
 int spec_key(const struct options *options, int i)
 {
     const int long_only = 1000; /* beyond any letter */
@@ -400,8 +405,10 @@ int options_parse(const struct command *const *commands, const struct command *c
         goto out;
     }
     memcpy(options->specs, command->options, (size_t)n * sizeof *options->specs);
-    memcpy(options->specs + n, common_options, (size_t)n_common * sizeof *options->specs);
-    options->n = n + n_common;
+    options->n = n;
+    for (int i = 0; i < n_common; i++)
+        if (spec_concerns(&common_options[i], command))
+            options->specs[options->n++] = common_options[i];
     TRY(read_flags(options, argc, argv));
     if (options_flag(options, "help"))
         goto out; /* the rest could only get in the way of the help */

@@ -30,11 +30,12 @@ static void on_error(cfg_t *cfg, const char *fmt, va_list args)
     snprintf(parse_error, sizeof parse_error, "%s:%d: %s", cfg->filename ? cfg->filename : "", cfg->line, what);
 }
 
-/* Adds one libConfuse entry per named option; top: of these options, those that may stand at top level. */
-static void add_keys(cfg_opt_t *keys, int *used, const struct option_spec *specs, const struct options *top)
+/* Adds one libConfuse entry per named option; top: of these options, those that may stand at top level, for whichever command. */
+static void add_keys(cfg_opt_t *keys, int *used, const struct option_spec *specs, const struct command *command,
+                     const struct options *top)
 {
     for (; specs->type != OPTION_END; specs++) {
-        if (specs->name && !(top && spec_is_section(top, specs)))
+        if (specs->name && (top ? !spec_is_section(top, specs) : spec_concerns(specs, command)))
             keys[(*used)++] = specs->type == OPTION_LIST ? (cfg_opt_t)CFG_STR_LIST(specs->name, NULL, CFGF_NODEFAULT)
                                                          : (cfg_opt_t)CFG_STR(specs->name, NULL, CFGF_NODEFAULT);
     }
@@ -49,8 +50,8 @@ static cfg_opt_t *keys_create(const struct command *command, const struct option
     cfg_opt_t *keys = calloc((size_t)n, sizeof *keys);
     *used = 0;
     if (keys) {
-        add_keys(keys, used, command->options, top);
-        add_keys(keys, used, common_options, top);
+        add_keys(keys, used, command->options, command, top);
+        add_keys(keys, used, common_options, command, top);
     }
     return keys;
 }

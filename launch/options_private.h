@@ -16,6 +16,8 @@ int spec_find(const struct options *options, const char *name);
 int spec_is_section(const struct options *options, const struct option_spec *spec);
 /* Sets options->error, unless it is set, and returns ERR_NOMEM. */
 int options_no_memory(struct options *options);
+/* Does the command heed this common option? One that watches its ranks itself has no watchdog. */
+int spec_concerns(const struct option_spec *spec, const struct command *command);
 /* What argp calls option i. */
 int spec_key(const struct options *options, int i);
 /* GLOWQ_GROUP_SIZE of group-size. */

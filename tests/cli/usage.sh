@@ -27,6 +27,17 @@ for flag in --model --text --out --rank --bits --group-size --samples --seq-len 
     grep -qF -e "$flag" out || fail "calibrate --help doesn't show $flag"
 done
 
+# What a command doesn't heed it doesn't offer: serve watches its ranks itself. A file for all commands may set it for the others.
+alone serve --help
+grep -q -e "--watchdog" out && fail "serve --help shows --watchdog"
+expect 2 "unknown option --watchdog" alone serve --model x --watchdog 3
+echo "watchdog = 3" >all.conf
+expect 0 "drain-timeout" alone serve --config all.conf --print-config
+grep -q "watchdog" out && fail "serve --print-config shows a watchdog"
+expect 0 "watchdog           = 3" alone eval --config all.conf --print-config
+echo "serve { watchdog = 3 }" >own.conf
+expect 2 "no such option 'watchdog'" alone serve --config own.conf --print-config
+
 expect 0 "commit" alone --version
 for library in compiler mpi hdf5 blas pcre2 utf8proc jansson libcrypto xxhash confuse libc; do
     grep -q "^$library  *[^ ]" out || fail "--version doesn't show $library"
