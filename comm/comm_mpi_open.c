@@ -61,6 +61,13 @@ out:
     return err;
 }
 
+/* The most negative of all codes of comm's ranks, before there is a struct comm to ask. */
+static int agree(MPI_Comm comm, int err)
+{
+    int worst = err;
+    return MPI_Allreduce(MPI_IN_PLACE, &worst, 1, MPI_INT, MPI_MIN, comm) == MPI_SUCCESS ? worst : ERR_COMM;
+}
+
 static int state_create(struct mpi_state **out)
 {
     int err = OK;
@@ -75,18 +82,30 @@ out:
     return err;
 }
 
-/* Size, rank, neighbours, and the tables of that size, once s->world is set. */
+static int tables_create(struct comm *comm)
+{
+    int err = OK;
+    struct mpi_state *s = mpi_state_of(comm);
+    void *scratch;
+    s->counts = malloc((size_t)comm->size * sizeof *s->counts);
+    s->starts = malloc((size_t)comm->size * sizeof *s->starts);
+    s->requests = malloc(2 * (size_t)comm->size * sizeof(MPI_Request));
+    if (!s->counts || !s->starts || !s->requests)
+        FAIL(ERR_NOMEM, "tables of %d ranks", comm->size);
+    TRY(comm_scratch(comm, (size_t)comm->size * sizeof(size_t),
+                     &scratch)); /* of comm_allgather_each: it can't fail then */
+out:
+    return err;
+}
+
+/* Size, rank, neighbours, and the tables of that size, once s->world is set. Collective over that. */
 static int look_around(struct comm *comm)
 {
     int err = OK;
     struct mpi_state *s = mpi_state_of(comm);
     TRY_MPI(MPI_Comm_rank(s->world, &comm->rank));
     TRY_MPI(MPI_Comm_size(s->world, &comm->size));
-    s->counts = malloc((size_t)comm->size * sizeof *s->counts);
-    s->starts = malloc((size_t)comm->size * sizeof *s->starts);
-    s->requests = malloc(2 * (size_t)comm->size * sizeof(MPI_Request));
-    if (!s->counts || !s->starts || !s->requests)
-        FAIL(ERR_NOMEM, "tables of %d ranks", comm->size);
+    TRY(agree(s->world, tables_create(comm)));
     TRY(find_neighbours(comm));
 out:
     return err;
@@ -94,7 +113,7 @@ out:
 
 int comm_open_mpi(struct comm *comm, struct backend *be)
 {
-    int err = OK, initialized = 0, level = 0;
+    int err = OK, initialized = 0, finalize = 0, level = 0;
     struct mpi_state *s = NULL;
     *comm = (struct comm){0};
     TRY_MPI(MPI_Initialized(&initialized));
@@ -103,18 +122,23 @@ int comm_open_mpi(struct comm *comm, struct backend *be)
         TRY(comm_open_self(comm, be));
         goto out;
     }
-    TRY(state_create(&s));
-    *comm = (struct comm){.ops = &mpi_ops, .size = 1, .be = be, .state = s, .stage_bytes = STAGE_BYTES};
     if (!initialized) {
         /* One thread makes all of our calls; the watchdog's (comm/watchdog.h) and the courier's make their own, if MPI allows it. */
         TRY_MPI(MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &level));
-        s->finalize = 1;
+        finalize = 1;
     }
     TRY_MPI(MPI_Query_thread(&level));
     if (level < MPI_THREAD_FUNNELED)
         FAIL(ERR_COMM, "MPI without MPI_THREAD_FUNNELED (it offers level %d): threads can't be used", level);
-    s->is_threaded = level == MPI_THREAD_MULTIPLE;
     TRY_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+    err = agree(MPI_COMM_WORLD, state_create(&s));
+    if (err) {
+        free(s);
+        goto out;
+    }
+    *comm = (struct comm){.ops = &mpi_ops, .size = 1, .be = be, .state = s, .stage_bytes = STAGE_BYTES};
+    s->finalize = finalize;
+    s->is_threaded = level == MPI_THREAD_MULTIPLE;
     TRY(duplicate(MPI_COMM_WORLD, &s->world));
     TRY(duplicate(MPI_COMM_WORLD, &s->end));
     TRY(look_around(comm));
@@ -122,10 +146,10 @@ int comm_open_mpi(struct comm *comm, struct backend *be)
         TRY(check_not_alone());
     err_set_rank(comm->rank, comm->size);
 out:
-    if (err && comm->ops) {
-        close_mpi(comm);
-        *comm = (struct comm){0};
-    }
+    if (err && comm->ops)
+        comm_close(comm);
+    else if (err && finalize)
+        MPI_Finalize();
     return err;
 }
 

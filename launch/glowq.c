@@ -171,13 +171,14 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write (launch/output.c), not the death of all ranks */
     if (under_launcher())
         meet_within(start_s);
-    if ((under_launcher() ? comm_open_mpi(&comm, NULL) : comm_open_self(&comm, NULL)) != OK)
-        return err_exit_code(ERR_COMM);
+    int err = under_launcher() ? comm_open_mpi(&comm, NULL) : comm_open_self(&comm, NULL);
+    if (err != OK)
+        return err_exit_code(err);
     err_set_rank(comm.rank, comm.size);
     log_init(comm.rank, 1);
     if (!under_launcher())
         warn_of_copies();
-    int err = run(&comm, argc, argv);
+    err = run(&comm, argc, argv);
     int out_err = out_close();
     err = ending_agree(&comm, err != OK ? err : out_err);
     watchdog_stop(dog);
