@@ -3,9 +3,9 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/module.h"
 
+#include "base/cores.h"
 #include "base/err.h"
 
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,10 +19,9 @@ static const struct {
 
 static int bound_cores(void)
 {
-    cpu_set_t mask;
-    if (sched_getaffinity(0, sizeof mask, &mask) != 0)
-        return 1;
-    return CPU_COUNT(&mask);
+    struct cores cores;
+    cores_own(&cores);
+    return cores_count(&cores);
 }
 
 /* "cuda:1:f32" -> name "cuda", index 1, f32. "cpu:check", "cpu:ref" and "cuda:sim" are names. */

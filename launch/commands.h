@@ -5,6 +5,7 @@
 #ifndef GLOWQ_LAUNCH_COMMANDS_H
 #define GLOWQ_LAUNCH_COMMANDS_H
 
+#include "base/cores.h"
 #include "comm/comm.h"
 #include "launch/options.h"
 
@@ -27,7 +28,7 @@ enum { JSON_SCHEMA_VERSION = 1 }; /* of every object that --json prints; raised 
         OPT_CHOICE("dtype", 0, "auto|f32|bf16", "auto",                                                                \
                    "numbers that products read; auto: bf16 on a GPU, f32 on the CPU, which has no other"),             \
         OPT_INT("threads", 't', "N", "0", 0, 4096,                                                                     \
-                "threads per rank; 0: the cores this rank is bound to, or its share of the machine's")
+                "threads per rank; 0: its share of the cores that this host's ranks may run on")
 
 /* How much a server takes on: of `serve`, and of `plan --serve`. */
 #define OPTIONS_CAPACITY                                                                                               \
@@ -42,6 +43,8 @@ enum { JSON_SCHEMA_VERSION = 1 }; /* of every object that --json prints; raised 
 /* Opens the backend that --device, --dtype and --threads ask for, makes it comm->be, and lets NCCL carry its mats if it can
  * (comm_use_nccl). Says who computes where. What no rank can open is explained once, by rank 0. Collective. */
 int open_backend(struct comm *comm, const struct options *options, struct backend *be);
+/* What this rank has of its host's cores: share->threads are those of --threads 0. Collective. */
+int find_cores(struct comm *comm, struct core_share *share);
 /* The files' bytes one after another, 0-terminated; rank 0 reads, every rank gets them. Caller frees. Collective. */
 int read_texts(struct comm *comm, const char *const *paths, int n_paths, char **text, size_t *n);
 /* All of standard input, 0-terminated; caller frees. Not collective. */

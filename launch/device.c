@@ -9,23 +9,37 @@
 #include "base/err.h"
 #include "base/log.h"
 
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-/* Threads for --threads 0. A rank bound to some cores takes these; ranks of one node that aren't bound share all of
- * them, since each would otherwise start a thread on every core. */
-static int default_threads(const struct comm *comm)
+/* What ranks tell each other about their cores. */
+struct core_place {
+    int host; /* comm->host */
+    struct cores cores;
+};
+
+int find_cores(struct comm *comm, struct core_share *share)
 {
-    cpu_set_t mask;
-    if (sched_getaffinity(0, sizeof mask, &mask) != 0)
-        return 1;
-    const int cores = CPU_COUNT(&mask);
-    if (cores < sysconf(_SC_NPROCESSORS_ONLN))
-        return cores;
-    return cores / comm->local_size > 1 ? cores / comm->local_size : 1;
+    int err = OK, n = 0, which = 0;
+    struct core_place own = {.host = comm->host};
+    struct core_place *all = calloc((size_t)comm->size, sizeof *all);
+    struct cores *near = calloc((size_t)comm->local_size, sizeof *near); /* of this host's ranks */
+    TRY(comm_agree(comm, all && near ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "the cores of each rank")));
+    cores_own(&own.cores);
+    TRY(comm_allgather_each(comm, &own, sizeof own, all));
+    for (int p = 0; p < comm->size; p++) {
+        if (all[p].host != comm->host)
+            continue;
+        which = p == comm->rank ? n : which;
+        near[n++] = all[p].cores;
+    }
+    *share = cores_share(near, n, which);
+out:
+    free(all);
+    free(near);
+    return err;
 }
 
 /* ---- failures ---------------------------------------------------------------------------------------------------- */
@@ -121,33 +135,13 @@ struct place {
     int asks_nccl; /* a GPU, or the tests' stand-in is asked for */
 };
 
-/* "0-3,8": cores of this process's binding mask. */
-static void core_list(char *text, size_t n)
-{
-    cpu_set_t mask;
-    size_t used = 0;
-    text[0] = 0;
-    if (sched_getaffinity(0, sizeof mask, &mask) != 0)
-        return;
-    for (int c = 0; c < CPU_SETSIZE; c++) {
-        if (!CPU_ISSET(c, &mask))
-            continue;
-        int last = c;
-        while (last + 1 < CPU_SETSIZE && CPU_ISSET(last + 1, &mask))
-            last++;
-        if (used < n)
-            used += (size_t)snprintf(text + used, n - used, "%s%d", used ? "," : "", c);
-        if (last > c && used < n)
-            used += (size_t)snprintf(text + used, n - used, "-%d", last);
-        c = last;
-    }
-}
-
 static void describe_place(const struct backend *be, char *text, size_t n)
 {
     char host[64] = "?", gpu[80] = "?", pci[32] = "", cores[64];
+    struct cores own;
     gethostname(host, sizeof host - 1);
-    core_list(cores, sizeof cores);
+    cores_own(&own);
+    cores_list(&own, cores, sizeof cores);
     if (be->host_memory || backend_identify(be, gpu, sizeof gpu, pci, sizeof pci) != OK)
         snprintf(text, n, "%s  cores %s, %d thread%s", host, cores, be->n_threads, be->n_threads == 1 ? "" : "s");
     else
@@ -202,10 +196,12 @@ int open_backend(struct comm *comm, const struct options *options, struct backen
         TRY(choose(comm, &chosen));
     if (is_auto)
         name = chosen;
+    struct core_share share;
+    TRY(find_cores(comm, &share));
     const int was_quiet = err_quiet(1);
     err = name_device(comm, name, dtype, device, sizeof device);
     if (err == OK)
-        err = backend_open(be, device, threads > 0 ? threads : default_threads(comm));
+        err = backend_open(be, device, threads > 0 ? threads : share.threads);
     err_quiet(was_quiet);
     TRY(agree_and_explain(comm, err));
     comm->be = be;

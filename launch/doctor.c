@@ -6,10 +6,10 @@
 #include "base/err.h"
 #include "base/host.h"
 #include "base/log.h"
+#include "launch/commands.h"
 
 #include <hdf5.h>
 #include <mpi.h>
-#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +22,7 @@ char *openblas_get_corename(void);
 
 struct place {
     char host[64], blas[32], gpu[96], driver[200], why[200];
-    cpu_set_t cores;
+    struct core_share cores;
     int64_t memory, descriptors; /* bytes available on the host; soft limit */
     int n_gpus, has_device;      /* that answer; a driver's device file is there */
 };
@@ -43,16 +43,16 @@ void check_add(struct checks *checks, const char *name, enum verdict verdict, co
 
 /* ---- one rank ------------------------------------------------------------------------------------------------------ */
 
-static void look_around(const struct comm *comm, struct place *p)
+static int look_around(struct comm *comm, struct place *p)
 {
+    int err = OK;
     struct rlimit limit;
     struct backend gpu = {0};
     char pci[32] = "";
     memset(p, 0, sizeof *p);
     gethostname(p->host, sizeof p->host - 1);
     snprintf(p->blas, sizeof p->blas, "%s", openblas_get_corename());
-    CPU_ZERO(&p->cores);
-    sched_getaffinity(0, sizeof p->cores, &p->cores);
+    TRY(find_cores(comm, &p->cores));
     p->memory = host_memory("").available;
     p->descriptors = getrlimit(RLIMIT_NOFILE, &limit) != 0      ? -1
                      : limit.rlim_cur > (rlim_t)(INT64_MAX / 2) ? INT64_MAX / 2
@@ -68,6 +68,8 @@ static void look_around(const struct comm *comm, struct place *p)
         backend_version("cuda", p->driver, sizeof p->driver);
     }
     err_quiet(was_quiet);
+out:
+    return err;
 }
 
 /* ---- all of them: rank 0 -------------------------------------------------------------------------------------------- */
@@ -104,33 +106,30 @@ static void judge_mpi(const struct comm *comm, const struct place *all, struct c
 
 static void judge_cores(const struct comm *comm, const struct place *all, struct checks *checks)
 {
-    int least = CPU_SETSIZE, most = 0, bound = 0, starved = -1;
+    const struct core_share *first = &all[0].cores;
+    int least = first->n, most = first->n, shared = 0, starved = -1, threads = first->threads;
     const int online = (int)sysconf(_SC_NPROCESSORS_ONLN);
     for (int p = 0; p < comm->size; p++) {
-        cpu_set_t together;
-        CPU_ZERO(&together);
-        int sharers = 0;
-        for (int q = 0; q < comm->size; q++)
-            if (strcmp(all[q].host, all[p].host) == 0) {
-                CPU_OR(&together, &together, &all[q].cores);
-                sharers++;
-            }
-        const int own = CPU_COUNT(&all[p].cores);
-        least = own < least ? own : least;
-        most = own > most ? own : most;
-        bound |= own < online;
-        if (CPU_COUNT(&together) < sharers && starved < 0)
+        const struct core_share *own = &all[p].cores;
+        least = own->n < least ? own->n : least;
+        most = own->n > most ? own->n : most;
+        shared |= own->sharers > 1;
+        threads = own->threads < threads ? own->threads : threads;
+        if (own->starved && starved < 0)
             starved = p;
     }
     if (starved >= 0)
         check_add(checks, "cores", VERDICT_WARN,
                   "fewer cores than ranks: start fewer ranks a host, or ask for more (--cpus-per-task, mpirun --map-by "
                   "slot:pe=N)",
-                  "the ranks on %s share %d core%s", all[starved].host, CPU_COUNT(&all[starved].cores),
-                  CPU_COUNT(&all[starved].cores) == 1 ? "" : "s");
+                  "%d ranks on %s share %d core%s", all[starved].cores.sharers, all[starved].host, all[starved].cores.n,
+                  all[starved].cores.n == 1 ? "" : "s");
+    else if (shared)
+        check_add(checks, "cores", VERDICT_OK, "", "%d%s%.0d, shared among a host's ranks: %d thread%s a rank", least,
+                  most > least ? " to " : "", most > least ? most : 0, threads, threads == 1 ? "" : "s");
     else
         check_add(checks, "cores", VERDICT_OK, "", "%d%s%.0d a rank, %s", least, most > least ? " to " : "",
-                  most > least ? most : 0, bound ? "bound" : "not bound (shared among a host's ranks)");
+                  most > least ? most : 0, least < online ? "bound" : "not bound");
 }
 
 static void judge_blas(const struct comm *comm, const struct place *all, struct checks *checks)
@@ -231,7 +230,7 @@ int doctor_machine(struct comm *comm, const char *device, struct checks *checks)
     int err = OK;
     struct place own, *all = calloc((size_t)comm->size, sizeof *all);
     TRY(comm_agree(comm, all ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "facts of %d ranks", comm->size)));
-    look_around(comm, &own);
+    TRY(look_around(comm, &own));
     TRY(comm_allgather_each(comm, &own, sizeof own, all));
     if (comm->rank != 0)
         goto out;

@@ -21,6 +21,9 @@ done
 same "$(find out_a out_b -mindepth 1 | wc -l)" 0 "files that doctor leaves behind"
 grep -q "sums are right" out || fail "no all-reduce on 3 ranks: $(cat out)"
 expect 0 "every rank sees it, and locks hold" ranks 2 doctor
+if [ "$(nproc)" -gt 1 ]; then # all ranks of a test may run everywhere
+    grep -q "cores  *$(nproc), shared among a host's ranks: $(($(nproc) / 2)) thread" out || fail "two ranks that share cores: $(cat out)"
+fi
 expect 0 schema_version alone doctor --json --model "$TINY"
 python3 - <<'END' || fail "doctor --json lacks checks"
 import json
