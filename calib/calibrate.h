@@ -69,6 +69,7 @@ struct calibrate_result {
     double energy;                   /* sum of captured / sum of traces over all groups */
     int64_t gate_up_rank, down_rank; /* of layers with experts; 0 without */
     int64_t n_experts, n_starved;    /* routed ones, of all layers; those that the text hardly reached */
+    int was_finished;                /* by an earlier run: nothing was done */
     double seconds;
 };
 

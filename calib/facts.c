@@ -25,7 +25,7 @@ const char *stage_name(enum stage stage)
     return stage_names[stage];
 }
 
-static json_t *settings_json(const struct calibrate_options *o, int is_moe)
+json_t *facts_settings(const struct calibrate_options *o, int is_moe)
 {
     static const char *const solvers[] = {"krylov", "qr-rsvd"}, *const damps[] = {"diag", "median", "trace"};
     static const char *const qrs[] = {"gram", "householder"};
@@ -47,7 +47,7 @@ static json_t *settings_json(const struct calibrate_options *o, int is_moe)
     return settings;
 }
 
-static json_t *model_json(const struct model_config *c)
+json_t *facts_model(const struct model_config *c)
 {
     json_t *model = json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "family", c->family, "n_layers",
                               (json_int_t)c->n_layers, "d_model", (json_int_t)c->d_model, "d_ff", (json_int_t)c->d_ff,
@@ -83,8 +83,8 @@ int facts_create(const struct comm *world, const struct comm *part, const struct
     facts->result.n_sequences = corpus->n_sequences;
     facts->result.n_tokens = corpus->n_sequences * corpus->seq_len;
     facts->manifest =
-        json_pack("{s:o, s:o, s:s, s:{s:s, s:s, s:I, s:I}, s:[]}", "model", model_json(config), "settings",
-                  settings_json(options, config->n_experts > 0), "fingerprint", fingerprint, "text", "sha256",
+        json_pack("{s:o, s:o, s:s, s:{s:s, s:s, s:I, s:I}, s:[]}", "model", facts_model(config), "settings",
+                  facts_settings(options, config->n_experts > 0), "fingerprint", fingerprint, "text", "sha256",
                   corpus->text_sha256, "ids_sha256", corpus->ids_sha256, "sequences", (json_int_t)corpus->n_sequences,
                   "tokens", (json_int_t)facts->result.n_tokens, "groups");
     facts->run = json_pack("{s:s, s:s, s:{}, s:[], s:[]}", "command", options->command ? options->command : "",

@@ -42,6 +42,9 @@ struct facts {
     struct calibrate_result result;
 };
 
+/* What a manifest says of the model and of the settings. Caller json_decref's; NULL: out of memory. */
+json_t *facts_model(const struct model_config *config);
+json_t *facts_settings(const struct calibrate_options *options, int is_moe);
 /* Settings, model and text. Not collective; run's times, and what of the communicators' traffic is told of, start here. */
 int facts_create(const struct comm *world, const struct comm *part, const struct calibrate_options *options,
                  const struct model_config *config, const struct corpus *corpus, struct weights *weights,

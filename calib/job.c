@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "calib/budget.h"
+#include "calib/finished.h"
 #include "calib/write.h"
 #include "model/safetensors.h"
 
@@ -503,24 +504,13 @@ out:
     return err;
 }
 
-/* Rank 0: takes the output folder and finds out what an earlier run left there. */
-static int output_open(struct job *job, int *has_head)
+/* What is missing of the output, of this fingerprint. */
+static int find_layers(struct job *job, int *has_head, int *is_whole)
 {
     int err = OK;
     const char *dir = job->options->out;
-    char path[PATH_MAX];
     enum store_state state;
-    if (checkpoint_is_in(dir)) /* it would get a config.json and tokenizer of ours */
-        FAIL(ERR_ARG, "--out %s: a checkpoint's folder; give one of its own to the result", dir);
-    TRY(store_lock(dir, &job->lock));
-    TRY(file_join(path, sizeof path, dir, "manifest.json"));
-    if (file_exists(path) && !job->options->overwrite)
-        FAIL(ERR_ARG, "%s is finished: give --overwrite to make it again, or another --out", dir);
-    if (job->options->overwrite) {
-        TRY(remove_finished(dir));
-        TRY(store_remove_layers(dir, job->config.n_layers)); /* the others are replaced one by one */
-        goto out;
-    }
+    *is_whole = 1;
     for (int64_t l = 0; l < job->config.n_layers; l++) {
         TRY(store_layer_state(dir, l, job->fingerprint, &state));
         if (state == STORE_FOREIGN)
@@ -530,9 +520,57 @@ static int output_open(struct job *job, int *has_head)
                  dir);
         job->finished[l] = state == STORE_DONE;
         job->kept[l] = stats_are_kept(dir, l, &job->config, job->stats_fingerprint);
+        *is_whole = *is_whole && job->finished[l];
     }
     TRY(store_head_state(dir, job->fingerprint, &state));
     *has_head = state == STORE_DONE;
+    *is_whole = *is_whole && *has_head;
+out:
+    return err;
+}
+
+/* Of these very settings: all that is left to do is to say so, unless a file is missing or damaged since. */
+static int take_finished(struct job *job, int is_whole)
+{
+    int err = OK, as_listed;
+    const char *dir = job->options->out;
+    for (int64_t l = 0; job->options->keep_stats && l < job->config.n_layers; l++)
+        if (!job->kept[l])
+            FAIL(
+                ERR_ARG,
+                "%s is finished, without the statistics of layer %lld that are to be kept: give --overwrite to make it "
+                "again, or another --out",
+                dir, (long long)l);
+    TRY(finished_check(dir, &as_listed));
+    job->was_finished = is_whole && as_listed;
+    if (!job->was_finished) {
+        log_warn("%s was finished: what is missing or damaged is made again", dir);
+        TRY(remove_finished(dir));
+    }
+out:
+    return err;
+}
+
+/* Rank 0: takes the output folder and finds out what an earlier run left there. */
+static int output_open(struct job *job, int *has_head)
+{
+    int err = OK, is_finished = 0, is_whole;
+    const struct calibrate_options *o = job->options;
+    if (checkpoint_is_in(o->out)) /* it would get a config.json and tokenizer of ours */
+        FAIL(ERR_ARG, "--out %s: a checkpoint's folder; give one of its own to the result", o->out);
+    if (!o->overwrite) /* before a folder that isn't ours gets anything of ours */
+        TRY(finished_read(o, &job->config, &job->corpus, job->fingerprint, &is_finished));
+    TRY(store_lock(o->out, &job->lock));
+    if (o->overwrite) {
+        TRY(remove_finished(o->out));
+        TRY(store_remove_layers(o->out, job->config.n_layers)); /* the others are replaced one by one */
+        goto out;
+    }
+    TRY(finished_read(o, &job->config, &job->corpus, job->fingerprint,
+                      &is_finished)); /* as it is now that it is locked */
+    TRY(find_layers(job, has_head, &is_whole));
+    if (is_finished)
+        TRY(take_finished(job, is_whole));
 out:
     return err;
 }
@@ -567,6 +605,7 @@ int job_open(struct job *job)
     if (world->rank == 0 && !local)
         local = check_stats(job);
     TRY(comm_agree(world, local));
+    TRY(comm_bcast(world, &job->was_finished, sizeof job->was_finished, 0));
     for (int64_t l = 0; l < job->config.n_layers && !job->options->keep_stats; l++)
         job->kept[l] = 1;
     TRY(comm_bcast(world, job->finished, (size_t)job->config.n_layers, 0));
@@ -577,7 +616,7 @@ int job_open(struct job *job)
     TRY(comm_agree(world, facts_create(world, job->comm, job->options, &job->config, &job->corpus, &job->weights,
                                        job->fingerprint, &job->facts)));
     job->facts.planned_bytes = job->planned_bytes;
-    if (!job->options->stats)
+    if (!job->options->stats && !job->was_finished)
         TRY(comm_agree(world, open_forward(job)));
 out:
     return err;

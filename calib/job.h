@@ -49,6 +49,7 @@ struct job {
     int64_t planned_bytes;     /* of this rank's device */
     struct metric_cases cases; /* how this rank's groups were solved */
     int lock;                  /* rank 0 */
+    int was_finished;          /* with this fingerprint, and whole: nothing is left to do */
     char *finished;            /* [n_layers] published by an earlier run with this fingerprint */
     char *kept;                /* [n_layers] statistics are there, or needn't be */
     struct resume resume;      /* where the forward pass goes on */

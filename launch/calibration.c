@@ -171,6 +171,12 @@ static int print_result(const struct options *o, const struct calibrate_options 
             json_object_set_new(json, "experts", experts_json(r));
         return out_json(json);
     }
+    if (r->was_finished) {
+        out_print("%s is complete already: %lld layers with these settings; nothing was done (--overwrite makes it "
+                  "again)\n",
+                  c->out, (long long)r->n_layers);
+        return OK;
+    }
     format_bytes(r->weight_bytes, weights, sizeof weights);
     format_bytes(r->quantized_bytes, quantized, sizeof quantized);
     format_bytes(r->factor_bytes, factors, sizeof factors);

@@ -13,7 +13,7 @@ static const struct option_spec table[] = {
     OPT_STRING("model", 'm', "DIR", "Hugging Face folder: config.json, safetensors, tokenizer.json"),
     OPT_LIST("text", 0, "FILE", "calibration text, UTF-8; several are read one after another"),
     OPT_REQUIRED("out", 'o', "DIR.glowq", "folder to make, or to resume"),
-    OPT_FLAG("overwrite", 0, "replace an output that is finished or was made with other settings"),
+    OPT_FLAG("overwrite", 0, "make an output again that is finished, or was made with other settings"),
     OPTIONS_SYNTHETIC,
     OPTIONS_CALIBRATION,
     OPT_HEADING("Files kept:"),

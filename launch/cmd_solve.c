@@ -8,7 +8,7 @@ static const struct option_spec table[] = {
     OPT_REQUIRED("stats", 's', "DIR.glowq", "what `glowq calibrate --stats keep` made"),
     OPT_STRING("model", 'm', "DIR", "the checkpoint that was calibrated"),
     OPT_REQUIRED("out", 'o', "NEW.glowq", "folder to make, or to resume"),
-    OPT_FLAG("overwrite", 0, "replace an output that is finished or was made with other settings"),
+    OPT_FLAG("overwrite", 0, "make an output again that is finished, or was made with other settings"),
     OPTIONS_SYNTHETIC,
     OPTIONS_QUANTIZATION,
     OPTIONS_EXPERTS,

@@ -24,10 +24,38 @@ for file in manifest.json run.json report.html model.h5 head.h5 config.json toke
 done
 same "$(find seed0.glowq -name '.*' -type f ! -name '.lock*' | wc -l)" 0 "temporary files left"
 
-# A finished output is refused; unfinished ones of other settings too; --overwrite takes them.
+# A finished output of the same settings is complete, on any number of ranks, and isn't touched; of others it is refused, by what
+# differs; --overwrite takes it.
 before=$(bytes_of seed0.glowq)
-expect 2 "--overwrite" calibrate_tiny seed0.glowq
-same "$(bytes_of seed0.glowq)" "$before" "bytes after a refusal"
+everything() { (cd seed0.glowq && find . -type f ! -name '.lock*' -exec sha256sum {} + -printf '%T@ %p\n' | sort | sha256sum); }
+all_before=$(everything)
+for LAUNCH in "" "$GLOWQ_MPIEXEC -n 3"; do
+    expect 0 '"n_resumed": 2' calibrate_tiny seed0.glowq
+    expect 2 "seed0.glowq is finished, of other settings: --bits 4 (asked for: 3), --exact-energy false (asked for: true):" \
+        calibrate_tiny seed0.glowq --bits 3 --exact-energy
+    grep -q "give --overwrite to replace it" err || fail "a refusal doesn't say what to do: $(why)"
+done
+LAUNCH=""
+timeout "$LIMIT_S" "$GLOWQ" calibrate --model "$TINY" --text "$GOLDEN/text.txt" --out seed0.glowq --rank 8 --group-size 64 \
+    --samples 12 --seq-len 64 >out 2>err || fail "calibrate, finished: $(why)"
+same "$(cut -d: -f1 out)" "seed0.glowq is complete already" "what is said of a finished output"
+expect 2 "another text" calibrate_tiny seed0.glowq --text "$DENSE_TEXT"
+expect 2 "--rank 8 (asked for: 9)" calibrate_tiny seed0.glowq --rank 9
+expect 2 "without the statistics of layer 0" calibrate_tiny seed0.glowq --stats keep
+same "$(everything)" "$all_before" "a finished output after it was asked for again"
+expect 0 '"n_resumed": 0' calibrate_tiny seed0.glowq --overwrite
+same "$(bytes_of seed0.glowq)" "$before" "bytes of a finished output made again"
+# What it has lost since is made again.
+for lost in layers/0001.h5 config.json model.h5; do
+    rm "seed0.glowq/$lost"
+    expect 0 "seed0.glowq was finished: what is missing or damaged is made again" calibrate_tiny seed0.glowq
+    same "$(bytes_of seed0.glowq)" "$before" "bytes after $lost was lost"
+    cmp "seed0.glowq/config.json" "$TINY/config.json" || fail "another config.json after $lost was lost"
+done
+# Somebody else's folder gets nothing of ours.
+mkdir theirs && echo '{"name": "a web page"}' >theirs/manifest.json
+expect 2 "theirs: not a result to go on with: theirs/manifest.json: format" calibrate_tiny theirs
+same "$(cd theirs && find . | sort | tr '\n' ' ')" ". ./manifest.json " "files in somebody else's folder"
 rm seed0.glowq/manifest.json seed0.glowq/model.h5
 expect 2 "--overwrite" calibrate_tiny seed0.glowq --bits 3
 [ -e seed0.glowq/manifest.json ] && fail "a refused run wrote a manifest"
