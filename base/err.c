@@ -8,6 +8,8 @@
 #include <string.h>
 
 static _Thread_local char last[2048];
+static _Thread_local char last_file[64];
+static _Thread_local int last_line;
 static _Thread_local int quiet_on;
 static int my_rank;
 static int world = 1;
@@ -20,6 +22,8 @@ int err_set(enum err code, const char *file, int line, const char *fmt, ...)
     vsnprintf(message, sizeof message, fmt, args);
     va_end(args);
     memcpy(last, message, sizeof last);
+    snprintf(last_file, sizeof last_file, "%s", file);
+    last_line = line;
     if (quiet_on || (code == ERR_ARG && my_rank > 0))
         ; /* what the user asked for is the same on every rank: one message is enough */
     else if (world > 1)
@@ -32,6 +36,12 @@ int err_set(enum err code, const char *file, int line, const char *fmt, ...)
 const char *err_last(void)
 {
     return last;
+}
+
+const char *err_last_place(int *line)
+{
+    *line = last_line;
+    return last_file;
 }
 
 int err_quiet(int quiet)

@@ -36,6 +36,8 @@ enum err {
 int err_set(enum err code, const char *file, int line, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 /* The last message of this thread ("" if none); tests and reports read it. */
 const char *err_last(void);
+/* Where it was set: a source file, and its line. */
+const char *err_last_place(int *line);
 /* While quiet, err_set records this thread's messages and prints none (tests of bad input). Returns what it was before. */
 int err_quiet(int quiet);
 /* Rank shown in messages; set once after MPI_Init. */

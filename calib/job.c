@@ -592,7 +592,9 @@ int job_open(struct job *job)
 {
     int err = OK, local = OK, has_head = 0;
     struct comm *world = job->world;
-    TRY(comm_agree(world, job_open_local(job)));
+    const int was_quiet = err_quiet(1);
+    err = job_open_local(job);
+    TRY(comm_agree_alike(world, err, was_quiet));
     TRY(agree_on_numerics(world));
     TRY(open_grid(job));
     prefetch_open(job->comm, &job->config, &job->weights, &job->prefetch);

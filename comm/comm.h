@@ -74,6 +74,10 @@ int comm_scratch(struct comm *comm, size_t bytes, void **p);
 
 /* The most negative of all ranks' codes. */
 int comm_agree(struct comm *comm, int err);
+/* The same where ranks do alike, as they all open one file, and would each tell of what they all meet. They do it quietly (was_quiet:
+ * what err_quiet(1) returned), and rank 0 tells each message once: as it is where all have it, else with the first rank that has it and
+ * how many have. */
+int comm_agree_alike(struct comm *comm, int err, int was_quiet);
 /* The same as the last call of all, on a road of its own. A rank that failed alone (its GPU) makes this call while the others wait
  * for it in another one: these go on waiting, where comm_agree would be taken for what they wait for and they would compute with
  * an error code among the numbers. */

@@ -261,7 +261,9 @@ int evaluate(struct model *model, const char *text, int64_t n_bytes, const struc
     struct token_ids ids = {0};
     memset(out, 0, sizeof *out);
     TRY(context_of(model, options, &out->ctx));
-    TRY(comm_agree(model->dec.tp, encode(model, text, n_bytes, options->max_tokens, &ids)));
+    const int was_quiet = err_quiet(1);
+    err = encode(model, text, n_bytes, options->max_tokens, &ids);
+    TRY(comm_agree_alike(model->dec.tp, err, was_quiet));
     TRY(sha256_hex(text, (size_t)n_bytes, out->text_sha256));
     TRY(score(model, &ids, options, out));
     out->seconds = now_s() - start;

@@ -191,7 +191,9 @@ int generate(struct model *model, const char *prompt, const struct generate_opti
     out->finish = finish_name(FINISH_LENGTH);
     if (options->max_tokens < 0)
         FAIL(ERR_ARG, "%lld new tokens", (long long)options->max_tokens);
-    TRY(comm_agree(tp, prompt_ids(model, prompt, options->parse_special, out)));
+    const int was_quiet = err_quiet(1);
+    err = prompt_ids(model, prompt, options->parse_special, out);
+    TRY(comm_agree_alike(tp, err, was_quiet));
     const int64_t room = model->config.max_position - out->prompt.n;
     const int64_t length = out->prompt.n + min_i64(options->max_tokens, room);
     const struct engine_options one = {

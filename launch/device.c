@@ -42,44 +42,6 @@ out:
     return err;
 }
 
-/* ---- failures ---------------------------------------------------------------------------------------------------- */
-
-struct failure {
-    int code;
-    char what[480];
-};
-
-/* Each rank tried something quietly and holds its code: the worst on all of them, and rank 0 prints the first failure instead of
- * every rank its own. Collective. */
-static int agree_and_explain(struct comm *comm, int err)
-{
-    int n_failed = 0, first = -1, worst = OK;
-    struct failure own = {.code = err};
-    struct failure *all = calloc((size_t)comm->size, sizeof *all);
-    int ready = comm_agree(comm, all ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "a word from each rank"));
-    if (ready != OK) {
-        worst = ready;
-        goto out;
-    }
-    if (err != OK)
-        snprintf(own.what, sizeof own.what, "%s", err_last());
-    if ((worst = comm_allgather_each(comm, &own, sizeof own, all)) != OK)
-        goto out;
-    for (int p = 0; p < comm->size; p++) {
-        first = first < 0 && all[p].code != OK ? p : first;
-        n_failed += all[p].code != OK;
-        worst = all[p].code < worst ? all[p].code : worst;
-    }
-    if (n_failed > 0 && n_failed == comm->size && comm->rank == 0)
-        err_set(worst, __FILE__, __LINE__, "%s", all[first].what);
-    else if (n_failed > 0 && comm->rank == 0)
-        err_set(worst, __FILE__, __LINE__, "rank %d (%d of %d ranks): %s", first, n_failed, comm->size,
-                all[first].what);
-out:
-    free(all);
-    return worst;
-}
-
 /* ---- which device ------------------------------------------------------------------------------------------------ */
 
 /* auto: cuda if a GPU answers on every rank, else cpu on all of them, and why. */
@@ -202,8 +164,7 @@ int open_backend(struct comm *comm, const struct options *options, struct backen
     err = name_device(comm, name, dtype, device, sizeof device);
     if (err == OK)
         err = backend_open(be, device, threads > 0 ? threads : share.threads);
-    err_quiet(was_quiet);
-    TRY(agree_and_explain(comm, err));
+    TRY(comm_agree_alike(comm, err, was_quiet));
     comm->be = be;
     TRY(compare_places(comm, &asks_nccl));
     if (asks_nccl) {

@@ -179,7 +179,9 @@ int model_open(struct comm *tp, const char *path, const struct model_options *op
     struct origin origin = {0};
     const struct weight_format *format = &origin.format;
     memset(model, 0, sizeof *model);
-    TRY(comm_agree(tp, open_local(tp->be, path, options, model, &origin)));
+    int was_quiet = err_quiet(1);
+    err = open_local(tp->be, path, options, model, &origin);
+    TRY(comm_agree_alike(tp, err, was_quiet));
     TRY(check_memory(tp, options, &origin, model));
     TRY(comm_agree(tp, decoder_create(&model->dec, &model->config, tp, format->group_size, options->max_batch_tokens,
                                       format->rank)));
@@ -187,8 +189,10 @@ int model_open(struct comm *tp, const char *path, const struct model_options *op
         err = err_set(ERR_NOMEM, __FILE__, __LINE__, "%lld layers", (long long)model->config.n_layers);
     TRY(comm_agree(tp, err));
     const double start = now_s();
-    TRY(comm_agree(tp, model->is_glowq ? weights_from_store(model, origin.store, !options->no_correction)
-                                       : weights_from_source(model, &origin.weights, &options->format)));
+    was_quiet = err_quiet(1);
+    err = model->is_glowq ? weights_from_store(model, origin.store, !options->no_correction)
+                          : weights_from_source(model, &origin.weights, &options->format);
+    TRY(comm_agree_alike(tp, err, was_quiet));
     TRY(tp->be->ops->sync(tp->be));
     size_t bytes = 0;
     for (int64_t l = 0; l < model->config.n_layers; l++)

@@ -198,6 +198,25 @@ static void test_agree(struct comm *c)
     }
 }
 
+/* What all met is told as it is, what one alone met with its rank. */
+static void test_agree_alike(struct comm *c)
+{
+    char want[80];
+    const int last = c->size - 1;
+    CHECK(comm_agree_alike(c, OK, err_quiet(1)) == OK);
+    for (int all = 0; all < 2; all++) {
+        const int was_quiet = err_quiet(1);
+        int err = c->rank == last || all ? err_set(ERR_FORMAT, "some.c", 7, "a torn file") : OK;
+        CHECK(comm_agree_alike(c, err, 1) == ERR_FORMAT);
+        snprintf(want, sizeof want, "rank %d (1 of %d ranks): a torn file", last, c->size);
+        CHECK(c->rank > 0 || strcmp(err_last(), all || last == 0 ? "a torn file" : want) == 0);
+        int line;
+        CHECK(c->rank > 0 || (strcmp(err_last_place(&line), "some.c") == 0 && line == 7));
+        err_quiet(was_quiet);
+    }
+    err_quiet(0);
+}
+
 static void test_errors(struct comm *c)
 {
     char byte = 0;
@@ -379,6 +398,7 @@ static void test_all(struct comm *c)
     test_gathers(c, 400000);
     test_messages(c);
     test_agree(c);
+    test_agree_alike(c);
     test_errors(c);
 }
 

@@ -87,6 +87,26 @@ expect 3 "half.txt: not UTF-8" alone eval --model "$DENSE" --text half.txt
 expect 3 "half.txt: not UTF-8" alone eval --model "$DENSE" --text half.txt --text latin.txt
 expect 0 "perplexity" alone eval --model "$DENSE" --protocol windows --text half.txt --text rest.txt # joined byte by byte
 
+# What all ranks meet alike is told once, what each meets in its own part by each.
+n_errors() { grep -c "glowq: error" err; }
+cp -r "$DENSE" torn && rm torn/model.safetensors && head -c 100000 "$DENSE/model.safetensors" >torn/model.safetensors
+cp -r "$DENSE" wordless && echo '{}' >wordless/tokenizer.json
+for command in "calibrate --out x.glowq --text $DENSE_TEXT" "eval --text $DENSE_TEXT" "generate --prompt hi"; do
+    expect 3 "torn/model.safetensors: tensor model.embed_tokens.weight: data_offsets" ranks 3 $command --model torn
+    same "$(n_errors)" 1 "errors of a torn checkpoint on 3 ranks: $command"
+    expect 3 "wordless/tokenizer.json: \"model\" must be an object [rank 0" ranks 3 $command --model wordless
+    same "$(n_errors)" 1 "errors of a broken tokenizer on 3 ranks: $command"
+done
+cp -r usual.glowq hurt.glowq
+for at in 60000 200000; do # rows of v_proj that rank 0 has, and of gate_proj that rank 1 has
+    printf 'xyz' | dd of=hurt.glowq/layers/0003.h5 bs=1 seek=$at conv=notrunc 2>/dev/null
+done
+expect 3 "rank 0 (1 of 2 ranks): hurt.glowq/layers/0003.h5: /modules/v_proj/codes: block 0" ranks 2 generate --model hurt.glowq \
+    --prompt hi
+grep -q "rank 1 (1 of 2 ranks): hurt.glowq/layers/0003.h5: /modules/gate_proj/codes: block 10" err ||
+    fail "damage that rank 1 alone meets isn't told: $(why)"
+same "$(n_errors)" 2 "errors of damage that differs"
+
 # One window has no spread: no standard error is made up for it.
 expect 0 "one window: no standard error" alone eval --model "$DENSE" --text "$DENSE_TEXT" --max-tokens 512
 expect 0 '"nll_stderr": null' alone eval --model "$DENSE" --text "$DENSE_TEXT" --max-tokens 512 --json
