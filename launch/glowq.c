@@ -78,6 +78,15 @@ static int refuse(struct comm *comm, int err, const char *prefix, const char *me
     return comm_agree(comm, err);
 }
 
+/* A misspelt GLOWQ_... would silently leave a default in force. */
+static void warn_of_variables(void)
+{
+    char name[80], nearest[80];
+    for (int at = 0; options_stray_variable(commands, &at, name, nearest, sizeof name);)
+        log_warn("%s in the environment is no variable of glowq and has no effect%s%s%s", name,
+                 nearest[0] ? "; did you mean " : "", nearest, nearest[0] ? "?" : "");
+}
+
 static struct watchdog *dog;
 static unsigned patience_s; /* of the watchdog; 0: none */
 
@@ -95,6 +104,7 @@ static int run_command(struct comm *comm, const struct command *command, int arg
             options_help(&options, stdout);
         goto out;
     }
+    warn_of_variables();
     if (options_flag(&options, "print-config")) {
         err = comm->rank == 0 ? options_print(&options, options_flag(&options, "json"), stdout) : OK;
         goto out;

@@ -84,8 +84,7 @@ int edit_distance(const char *a, const char *b)
     return row[n];
 }
 
-/* Edits from which on another name isn't a slip of the finger: more than one and a quarter of the word. */
-static int slip_limit(const char *name)
+int slip_limit(const char *name)
 {
     return 2 + (int)strlen(name) / 4;
 }

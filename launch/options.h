@@ -141,6 +141,10 @@ void options_help(const struct options *options, FILE *f);
 /* Every option with its value and where it came from: as a configuration file, or as JSON. */
 int options_print(const struct options *options, int as_json, FILE *f);
 
+/* From entry *at of the environment on (0 at first): the next variable GLOWQ_... that nothing reads; nearest is what may have been
+ * meant, "" if nothing is near. 0: there is none. */
+int options_stray_variable(const struct command *const *commands, int *at, char *name, char *nearest, size_t size);
+
 /* The setting of an option, or NULL if this command has none of the name. */
 const struct setting *options_find(const struct options *options, const char *name);
 /* Values by name; the name and type must be the table's (asserted). */

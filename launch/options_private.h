@@ -32,5 +32,7 @@ int words_count(const char *words);
 void words_at(const char *words, int i, char *out, size_t size);
 /* Edits (insert, delete, replace) between two short names; what "did you mean" goes by. */
 int edit_distance(const char *a, const char *b);
+/* Edits from which on another name isn't a slip of the finger: more than one and a quarter of the word. */
+int slip_limit(const char *name);
 
 #endif

@@ -119,6 +119,25 @@ same "$(value_of ctx)" "99  # config good.conf" "ctx"
 GLOWQ_TEXT=a:b expect 0 "environment GLOWQ_TEXT" alone eval --print-config
 same "$(value_of text)" '{"a", "b"}  # environment GLOWQ_TEXT' "text"
 GLOWQ_CTX=x expect 2 "GLOWQ_CTX = x: must be a whole number" alone eval
+# A name in the environment that nothing reads is told once, with the nearest one that is read; none of these is.
+GLOWQ_BIT=3 GLOWQ_DEVICES=cpu GLOWQ_TUEN=off GLOWQ_WEATHER=fair GLOWQ_RNAK="" expect 0 "# glowq calibrate" ranks 2 calibrate \
+    --print-config --quiet
+for slip in "GLOWQ_BIT in the environment is no variable of glowq and has no effect; did you mean GLOWQ_BITS?" \
+    "GLOWQ_DEVICES in the environment is no variable of glowq and has no effect; did you mean GLOWQ_DEVICE?" \
+    "GLOWQ_TUEN in the environment is no variable of glowq and has no effect; did you mean GLOWQ_TUNE?" \
+    "GLOWQ_WEATHER in the environment is no variable of glowq and has no effect"; do
+    same "$(grep -cFx "glowq: warning: $slip" err)" 1 "times that it is said: $slip"
+done
+same "$(grep -c "in the environment" err)" 4 "variables that are told of"
+read_anywhere=$(cd "$GLOWQ_SOURCE_DIR/" && { grep -rhoE 'getenv\("GLOWQ_[A-Z_]+' base comm calib infer kernels launch model
+    grep -rhoE '[$]\{?GLOWQ_[A-Z_]+' launch --include=*.sh --include=*.sbatch --include=*.service; } |
+    grep -oE 'GLOWQ_[A-Z_]+' | sort -u)
+[ "$(echo "$read_anywhere" | wc -l)" -gt 10 ] || fail "variables that the program reads: $read_anywhere"
+for variable in $read_anywhere; do
+    env "$variable=1" "$GLOWQ" tokenize --print-config >out 2>err # an option may refuse the value
+    grep -q "$variable in the environment" err && fail "$variable is read and yet unknown"
+done
+
 # An option called like a subcommand has its place in its own subcommand's section.
 printf '%s\n' 'plan {' '    serve = true' '}' 'serve { port = 81 }' >both.conf
 expect 0 "# glowq plan" alone plan -c both.conf --synthetic x --print-config
