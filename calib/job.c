@@ -484,7 +484,7 @@ static int check_stats(const struct job *job)
         bytes += job->kept[l] ? 0 : (double)stats_bytes(&facts);
     }
     if (bytes > 0 && statvfs(o->out, &fs) == 0 && bytes > (double)fs.f_bavail * (double)fs.f_frsize)
-        FAIL(ERR_FIT, "%s/stats needs %.1f GB, the disk has %.1f GB free: calibrate without --stats keep", o->out,
+        FAIL(ERR_FIT, "%s/stats needs %.1f GB, the disk has %.1f GB free: calibrate without --keep-stats", o->out,
              bytes / 1e9, (double)fs.f_bavail * (double)fs.f_frsize / 1e9);
 out:
     return err;

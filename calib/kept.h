@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Kept: what covariance.h summed of a layer, to disk (`calibrate --stats keep`) and back (`solve --stats`), where it takes the place
+ * Kept: what covariance.h summed of a layer, to disk (`calibrate --keep-stats`) and back (`solve --stats`), where it takes the place
  * of reading the layer's weights whole, running it and summing. The files: model/store_stats.h.
  *
  * The layer's writer puts all of it: sums come from the ranks that have them, in pieces of at most 4 MB. Back every rank reads its own.

@@ -17,8 +17,8 @@ static const struct option_spec table[] = {
     OPTIONS_SYNTHETIC,
     OPTIONS_CALIBRATION,
     OPT_HEADING("Files kept:"),
-    OPT_CHOICE("stats", 0, "keep|drop", "drop",
-               "keep the statistics in OUT/stats, to `glowq solve` with other settings without running the model"),
+    OPT_FLAG("keep-stats", 0,
+             "keep the statistics in OUT/stats, to `glowq solve` with other settings without running the model"),
     OPT_INT("hidden-every", 0, "N", "-1", -1, 1 << 20,
             "keep hidden states after every N layers (at their wave's end), so that a resume needn't run finished ones "
             "again; 0: never, -1: "
@@ -53,7 +53,7 @@ static int run(struct comm *comm, const struct options *o)
     struct calibrate_options c = calibration_options(o);
     c.out = options_string(o, "out");
     c.overwrite = options_flag(o, "overwrite");
-    c.keep_stats = options_choice(o, "stats") == 0;
+    c.keep_stats = options_flag(o, "keep-stats");
     c.hidden_every = options_int(o, "hidden-every");
     grid_options(o, &c);
     memory_options(o, &c);
@@ -80,7 +80,7 @@ const struct command command_calibrate = {
                 "  mpirun -n 4 glowq calibrate -m llama --text a.txt -o llama.glowq -b 3 -r 128\n"
                 "  mpirun -n 16 glowq calibrate -m llama --text a.txt -o llama.glowq --grid 2x8\n"
                 "  glowq calibrate -m llama --text a.txt -o plain.glowq --rank 0\n"
-                "  glowq calibrate -m llama --text a.txt -o llama.glowq --stats keep\n"
+                "  glowq calibrate -m llama --text a.txt -o llama.glowq --keep-stats\n"
                 "  glowq calibrate --synthetic examples/shapes/llama-3-8b.json --layers 2 \\\n"
                 "      -o out.glowq\n",
     .options = table,

@@ -21,8 +21,8 @@ static const struct option_spec table[] = {
     OPT_LIST("text", 0, "FILE",
              "for the command that is printed; the plan itself takes as much text as --samples asks for"),
     OPT_STRING("out", 'o', "DIR.glowq", "likewise"),
-    OPT_STRING("stats", 0, "keep|DIR.glowq",
-               "keep: statistics are kept, as calibrate does it; a folder that has some: plan `glowq solve` with them"),
+    OPT_FLAG("keep-stats", 0, "statistics are kept, as calibrate does it"),
+    OPT_STRING("stats", 0, "DIR.glowq", "a folder that has some: plan `glowq solve` with them"),
     OPTIONS_SYNTHETIC,
     OPTIONS_CALIBRATION,
     OPTIONS_GRID,
@@ -57,9 +57,9 @@ static const struct option_spec table[] = {
 /* What `glowq solve` isn't asked, as statistics say it. */
 static int check_solve(struct options *o)
 {
-    static const char *const not_asked[] = {"samples", "seq-len", "expert-refit", "text"};
+    static const char *const not_asked[] = {"samples", "seq-len", "expert-refit", "text", "keep-stats"};
     const char *stats = options_string(o, "stats");
-    for (size_t i = 0; stats && strcmp(stats, "keep") != 0 && i < sizeof not_asked / sizeof not_asked[0]; i++)
+    for (size_t i = 0; stats && i < sizeof not_asked / sizeof not_asked[0]; i++)
         if (options_find(o, not_asked[i])->origin == ORIGIN_FLAG)
             return options_refuse(o, "--%s goes without --stats %s, which say it", not_asked[i], stats);
     return OK;
@@ -70,8 +70,8 @@ static int check_serve(struct options *o)
 {
     static const char *const serving[] = {"max-sequences", "max-batch-tokens", "max-length", "kv-tokens",
                                           "memory-fraction"};
-    static const char *const calibrating[] = {"grid",    "waves",  "stats",   "text",   "samples",
-                                              "seq-len", "sbatch", "profile", "memory", "scratch"};
+    static const char *const calibrating[] = {"grid",    "waves",  "stats",   "keep-stats", "text",   "samples",
+                                              "seq-len", "sbatch", "profile", "memory",     "scratch"};
     for (size_t i = 0; !options_flag(o, "serve") && i < sizeof serving / sizeof serving[0]; i++)
         if (options_find(o, serving[i])->origin == ORIGIN_FLAG)
             return options_refuse(o, "--%s goes with --serve", serving[i]);
@@ -225,12 +225,10 @@ static int plan_one(const struct options *o, struct backend *be, const struct pr
         .options = &c, .config = &config, .weights = &weights, .be = &planned, .steps = expected_steps(o, &c.solve)};
     grid_options(o, &c);
     memory_options(o, &c);
-    const char *stats = options_string(o, "stats");
-    c.keep_stats = stats && strcmp(stats, "keep") == 0;
-    if (stats && !c.keep_stats) { /* as open_stats of calib/job.c has it */
-        c.stats = stats;
+    c.stats = options_string(o, "stats");
+    c.keep_stats = options_flag(o, "keep-stats") && !c.stats;
+    if (c.stats) /* as open_stats of calib/job.c has it */
         c.expert_refit = REFIT_LAYER;
-    }
     TRY(find_room(o, be, &room));
     if (options_flag(o, "serve")) {
         TRY(plan_serve(o, be, &planned, &room));

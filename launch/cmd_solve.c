@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * glowq solve: statistics that `calibrate --stats keep` left + checkpoint -> another NAME.glowq. The work is calib/calibrate.c.
+ * glowq solve: statistics that `calibrate --keep-stats` left + checkpoint -> another NAME.glowq. The work is calib/calibrate.c.
  */
 #include "launch/calibration.h"
 
 static const struct option_spec table[] = {
     OPT_HEADING("Input and output:"),
-    OPT_REQUIRED("stats", 's', "DIR.glowq", "what `glowq calibrate --stats keep` made"),
+    OPT_REQUIRED("stats", 's', "DIR.glowq", "what `glowq calibrate --keep-stats` made"),
     OPT_STRING("model", 'm', "DIR", "the checkpoint that was calibrated"),
     OPT_REQUIRED("out", 'o', "NEW.glowq", "folder to make, or to resume"),
     OPT_FLAG("overwrite", 0, "make an output again that is finished, or was made with other settings"),
@@ -43,13 +43,13 @@ const struct command command_solve = {
     .name = "solve",
     .summary = "solve a calibration again with other settings, from kept statistics",
     .about =
-        "Quantizes and corrects a model like `glowq calibrate`, with the statistics that `calibrate --stats keep` left "
+        "Quantizes and corrects a model like `glowq calibrate`, with the statistics that `calibrate --keep-stats` left "
         "in "
         "place of a text: the model isn't run. With the same settings the result has the same bytes, whatever the "
         "number of ranks of either. The factors of experts' gates and ups are fitted to their layer's statistics, as "
         "`calibrate --expert-refit layer` does it; an expert's down has statistics of its own.",
     .examples = "Examples:\n"
-                "  glowq calibrate -m llama --text a.txt -o w4-r64.glowq --rank 64 --stats keep\n"
+                "  glowq calibrate -m llama --text a.txt -o w4-r64.glowq --rank 64 --keep-stats\n"
                 "  glowq solve --stats w4-r64.glowq -m llama -o w3-r32.glowq --bits 3 --rank 32\n",
     .options = table,
     .check = check,

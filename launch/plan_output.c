@@ -226,7 +226,7 @@ void plan_print(const struct answer *a)
     if (!c->stats)
         out_print("; beside it until it is finished at most %s of hidden states (--hidden-every)", hidden);
     if (!c->stats && !c->keep_stats)
-        out_print(";\n                --stats keep would add %s", stats);
+        out_print(";\n                --keep-stats would add %s", stats);
     out_print("\n");
     out_print("run             %s\n", command ? command : "");
     free(command);

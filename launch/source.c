@@ -82,9 +82,9 @@ static int find_stats(const char *dir)
 {
     int err = OK;
     if (!file_is_dir(dir))
-        FAIL(ERR_IO, "%s: no such folder; --stats takes what `glowq calibrate --stats keep` made", dir);
+        FAIL(ERR_IO, "%s: no such folder; --stats takes what `glowq calibrate --keep-stats` made", dir);
     if (!file_is_in(dir, "stats/0000.h5"))
-        FAIL(ERR_IO, "%s/stats/0000.h5: no statistics here: the folder wasn't made with `glowq calibrate --stats keep`",
+        FAIL(ERR_IO, "%s/stats/0000.h5: no statistics here: the folder wasn't made with `glowq calibrate --keep-stats`",
              dir);
 out:
     return err;
@@ -104,7 +104,7 @@ static int find_all(const struct options *o, int checkpoint)
         for (int i = 0; i < n_texts; i++)
             TRY(find_file("text", texts[i]));
     }
-    if (stats && strcmp(stats, "keep") != 0 && strcmp(stats, "drop") != 0) /* calibrate's words: nothing to read */
+    if (stats)
         TRY(find_stats(stats));
 out:
     return err;

@@ -41,7 +41,7 @@ timeout "$LIMIT_S" "$GLOWQ" calibrate --model "$TINY" --text "$GOLDEN/text.txt" 
 same "$(cut -d: -f1 out)" "seed0.glowq is complete already" "what is said of a finished output"
 expect 2 "another text" calibrate_tiny seed0.glowq --text "$DENSE_TEXT"
 expect 2 "--rank 8 (asked for: 9)" calibrate_tiny seed0.glowq --rank 9
-expect 2 "without the statistics of layer 0" calibrate_tiny seed0.glowq --stats keep
+expect 2 "without the statistics of layer 0" calibrate_tiny seed0.glowq --keep-stats
 same "$(everything)" "$all_before" "a finished output after it was asked for again"
 expect 0 '"n_resumed": 0' calibrate_tiny seed0.glowq --overwrite
 same "$(bytes_of seed0.glowq)" "$before" "bytes of a finished output made again"

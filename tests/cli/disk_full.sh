@@ -30,7 +30,7 @@ on_small() { # SIZE, more options
         find small -name '0*.h5' >files; exit \$code" sh "$GLOWQ" calibrate --model "$TINY" --text "$GOLDEN/text.txt" \
         --out small/x.glowq --rank 8 --group-size 64 --samples 12 --seq-len 64 "$@"
 }
-expect 4 "stats needs" on_small 600k --stats keep
+expect 4 "stats needs" on_small 600k --keep-stats
 [ -s files ] && fail "layers were made though their statistics don't fit: $(cat files)"
 expect 0 "no room" on_small 1m --hidden-every 1
 same "$(grep -c "no room" err)" 1 "times that hidden states are said to have no room"

@@ -61,10 +61,10 @@ same "$(ls out.glowq | tr '\n' ' ')" "$(ls whole.glowq | tr '\n' ' ')" "what is 
 
 # Experts, and statistics: solving is shared by stages too.
 rm -rf whole.glowq
-on 1x1 calibrate --out whole.glowq $MOE --stats keep || fail "calibrate: $(why)"
+on 1x1 calibrate --out whole.glowq $MOE --keep-stats || fail "calibrate: $(why)"
 want=$(bytes_of whole.glowq)
 stats=$(cd whole.glowq/stats && sha256sum *.h5)
-made out.glowq 2x2 $MOE --stats keep --waves 1
+made out.glowq 2x2 $MOE --keep-stats --waves 1
 same "$(cd out.glowq/stats && sha256sum *.h5)" "$stats" "statistics of 2x2"
 made out.glowq 3x1 $MOE
 made out.glowq 2x2 $MOE --expert-traffic tokens # to the experts of their stage

@@ -9,7 +9,7 @@ random() { echo $(($(od -An -N4 -tu4 /dev/urandom) % $1)); }
 now_ms() { date +%s%3N; }
 calibrate() { # RANKS OUT, more options
     launch_on "$1"; shift
-    calibrate_dense "$@" --samples 32 --stats keep
+    calibrate_dense "$@" --samples 32 --keep-stats
 }
 
 start=$(now_ms)

@@ -6,7 +6,7 @@
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need strace
 EVERY=${1:-7}
-OPTIONS="--stats keep --hidden-every 1 --quiet"
+OPTIONS="--keep-stats --hidden-every 1 --quiet"
 strace -o trace true 2>/dev/null || skip "strace may trace nothing here"
 all_bytes() { echo "$(bytes_of "$1") $(cd "$1/stats" && sha256sum *.h5 | sha256sum)"; }
 

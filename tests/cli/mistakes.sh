@@ -59,7 +59,7 @@ expect 1 "empty: no config.json" tell calibrate --out x.glowq
 expect 1 "--synthetic $DENSE: a folder" alone plan --synthetic "$DENSE"
 expect 1 "usual.glowq/stats/0000.h5: no statistics here" alone solve --stats usual.glowq --model "$DENSE" --out x.glowq
 expect 1 "nowhere: no such folder" alone solve --stats nowhere --model "$DENSE" --out x.glowq
-calibrate_short kept.glowq --stats keep || fail "calibrate --stats keep: $(why)"
+calibrate_short kept.glowq --keep-stats || fail "calibrate --keep-stats: $(why)"
 expect 3 "statistics of another model" alone solve --stats kept.glowq --model "$GLOWQ_SOURCE_DIR/examples/moe" --out x.glowq
 expect 1 "$DENSE: not a .glowq folder" alone verify "$DENSE"
 same "$(grep -c error err)" 1 "errors for a folder of another kind"

@@ -79,7 +79,7 @@ solved() { # RANKS MODEL options
     n=$1 model=$2; shift 2
     if [ ! -e "$model.glowq" ]; then
         expect 0 energy alone calibrate --model "$EXAMPLES/$model" --text "$EXAMPLES/texts/calibration.txt" --samples 8 \
-            --seq-len 512 --rank 8 --stats keep --out "$model.glowq"
+            --seq-len 512 --rank 8 --keep-stats --out "$model.glowq"
     fi
     set -- --stats "$model.glowq" --model "$EXAMPLES/$model" --max-steps 1 "$@"
     rm -rf out.glowq
@@ -90,7 +90,7 @@ solved() { # RANKS MODEL options
 }
 case ${1:-words} in
 dense)
-    for n in 1 2 3; do both $n dense --stats keep; done
+    for n in 1 2 3; do both $n dense --keep-stats; done
     both 3 dense --sharing module
     both 2 dense --solver qr-rsvd --power 1
     both 2 dense --grid 2x1
@@ -105,7 +105,7 @@ experts)
     for n in 2 3; do
         for traffic in weights tokens; do both $n moe --expert-traffic $traffic; done
     done
-    both 2 moe --sharing module --stats keep
+    both 2 moe --sharing module --keep-stats
     both 2 moe --grid 2x1 --waves 1
     both 4 moe --grid 2x2 --expert-traffic tokens
     solved 4 moe --grid 2x2
@@ -282,8 +282,8 @@ expect 2 "--grid goes without --serve" alone plan --synthetic "$LLAMA" --serve -
 # ---- solving from statistics
 expect 2 "--samples goes without --stats" alone plan --model x --stats y --samples 5
 expect 1 "no-such-folder" alone plan --model "$EXAMPLES/dense" --stats no-such-folder --host-memory 1
-expect 0 '"hidden_bytes"' alone plan --model "$EXAMPLES/dense" --seq-len 512 --host-memory 1 --stats keep --json
-python3 -c 'import json; j = json.load(open("out")); assert j["disk_bytes"] == j["result_bytes"] + j["hidden_bytes"] + j["stats_bytes"] and "--stats keep" in j["command"], j' ||
+expect 0 '"hidden_bytes"' alone plan --model "$EXAMPLES/dense" --seq-len 512 --host-memory 1 --keep-stats --json
+python3 -c 'import json; j = json.load(open("out")); assert j["disk_bytes"] == j["result_bytes"] + j["hidden_bytes"] + j["stats_bytes"] and "--keep-stats" in j["command"], j' ||
     fail "what is on the disk"
 
 # ---- profiles

@@ -11,9 +11,9 @@ damage() { printf 'x' | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null; }
 
 # The same bytes as without: statistics are only kept. On 3 ranks the same statistics as on 1.
 calibrate_tiny plain.glowq || fail "calibrate: $(why)"
-calibrate_tiny kept.glowq --stats keep || fail "calibrate --stats keep: $(why)"
+GLOWQ_STATS=nowhere.glowq calibrate_tiny kept.glowq --keep-stats || fail "calibrate --keep-stats: $(why)"
 launch_on 3
-calibrate_tiny kept3.glowq --stats keep || fail "calibrate --stats keep on 3 ranks: $(why)"
+calibrate_tiny kept3.glowq --keep-stats || fail "calibrate --keep-stats on 3 ranks: $(why)"
 LAUNCH=""
 [ -e plain.glowq/stats ] && fail "statistics were kept unasked"
 same "$(bytes_of kept.glowq)" "$(bytes_of plain.glowq)" "bytes with statistics kept"
@@ -50,7 +50,7 @@ same "$(bytes_of s2.glowq)" "$(bytes_of plain.glowq)" "bytes of a resumed solve"
 rm kept3.glowq/stats/0000.h5 kept3.glowq/manifest.json
 before=$(stat -c %i kept3.glowq/layers/0000.h5)
 launch_on 2
-calibrate_tiny kept3.glowq --stats keep || fail "statistics made again: $(why)"
+calibrate_tiny kept3.glowq --keep-stats || fail "statistics made again: $(why)"
 LAUNCH=""
 same "$(stat -c %i kept3.glowq/layers/0000.h5)" "$before" "inode of a finished layer"
 same "$(cd kept3.glowq/stats && sha256sum *)" "$(cd kept.glowq/stats && sha256sum *)" "statistics made again"
@@ -60,7 +60,7 @@ MOE=$GOLDEN/families/moe_cut/config.json
 experts() { # COMMAND, more options
     timeout -k 5 "$LIMIT_S" $LAUNCH "$GLOWQ" "$@" --synthetic "$MOE" --rank 8 --group-size 64 >out 2>err
 }
-experts calibrate --out moe.glowq --samples 12 --seq-len 64 --seed 3 --stats keep || fail "calibrate experts: $(why)"
+experts calibrate --out moe.glowq --samples 12 --seq-len 64 --seed 3 --keep-stats || fail "calibrate experts: $(why)"
 experts calibrate --out layer.glowq --samples 12 --seq-len 64 --seed 3 --expert-refit layer || fail "refit layer: $(why)"
 for n in 1 2 3; do
     launch_on "$n"
@@ -69,7 +69,7 @@ for n in 1 2 3; do
     same "$(grep -c "refitted under their layer's statistics" err)" 1 "times that the refit is told of on $n ranks"
 done
 launch_on 2
-experts calibrate --out moe_kept2.glowq --samples 12 --seq-len 64 --seed 3 --stats keep || fail "experts on 2 ranks: $(why)"
+experts calibrate --out moe_kept2.glowq --samples 12 --seq-len 64 --seed 3 --keep-stats || fail "experts on 2 ranks: $(why)"
 LAUNCH=""
 same "$(cd moe_kept2.glowq/stats && sha256sum *)" "$(cd moe.glowq/stats && sha256sum *)" "experts' statistics of 2 ranks"
 
@@ -84,7 +84,7 @@ for LAUNCH in "" "$GLOWQ_MPIEXEC -n 2"; do
     rm -rf other
     cp -r kept.glowq hurt.glowq && rm hurt.glowq/stats/0001.h5
     expect 3 "hurt.glowq/stats/0001.h5" solve hurt.glowq bad.glowq
-    calibrate_tiny elsewhere.glowq --overwrite --stats keep --samples 11 || fail "another text: $(why)"
+    calibrate_tiny elsewhere.glowq --overwrite --keep-stats --samples 11 || fail "another text: $(why)"
     cp elsewhere.glowq/stats/0001.h5 hurt.glowq/stats
     expect 3 "hurt.glowq/stats/0001.h5" solve hurt.glowq bad.glowq
     cp kept.glowq/stats/0001.h5 hurt.glowq/stats

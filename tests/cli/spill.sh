@@ -41,8 +41,8 @@ END
 done
 LAUNCH=""
 # In the folder of the result unless said; kept, and solved again, as well.
-expect 0 "go to kept.glowq" wide kept.glowq --memory "$alone_memory" --stats keep
-wide whole.glowq --stats keep || fail "statistics: $(why)"
+expect 0 "go to kept.glowq" wide kept.glowq --memory "$alone_memory" --keep-stats
+wide whole.glowq --keep-stats || fail "statistics: $(why)"
 same "$(cat kept.glowq/stats/* | sha256sum)" "$(cat whole.glowq/stats/* | sha256sum)" "statistics with and without spilling"
 expect 0 energy alone solve --synthetic wide.json --stats kept.glowq --out again.glowq --rank 8 --memory 100G
 again=$(less_than again.glowq)

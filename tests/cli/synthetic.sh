@@ -45,7 +45,7 @@ expect 0 n_resumed made first.glowq --layers 2
 same "$(field n_resumed)" 1 "layers resumed"
 same "$(bytes_of first.glowq)" "$before" "bytes after resuming"
 # In place of a deeper model: nothing of its other layers stays.
-made deep.glowq --stats keep || fail "a deeper model: $(why)"
+made deep.glowq --keep-stats || fail "a deeper model: $(why)"
 made deep.glowq --layers 2 --overwrite || fail "in place of a deeper model: $(why)"
 for folder in layers stats; do
     same "$(ls deep.glowq/$folder | tr '\n' ' ')" "0000.h5 0001.h5 " "$folder in place of a deeper model's"

@@ -42,7 +42,7 @@ for change in "truncate -s -1" "rm"; do
     grep -q "0001.h5" err || fail "$change: eval doesn't name the file: $(head -n 2 err)"
 done
 # Statistics, which no manifest lists: a flipped bit, a truncated file.
-calibrate_tiny kept.glowq --stats keep || fail "calibrate --stats keep: $(why)"
+calibrate_tiny kept.glowq --keep-stats || fail "calibrate --keep-stats: $(why)"
 expect 0 "kept.glowq: sound" alone verify kept.glowq
 flip_middle kept.glowq/stats/0001.h5
 expect 3 "stats/0001.h5" alone verify kept.glowq

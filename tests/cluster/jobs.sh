@@ -71,7 +71,7 @@ for name in w4-r8 w3-r8; do
 done
 # The same results from statistics, without a forward pass.
 alone calibrate --model "$TINY" --text "$GOLDEN/text.txt" --out kept.glowq --group-size 64 --samples 12 --seq-len 64 --rank 4 \
-    --stats keep || fail "calibrate --stats keep: $(why)"
+    --keep-stats || fail "calibrate --keep-stats: $(why)"
 job=$(MODEL=$TINY STATS=$PWD/kept.glowq OUT=$PWD/solved EVAL_TEXT="" sbatch --parsable --array=0-1 -n 2 -o "solve-%a.log" \
     "$SCRIPTS/sweep.sbatch" --group-size 64) || fail "sbatch of the sweep from statistics"
 over "$job"
