@@ -54,6 +54,7 @@ struct completion {
     int is_chat, stream, include_usage, echo, parse_special, add_special;
     int want_logprobs, n_top; /* logprobs asked for; and how many of the top */
     int64_t max_tokens;       /* -1: as far as the context goes */
+    int length_is_asked;      /* max_tokens was named, not taken by default: it must fit */
     int n;                    /* texts a prompt */
     int ignore_eos;
     struct sampling sampling;

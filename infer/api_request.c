@@ -268,6 +268,7 @@ static void take_length(struct reader *r, struct completion *c)
     const int64_t standard = c->is_chat ? -1 : 16; /* OpenAI's */
     c->max_tokens = take_int(r, "max_tokens", standard, 0, INT32_MAX);
     c->max_tokens = take_int(r, "max_completion_tokens", c->max_tokens, 0, INT32_MAX);
+    c->length_is_asked = member(r, "max_tokens") != NULL || member(r, "max_completion_tokens") != NULL;
     if (c->max_tokens == 0 && !c->echo)
         REFUSE(r, "max_tokens", "max_tokens must be 1 or more, unless echo is true");
 }
@@ -401,6 +402,13 @@ int completion_check_length(struct completion *c, const struct prompt *p)
         http_error(c->http, 400, "invalid_request_error", param, "context_length_exceeded",
                    "the prompt has %lld tokens; this server takes %lld, prompt and completion together",
                    (long long)p->ids.n, (long long)longest);
+        return ERR_ARG;
+    }
+    if (c->length_is_asked && c->max_tokens > longest - p->ids.n) {
+        http_error(c->http, 400, "invalid_request_error", param, "context_length_exceeded",
+                   "the prompt has %lld tokens and max_tokens is %lld; this server takes %lld, prompt and completion "
+                   "together",
+                   (long long)p->ids.n, (long long)c->max_tokens, (long long)longest);
         return ERR_ARG;
     }
     return OK;

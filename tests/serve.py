@@ -137,6 +137,22 @@ def test_bad_requests(s):
     same((status, body["error"]["code"]), (400, "context_length_exceeded"), "a long prompt")
     same(s.ask("POST", "/v1/completions", {**good, "prompt": [5] * 511})[0], 200, "a prompt that just fits")
     same(s.ask("POST", "/v1/completions", {**good, "prompt": [5] * 512})[0], 400, "a prompt that just doesn't")
+    # a length that is asked for has to fit beside the prompt, to the token; one that isn't named is cut to what fits
+    ids = [5] * 500
+    for long, status in (({"max_tokens": 12}, 200), ({"max_tokens": 13}, 400), ({"max_completion_tokens": 13}, 400),
+                         ({"max_tokens": 13, "stream": True}, 400), ({"max_tokens": None}, 200), ({}, 200)):
+        answer = s.ask("POST", "/v1/completions", {"prompt": ids, "ignore_eos": True, **long})
+        same(answer[0], status, "500 ids and " + str(long))
+        if status == 200:
+            same((answer[1]["choices"][0]["finish_reason"], answer[1]["usage"]["completion_tokens"]), ("length", 12), "what is left")
+        else:
+            same((answer[1]["error"]["code"], answer[1]["error"]["param"]), ("context_length_exceeded", "prompt"), str(long))
+            check("500 tokens and max_tokens is 13; this server takes 512" in answer[1]["error"]["message"], str(answer[1]))
+    chat = {"messages": [{"role": "user", "content": "Who is there?"}], "ignore_eos": True}
+    status, body, _ = s.ask("POST", "/v1/chat/completions", {**chat, "max_tokens": 512})
+    same((status, body["error"]["code"], body["error"]["param"]), (400, "context_length_exceeded", "messages"), "a chat of 512 and more")
+    status, body, _ = s.ask("POST", "/v1/chat/completions", chat)
+    same((status, body["usage"]["total_tokens"]), (200, 512), "a chat of no named length")
     for raw in (b"", b"{", b"[]", b"null", b'{"prompt": "x"} ', b'{"prompt": "x", "prompt": "y"}', b'{"prompt": "\xff"}',
                 b'{"prompt": "\\ud800"}', b'{"n": 1e999, "prompt": "x"}', b'{"n": 99999999999999999999, "prompt": "x"}',
                 b"[" * 100000, b'{"a":' * 100000, b'{"prompt": ' + b"[" * 65 + b"]" * 65 + b"}", b"\0" * 100, b"{'prompt': 1}"):
@@ -250,7 +266,7 @@ def test_load_generator(s):
         same(r["first_failure"], None, "failure of requests that are answered")
         check(r["e2e_s"]["p50"] > 0, "answers that took no time")  # tokens can arrive together: the time between them may be 0
         check(r["ttft_s"]["max"] <= r["e2e_s"]["max"], "the first token after the last")
-    rows = subprocess.run([GLOWQ, "bench-serve", *port, "-n", "3", "--prompt", "500", "--generate", "50", "--csv"],
+    rows = subprocess.run([GLOWQ, "bench-serve", *port, "-n", "3", "--prompt", "500", "--generate", "12", "--csv"],
                           stdout=subprocess.PIPE, text=True).stdout.splitlines()
     same([row.split(",")[3] for row in rows], ["status", "200", "200", "200"], "csv")
     too_long = subprocess.run([GLOWQ, "bench-serve", *port, "-n", "2", "--prompt", "600"], capture_output=True, text=True)
