@@ -126,8 +126,8 @@ static struct statistic statistic_of(const double *v, int n)
     for (int i = 0; i < n; i++)
         s.mean += v[i] / n;
     for (int i = 0; i < n; i++)
-        s.sd += n > 1 ? (v[i] - s.mean) * (v[i] - s.mean) / (n - 1) : 0;
-    s.sd = sqrt(s.sd);
+        s.sd += (v[i] - s.mean) * (v[i] - s.mean);
+    s.sd = n > 1 ? sqrt(s.sd / (n - 1)) : NAN;
     return s;
 }
 

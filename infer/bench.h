@@ -18,7 +18,7 @@ struct bench_options {
 };
 
 struct statistic {
-    double mean, sd; /* of the repetitions */
+    double mean, sd; /* of the repetitions; one alone has no deviation: NaN */
 };
 
 struct bench_result {

@@ -10,6 +10,7 @@
 #include "launch/source.h"
 
 #include <ctype.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -76,25 +77,44 @@ static void print_csv(const struct bench_result *r, int n)
 {
     out_print("batch,prefill_tokens_per_s,prefill_sd,decode_tokens_per_s,decode_sd,step_ms,step_ms_sd,step_bytes,"
               "bandwidth_share\n");
-    for (int i = 0; i < n; i++)
-        out_print("%lld,%.6g,%.3g,%.6g,%.3g,%.6g,%.3g,%.0f,%.4f\n", (long long)r[i].batch, r[i].prefill.mean,
-                  r[i].prefill.sd, r[i].decode.mean, r[i].decode.sd, r[i].step_ms.mean, r[i].step_ms.sd,
-                  r[i].step_bytes, r[i].bandwidth);
+    for (int i = 0; i < n; i++) {
+        const struct statistic *const told[] = {&r[i].prefill, &r[i].decode, &r[i].step_ms};
+        out_print("%lld", (long long)r[i].batch);
+        for (int j = 0; j < 3; j++) {
+            out_print(",%.6g,", told[j]->mean);
+            if (isfinite(told[j]->sd))
+                out_print("%.3g", told[j]->sd);
+        }
+        out_print(",%.0f,%.4f\n", r[i].step_bytes, r[i].bandwidth);
+    }
+}
+
+/* "+-    1.2", as wide as that where there is no deviation. */
+static const char *spread(const struct statistic *s, int width, int digits, char *out, size_t size)
+{
+    if (isfinite(s->sd))
+        snprintf(out, size, "+- %*.*f", width, digits, s->sd);
+    else
+        snprintf(out, size, "%*s", width + 3, "");
+    return out;
 }
 
 static void print_text(const struct options *o, int64_t prompt, const struct bench_result *r, int n, double copy)
 {
-    char read[32];
-    out_print("%s: %lld tokens read, %lld written by each sequence; %lld runs\n", source_name(o), (long long)prompt,
-              (long long)options_int(o, "generate"), (long long)options_int(o, "repeat"));
+    char read[32], prefill[32], decode[32], step[32];
+    const long long repeat = options_int(o, "repeat");
+    out_print("%s: %lld tokens read, %lld written by each sequence; %lld run%s\n", source_name(o), (long long)prompt,
+              (long long)options_int(o, "generate"), repeat, repeat == 1 ? "" : "s");
     out_print("a copy reads and writes %.1f GB/s\n\n", copy / 1e9);
     out_print("%5s  %22s  %22s  %18s  %9s  %9s\n", "batch", "prefill tokens/s", "decode tokens/s", "ms a step",
               "it reads", "of copy");
     for (int i = 0; i < n; i++) {
         format_bytes((int64_t)r[i].step_bytes, read, sizeof read);
-        out_print("%5lld  %12.1f +- %6.1f  %12.1f +- %6.1f  %9.3f +- %5.3f  %9s  %8.1f%%\n", (long long)r[i].batch,
-                  r[i].prefill.mean, r[i].prefill.sd, r[i].decode.mean, r[i].decode.sd, r[i].step_ms.mean,
-                  r[i].step_ms.sd, read, 100 * r[i].bandwidth);
+        spread(&r[i].prefill, 6, 1, prefill, sizeof prefill);
+        spread(&r[i].decode, 6, 1, decode, sizeof decode);
+        spread(&r[i].step_ms, 5, 3, step, sizeof step);
+        out_print("%5lld  %12.1f %s  %12.1f %s  %9.3f %s  %9s  %8.1f%%\n", (long long)r[i].batch, r[i].prefill.mean,
+                  prefill, r[i].decode.mean, decode, r[i].step_ms.mean, step, read, 100 * r[i].bandwidth);
     }
 }
 

@@ -56,6 +56,15 @@ same "$(wc -l <out)" 3 "lines of --csv"
 same "$(awk -F, 'NF != 9' out | wc -l)" 0 "lines of --csv without 9 values"
 expect 0 "of copy" alone bench --model "$DENSE" $settings
 same "$(grep -c '^ *[13]  *[0-9.]* +- ' out)" 2 "rows of the table"
+# One run has no deviation, in none of the forms.
+once="bench --model $DENSE --prompt 40 --generate 6 --batch 1,3 --repeat 1"
+expect 0 "written by each sequence; 1 run" alone $once
+grep -qe "+-" out && fail "a deviation of one run: $(grep -e "+-" out)"
+same "$(awk '/^ *[13] / { print NF }' out | tr '\n' ' ')" "7 7 " "fields of the table's rows without deviations" # "2.0 MB" is two
+expect 0 "batch,prefill" alone $once --csv
+same "$(awk -F, 'NR > 1 && ($3 != "" || $5 != "" || $7 != "" || NF != 9)' out)" "" "deviations of one run as CSV"
+expect 0 '"sd": null' alone $once --json
+same "$(grep -c '"sd": null' out)" 6 "deviations of one run as JSON"
 # Prompts longer than a batch of the decoder are read in several.
 expect 0 "decode" alone bench --model "$DENSE" --prompt 500 --generate 2 --repeat 1 --batch 6
 
