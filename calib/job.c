@@ -2,6 +2,7 @@
  * Job: see job.h. */
 #include "calib/job.h"
 
+#include "base/bytes.h"
 #include "base/err.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -312,17 +313,17 @@ out:
 static void tell_traffic(const struct job *job, enum dtype stored)
 {
     const int size = job->comm->size;
-    double mb[3];
+    char text[3][BYTES_TEXT];
     for (int i = SEND_WEIGHTS; i <= SEND_TOKENS; i++)
-        mb[i] =
-            expert_traffic_all(&job->config, &job->corpus, job->comm->be->act, stored, size, (enum expert_traffic)i) /
-            1e6;
+        format_bytes(
+            expert_traffic_all(&job->config, &job->corpus, job->comm->be->act, stored, size, (enum expert_traffic)i),
+            text[i], sizeof text[i]);
     if (job->options->expert_traffic == SEND_TOKENS)
-        log_info("tokens travel to their experts: about %.1f MB a layer (experts' weights to them: %.1f MB)",
-                 mb[SEND_TOKENS], mb[SEND_WEIGHTS]);
+        log_info("tokens travel to their experts: about %s a layer (experts' weights to them: %s)", text[SEND_TOKENS],
+                 text[SEND_WEIGHTS]);
     else
-        log_info("experts' weights travel to the tokens: %.1f MB a layer (tokens to them: about %.1f MB)",
-                 mb[SEND_WEIGHTS], mb[SEND_TOKENS]);
+        log_info("experts' weights travel to the tokens: %s a layer (tokens to them: about %s)", text[SEND_WEIGHTS],
+                 text[SEND_TOKENS]);
 }
 
 /* Whether every rank has room for it. Collective. */
@@ -411,6 +412,7 @@ static int spill(struct job *job, size_t *bytes)
         size_t bytes;
     } mine = {.host = world->host}, *all = calloc((size_t)world->size, sizeof *all);
     size_t together = 0, room = 0;
+    char each_text[BYTES_TEXT], together_text[BYTES_TEXT], room_text[BYTES_TEXT];
     int local = all ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "the claims of %d ranks", world->size);
     job->spills = 1;
     local = local ? local : memory_job_of(job, &memory);
@@ -420,12 +422,14 @@ static int spill(struct job *job, size_t *bytes)
     TRY(comm_allgather_each(world, &mine, sizeof mine, all));
     for (int p = 0; p < world->size; p++)
         together += all[p].host == mine.host ? all[p].bytes : 0;
+    format_bytes((double)mine.bytes, each_text, sizeof each_text);
+    format_bytes((double)together, together_text, sizeof together_text);
+    format_bytes((double)room, room_text, sizeof room_text);
     if (together > room)
         local = err_set(ERR_FIT, __FILE__, __LINE__,
-                        "second moments of %.1f MB on each rank don't fit beside the rest in memory; for all of this "
-                        "host's, %.1f MB, %s has %.1f MB free%s",
-                        (double)mine.bytes / 1e6, (double)together / 1e6,
-                        spills_to_disk(job) ? folder : "the host's memory", (double)room / 1e6,
+                        "second moments of %s on each rank don't fit beside the rest in memory; for all of this "
+                        "host's, %s, %s has %s free%s",
+                        each_text, together_text, spills_to_disk(job) ? folder : "the host's memory", room_text,
                         spills_to_disk(job) ? ": --scratch names another folder" : "");
     TRY(comm_agree(world, local));
     world->be->spill = folder;
@@ -440,7 +444,7 @@ static int check_memory(struct job *job)
 {
     int err = OK;
     struct memory_needs needs = {0}, least;
-    char advice[160];
+    char advice[160], text[BYTES_TEXT];
     size_t spilled = 0;
     for (int again = 0; again < 2; again++) {
         TRY(comm_agree(job->world, job_memory(job, &(struct metric_cases){.any = S_IN_ANY}, &needs)));
@@ -460,8 +464,9 @@ static int check_memory(struct job *job)
     }
 out:
     if (!err && job->spills)
-        log_info("second moments don't fit beside the rest in memory: up to %.1f MB of each rank go to %s",
-                 (double)spilled / 1e6, spills_to_disk(job) ? job->world->be->spill : "the host's memory");
+        log_info("second moments don't fit beside the rest in memory: up to %s of each rank go to %s",
+                 format_bytes((double)spilled, text, sizeof text),
+                 spills_to_disk(job) ? job->world->be->spill : "the host's memory");
     job->planned_bytes = (int64_t)memory_total(&needs);
     return err;
 }
@@ -473,6 +478,7 @@ static int check_stats(const struct job *job)
     const struct calibrate_options *o = job->options;
     struct stats_facts facts;
     struct statvfs fs;
+    char needs[BYTES_TEXT], has[BYTES_TEXT];
     double bytes = 0;
     for (int64_t l = 0; o->stats && l < job->config.n_layers; l++)
         if (!stats_are_kept(o->stats, l, &job->config, job->stats_fingerprint))
@@ -484,8 +490,9 @@ static int check_stats(const struct job *job)
         bytes += job->kept[l] ? 0 : (double)stats_bytes(&facts);
     }
     if (bytes > 0 && statvfs(o->out, &fs) == 0 && bytes > (double)fs.f_bavail * (double)fs.f_frsize)
-        FAIL(ERR_FIT, "%s/stats needs %.1f GB, the disk has %.1f GB free: calibrate without --keep-stats", o->out,
-             bytes / 1e9, (double)fs.f_bavail * (double)fs.f_frsize / 1e9);
+        FAIL(ERR_FIT, "%s/stats needs %s, the disk has %s free: calibrate without --keep-stats", o->out,
+             format_bytes(bytes, needs, sizeof needs),
+             format_bytes((double)fs.f_bavail * (double)fs.f_frsize, has, sizeof has));
 out:
     return err;
 }

@@ -7,6 +7,7 @@
  */
 #include "calib/report.h"
 
+#include "base/bytes.h"
 #include "base/err.h"
 #include "base/file.h"
 #include "calib/report_private.h"
@@ -92,17 +93,8 @@ void report_text(FILE *f, const char *text)
 
 void report_bytes(FILE *f, double bytes)
 {
-    static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
-    int u = 0;
-    if (!isfinite(bytes)) {
-        fputs("–", f);
-        return;
-    }
-    while (bytes >= 999.5 && u < 4) {
-        bytes /= 1000;
-        u++;
-    }
-    fprintf(f, u == 0 || bytes >= 99.95 ? "%.0f %s" : "%.1f %s", bytes, units[u]);
+    char text[BYTES_TEXT];
+    fputs(isfinite(bytes) ? format_bytes(bytes, text, sizeof text) : "–", f);
 }
 
 void report_seconds(FILE *f, double s)
@@ -318,7 +310,8 @@ static void write_time(FILE *f, const struct report_data *d)
         return;
     parts[n++] = (struct report_part){"other", isfinite(total) ? total - known : 0, "empty"};
     fputs("<h2>Time</h2><p>By stage, on rank 0. Second moments are summed in the forward pass; what "
-          "they take from rank to rank stands by itself.</p>\n", f);
+          "they take from rank to rank stands by itself.</p>\n",
+          f);
     report_bar(f, parts, n, report_seconds);
 }
 

@@ -33,7 +33,7 @@ struct report_data {
 
 /* Text with what HTML would take for markup escaped; NULL prints nothing. */
 void report_text(FILE *f, const char *text);
-/* "1.5 MB" in decimal units. */
+/* "1.5 MiB" (base/bytes.h), "–" where it isn't known. */
 void report_bytes(FILE *f, double bytes);
 /* "42 ms", "3.1 s", "12 min 5 s", "3 h 20 min". */
 void report_seconds(FILE *f, double s);

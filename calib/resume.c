@@ -2,6 +2,7 @@
  * Resume: see resume.h. */
 #include "calib/resume.h"
 
+#include "base/bytes.h"
 #include "base/err.h"
 #include "base/log.h"
 
@@ -172,11 +173,12 @@ static int has_room(struct resume *r, int *yes)
 {
     int err = OK;
     struct statvfs fs;
+    char text[BYTES_TEXT];
     TRY(hidden_remove(r->out, r->kept.layer, -1));
     *yes = statvfs(r->out, &fs) != 0 || (double)fs.f_bavail * (double)fs.f_frsize > 1.05 * (double)r->bytes + 1e6;
     if (!*yes && !r->is_full++)
-        log_warn("no room on the disk of %s for %.1f MB of hidden states: a resume will run finished layers again",
-                 r->out, (double)r->bytes / 1e6);
+        log_warn("no room on the disk of %s for %s of hidden states: a resume will run finished layers again", r->out,
+                 format_bytes((double)r->bytes, text, sizeof text));
 out:
     return err;
 }

@@ -177,9 +177,9 @@ static int print_result(const struct options *o, const struct calibrate_options 
                   c->out, (long long)r->n_layers);
         return OK;
     }
-    format_bytes(r->weight_bytes, weights, sizeof weights);
-    format_bytes(r->quantized_bytes, quantized, sizeof quantized);
-    format_bytes(r->factor_bytes, factors, sizeof factors);
+    format_bytes((double)r->weight_bytes, weights, sizeof weights);
+    format_bytes((double)r->quantized_bytes, quantized, sizeof quantized);
+    format_bytes((double)r->factor_bytes, factors, sizeof factors);
     out_print("output          %s (report.html inside)\n", c->out);
     out_print("layers          %lld, of which %lld were already there\n", (long long)r->n_layers,
               (long long)r->n_resumed);

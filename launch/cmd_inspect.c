@@ -66,7 +66,7 @@ static void print_tensors(const struct checkpoint *ck)
                   (unsigned long long)t->bytes, base_name(checkpoint_file(ck, t)));
         total += (int64_t)t->bytes;
     }
-    format_bytes(total, text, sizeof text);
+    format_bytes((double)total, text, sizeof text);
     out_print("%lld tensors, %s\n", (long long)n, text);
 }
 
@@ -200,7 +200,7 @@ static int print_groups(const json_t *groups, const char *where)
         TRY(json_get_int(g, "factor_bytes", where, &bytes[2]));
         for (int k = 0; k < 3; k++) {
             totals[k] += bytes[k];
-            format_bytes(bytes[k], text[k], sizeof text[k]);
+            format_bytes((double)bytes[k], text[k], sizeof text[k]);
         }
         char error[16] = "";
         if (isfinite(energy_error))
@@ -209,7 +209,7 @@ static int print_groups(const json_t *groups, const char *where)
                   100 * energy, error, text[0], text[1], text[2]);
     }
     for (int k = 0; k < 3; k++)
-        format_bytes(totals[k], text[k], sizeof text[k]);
+        format_bytes((double)totals[k], text[k], sizeof text[k]);
     out_print("%-43s %11s %11s %11s\n", "total", text[0], text[1], text[2]);
 out:
     return err;

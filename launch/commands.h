@@ -5,6 +5,7 @@
 #ifndef GLOWQ_LAUNCH_COMMANDS_H
 #define GLOWQ_LAUNCH_COMMANDS_H
 
+#include "base/bytes.h"
 #include "base/cores.h"
 #include "comm/comm.h"
 #include "launch/options.h"
@@ -60,8 +61,6 @@ int out_json(json_t *object);
 int out_close(void);
 /* A JSON number, or null for NaN and infinity, which JSON doesn't have. */
 json_t *json_number(double v);
-/* "1.5 MB", decimal units. */
-void format_bytes(int64_t bytes, char *out, size_t size);
 
 /* Versions of this program and of everything that it is built on. */
 int print_versions(int as_json);

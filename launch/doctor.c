@@ -3,6 +3,7 @@
  */
 #include "launch/doctor.h"
 
+#include "base/bytes.h"
 #include "base/err.h"
 #include "base/host.h"
 #include "base/log.h"
@@ -156,6 +157,7 @@ static void judge_memory(const struct comm *comm, const struct place *all, struc
     const int64_t little = (int64_t)1 << 30;
     int worst = 0, sharers = 0, worst_sharers = 1;
     int64_t least = INT64_MAX;
+    char host_text[BYTES_TEXT], rank_text[BYTES_TEXT];
     for (int p = 0; p < comm->size; p++) {
         sharers = 0;
         for (int q = 0; q < comm->size; q++)
@@ -167,9 +169,9 @@ static void judge_memory(const struct comm *comm, const struct place *all, struc
         }
     }
     check_add(checks, "memory", least < little ? VERDICT_WARN : VERDICT_OK,
-              "little for a calibration: fewer ranks a host", "%.1f GiB available on %s, %.1f a rank",
-              (double)all[worst].memory / 1073741824.0, all[worst].host,
-              (double)all[worst].memory / worst_sharers / 1073741824.0);
+              "little for a calibration: fewer ranks a host", "%s available on %s, %s a rank",
+              format_bytes((double)all[worst].memory, host_text, sizeof host_text), all[worst].host,
+              format_bytes((double)all[worst].memory / worst_sharers, rank_text, sizeof rank_text));
 }
 
 static void judge_descriptors(const struct comm *comm, const struct place *all, struct checks *checks)
@@ -288,7 +290,7 @@ int doctor_network(struct comm *comm, struct checks *checks)
         return OK;
     }
     v = malloc(NUMBERS * sizeof *v);
-    TRY(comm_agree(comm, v ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "8 MB to send")));
+    TRY(comm_agree(comm, v ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "8 MiB to send")));
     TRY(sum_checked(comm, v, 1, SHORT_TIMES, &one_s, &n_wrong));
     TRY(sum_checked(comm, v, NUMBERS, TIMES, &many_s, &n_wrong));
     TRY(comm_sum_i64(comm, &n_wrong, 1));
@@ -304,7 +306,7 @@ int doctor_network(struct comm *comm, struct checks *checks)
             ? "sums come back wrong: don't compute on this network"
             : "slow: is it the fast network that MPI uses (--mca btl_tcp_if_include, UCX_NET_DEVICES), and has every "
               "rank a core?",
-        "%s; %.1f us for one number, %.2f GB/s a rank for 8 MB", n_wrong ? "WRONG SUMS" : "sums are right", 1e6 * one_s,
+        "%s; %.1f us for one number, %.2f GB/s a rank for 8 MiB", n_wrong ? "WRONG SUMS" : "sums are right", 1e6 * one_s,
         bytes / many_s / 1e9);
 out:
     free(v);

@@ -71,8 +71,8 @@ static void judge_space(const char *folder, int64_t need, struct checks *checks)
     }
     const double space = (double)fs.f_bavail * (double)fs.f_frsize;
     const double little = 1e9; /* where the need isn't known */
-    format_bytes((int64_t)space, space_text, sizeof space_text);
-    format_bytes(need, need_text, sizeof need_text);
+    format_bytes((double)space, space_text, sizeof space_text);
+    format_bytes((double)need, need_text, sizeof need_text);
     if (need > 0)
         check_add(checks, "disk space",
                   space < (double)need         ? VERDICT_FAIL

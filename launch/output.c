@@ -76,15 +76,3 @@ json_t *json_number(double v)
 {
     return isfinite(v) ? json_real(v) : json_null();
 }
-
-void format_bytes(int64_t bytes, char *out, size_t size)
-{
-    static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
-    double v = (double)bytes;
-    int u = 0;
-    while (v >= 999.5 && u < 4) {
-        v /= 1000;
-        u++;
-    }
-    snprintf(out, size, u == 0 || v >= 99.95 ? "%.0f %s" : "%.1f %s", v, units[u]);
-}

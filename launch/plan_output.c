@@ -76,8 +76,8 @@ static void print_spilled(const struct answer *a)
 {
     char each[32], all[32];
     int64_t most;
-    format_bytes(plan_spilled(a->plan, &most), all, sizeof all);
-    format_bytes(most, each, sizeof each);
+    format_bytes((double)plan_spilled(a->plan, &most), all, sizeof all);
+    format_bytes((double)most, each, sizeof each);
     if (!a->plan->layout.spills)
         return;
     out_print("spilled         second moments of up to %s a rank go to ", each);
@@ -102,19 +102,19 @@ static void print_ranks(const struct forecast *plan)
         all[3] += r->write_bytes;
         if (p >= LISTED_RANKS)
             continue;
-        format_bytes((int64_t)memory_total(&r->memory), memory, sizeof memory);
-        format_bytes(r->read_bytes, reads, sizeof reads);
-        format_bytes(forecast_sent(plan, p), sent, sizeof sent);
-        format_bytes(forecast_received(plan, p), received, sizeof received);
-        format_bytes(r->write_bytes, writes, sizeof writes);
+        format_bytes((double)memory_total(&r->memory), memory, sizeof memory);
+        format_bytes((double)r->read_bytes, reads, sizeof reads);
+        format_bytes((double)forecast_sent(plan, p), sent, sizeof sent);
+        format_bytes((double)forecast_received(plan, p), received, sizeof received);
+        format_bytes((double)r->write_bytes, writes, sizeof writes);
         out_print("  %-13d %12s %12s %12s %12s %12s\n", p, memory, reads, sent, received, writes);
     }
     if (plan->n_ranks > LISTED_RANKS)
         out_print("  ..            and %d more (--json lists them)\n", plan->n_ranks - LISTED_RANKS);
-    format_bytes(all[0], reads, sizeof reads);
-    format_bytes(all[1], sent, sizeof sent);
-    format_bytes(all[2], received, sizeof received);
-    format_bytes(all[3], writes, sizeof writes);
+    format_bytes((double)all[0], reads, sizeof reads);
+    format_bytes((double)all[1], sent, sizeof sent);
+    format_bytes((double)all[2], received, sizeof received);
+    format_bytes((double)all[3], writes, sizeof writes);
     out_print("  %-13s %12s %12s %12s %12s %12s\n", "all", "", reads, sent, received, writes);
 }
 
@@ -133,7 +133,7 @@ static void print_stages(const struct answer *a)
         for (int p = 0; p < plan->n_ranks; p++)
             most = max_i64(most, max_i64(forecast_stage_sent(plan, p, (enum stage)i),
                                          forecast_stage_received(plan, p, (enum stage)i)));
-        format_bytes(most, bytes, sizeof bytes);
+        format_bytes((double)most, bytes, sizeof bytes);
         out_print("  %-13s %12s", stage_name((enum stage)i), bytes);
         if (rate)
             out_print(" %10.1f s", forecast_stage_s(plan, (enum stage)i, rate));
@@ -158,8 +158,8 @@ static void print_grids(const struct grids *grids)
     out_print("%-15s %12s %12s %12s %12s\n", "grid", "waves", "memory", "network", "time");
     for (int i = 0; i < grids->n; i++) {
         const struct grid_row *row = &grids->row[i];
-        format_bytes((int64_t)row->memory, memory, sizeof memory);
-        format_bytes(row->network, network, sizeof network);
+        format_bytes((double)row->memory, memory, sizeof memory);
+        format_bytes((double)row->network, network, sizeof network);
         out_print("  %4dx%-8d %12lld %12s %12s", row->layout.stages, row->layout.replicas,
                   (long long)row->layout.n_waves, memory, network);
         if (row->seconds >= 0)
@@ -186,12 +186,12 @@ void plan_print(const struct answer *a)
     char result[32], room[64], hidden[32], stats[32], allowed[32], spilled[32];
     int64_t most;
     char *command = command_of(a);
-    format_bytes(a->plan->result_bytes, result, sizeof result);
+    format_bytes((double)a->plan->result_bytes, result, sizeof result);
     plan_room_text(a->room, room, sizeof room);
-    format_bytes(a->plan->hidden_bytes, hidden, sizeof hidden);
-    format_bytes(a->plan->stats_bytes, stats, sizeof stats);
-    format_bytes((int64_t)c->memory, allowed, sizeof allowed);
-    format_bytes(plan_spilled(a->plan, &most), spilled, sizeof spilled);
+    format_bytes((double)a->plan->hidden_bytes, hidden, sizeof hidden);
+    format_bytes((double)a->plan->stats_bytes, stats, sizeof stats);
+    format_bytes((double)c->memory, allowed, sizeof allowed);
+    format_bytes((double)plan_spilled(a->plan, &most), spilled, sizeof spilled);
     out_print("model           %s: %s, %lld layers\n", source_name(a->options), config->family,
               (long long)config->n_layers);
     if (c->stats)

@@ -55,16 +55,15 @@ int plan_write_sbatch(const struct answer *a, const char *path)
     int err = OK, n_texts = 0;
     const char *script = calibrate_sbatch, *body = strstr(script, "\nset -eu\n"),
                *out = options_string(a->options, "out"), *stats = a->job->options->stats;
-    char *text = NULL, *command = options_of(a), grid[48] = "";
+    char *text = NULL, *command = options_of(a), grid[48] = "", memory[BYTES_TEXT], result[BYTES_TEXT];
     size_t size = 0;
     FILE *f = command && body ? open_memstream(&text, &size) : NULL;
     if (!f)
         FAIL(ERR_NOMEM, "a batch file");
-    fprintf(f,
-            "#!/bin/sh\n# Made by `glowq plan`: %d rank%s, as %dx%d, %.2f GiB of memory each, a result of %.2f GB.\n",
+    fprintf(f, "#!/bin/sh\n# Made by `glowq plan`: %d rank%s, as %dx%d, %s of memory each, a result of %s.\n",
             a->plan->n_ranks, a->plan->n_ranks == 1 ? "" : "s", a->plan->layout.stages, a->plan->layout.replicas,
-            (double)memory_total(&a->plan->rank[plan_neediest(a->plan)].memory) / 1073741824.0,
-            (double)a->plan->result_bytes / 1e9);
+            format_bytes((double)memory_total(&a->plan->rank[plan_neediest(a->plan)].memory), memory, sizeof memory),
+            format_bytes((double)a->plan->result_bytes, result, sizeof result));
     for (const char *line = script; line < body; line = strchr(line, '\n') + 1)
         if (strncmp(line, "#SBATCH", 7) == 0)
             fprintf(f, "%.*s\n", (int)strcspn(line, "\n"), line);

@@ -22,11 +22,11 @@ field() { sed -n "s/^  \"$1\": \([-+0-9.e]*\),*\$/\1/p" "$OUT/last.json"; }
 row() {
     bits=$1 title=$2 bytes=$3; shift 3
     glowq eval "$@" --text "$HELDOUT" --ctx 256 --quiet --json >"$OUT/last.json"
-    printf '%4s  %-18s %9.4f +- %.4f  %10.3f\n' "$bits" "$title" "$(field perplexity)" "$(field perplexity_stderr)" \
-        "$(echo "$bytes" | awk '{ print $1 / 1e6 }')" >>"$OUT/table"
+    printf '%4s  %-18s %9.4f +- %.4f  %11.3f\n' "$bits" "$title" "$(field perplexity)" "$(field perplexity_stderr)" \
+        "$(echo "$bytes" | awk '{ print $1 / 1048576 }')" >>"$OUT/table"
 }
 
-printf '%4s  %-18s %9s    %6s  %10s\n' bits weights perplexity "" "linears MB" >"$OUT/table"
+printf '%4s  %-18s %9s    %6s  %11s\n' bits weights perplexity "" "linears MiB" >"$OUT/table"
 for b in $BITS; do
     glowq calibrate --model "$MODEL" --text "$TEXT" --out "$OUT/w$b.glowq" --bits "$b" --rank "$RANK" --seq-len 256 \
         --samples 128 --overwrite --json >"$OUT/last.json"

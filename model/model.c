@@ -2,6 +2,7 @@
  * A model ready to run: see model.h. */
 #include "model/model.h"
 
+#include "base/bytes.h"
 #include "base/err.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -195,15 +196,17 @@ int model_open(struct comm *tp, const char *path, const struct model_options *op
     TRY(comm_agree_alike(tp, err, was_quiet));
     TRY(tp->be->ops->sync(tp->be));
     size_t bytes = 0;
+    char text[BYTES_TEXT];
     for (int64_t l = 0; l < model->config.n_layers; l++)
         bytes += layer_bytes(&model->dec.layers[l]);
-    log_info("%s: %s, %lld layers, %s, %.1f MB of layer weights on each of %d rank%s, loaded in %.1f s on %s",
+    log_info("%s: %s, %lld layers, %s, %s of layer weights on each of %d rank%s, loaded in %.1f s on %s",
              options->synthetic.config ? options->synthetic.config : path, model->config.family,
              (long long)model->config.n_layers,
              format->bits == 0  ? "weights as stored"
              : format->rank > 0 ? "low-bit weights with correction"
                                 : "low-bit weights",
-             (double)bytes / 1e6, tp->size, tp->size == 1 ? "" : "s", now_s() - start, tp->be->description);
+             format_bytes((double)bytes, text, sizeof text), tp->size, tp->size == 1 ? "" : "s", now_s() - start,
+             tp->be->description);
 out:
     origin_close(&origin);
     if (err)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * base/: JSON, files, hashes (against published ones), errors and talk.
  */
+#include "base/bytes.h"
 #include "base/err.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -29,6 +30,21 @@ static void assert_refused(const char *text, size_t n)
     assert_null(v);
     assert_non_null(strstr(err_last(), "some.json"));
     assert_non_null(strstr(err_last(), "line "));
+}
+
+/* Three digits and a binary unit. */
+static void test_bytes(void **state)
+{
+    (void)state;
+    static const struct {
+        double bytes;
+        const char *text;
+    } cases[] = {{0, "0 B"},           {999, "999 B"},      {1000, "1.0 KiB"},    {1536, "1.5 KiB"},
+                 {102300, "99.9 KiB"}, {102400, "100 KiB"}, {1048576, "1.0 MiB"}, {1.5 * 1073741824, "1.5 GiB"},
+                 {3e12, "2.7 TiB"},    {0x1p62, "4096 PiB"}};
+    char text[BYTES_TEXT];
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        assert_string_equal(format_bytes(cases[i].bytes, text, sizeof text), cases[i].text);
 }
 
 static void test_json_is_strict(void **state)
@@ -570,6 +586,7 @@ int main(void)
 {
 #define IN_SCRATCH(f) cmocka_unit_test_teardown(f, scratch_clear)
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_json_is_strict),
         cmocka_unit_test(test_json_depth_is_bounded),
         cmocka_unit_test(test_json_members),

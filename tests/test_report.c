@@ -125,7 +125,7 @@ static void test_facts(void **state)
     assert_int_equal(count(page, text), 1);
     /* 24 groups: 208896 of codes each, 32768 * (1 + 2 + 3 + 4) of factors a layer */
     double bytes = 24 * 208896.0 + 6 * 10 * 32768.0;
-    snprintf(text, sizeof text, "<b>%.1f MB</b><span>for the linears", bytes / 1e6);
+    snprintf(text, sizeof text, "<b>%.1f MiB</b><span>for the linears", bytes / 1048576);
     assert_int_equal(count(page, text), 1);
     snprintf(text, sizeof text, "<b>%.2f%%</b><span>of their size as stored", 100 * bytes / (24 * 786432.0));
     assert_int_equal(count(page, text), 1);
@@ -135,7 +135,7 @@ static void test_facts(void **state)
                      1);
     assert_int_equal(count(page, "Rank 1 computed longest"), 1);
     assert_int_equal(count(page, "other <b>2.0 s</b>"), 1); /* 83.5 less the stages' 81.5 */
-    assert_int_equal(count(page, "312 MB"), 1);
+    assert_int_equal(count(page, "298 MiB"), 1);
     assert_int_equal(count(page, "ef56"), 1);
     assert_int_equal(count(page, "nan") + count(page, "inf\""), 0);
     free(page);
@@ -153,7 +153,7 @@ static void test_elbow(void **state)
         json_object_set_new(g, "captured", json_real(i % 10 == 3 ? 50.0 : 1.0));
     }
     char *page = write_and_read("report_elbow.html", manifest, make_run());
-    assert_int_equal(count(page, "elbow: 10 of 100 groups, 10.0 kB, 84.7% of what all capture"), 1); /* 500 of 590 */
+    assert_int_equal(count(page, "elbow: 10 of 100 groups, 9.8 KiB, 84.7% of what all capture"), 1); /* 500 of 590 */
     assert_closed_markup(page);
     free(page);
 }

@@ -4,6 +4,7 @@
  * the kernel keeps them cached as long as nobody needs the memory, and writes them to the file when somebody does. */
 #include "kernels/cpu/cpu.h"
 
+#include "base/bytes.h"
 #include "base/err.h"
 
 #include <errno.h>
@@ -31,13 +32,14 @@ static int open_nameless(const char *folder)
 int spill_file(const char *folder, size_t bytes, int *fd)
 {
     int err = OK;
+    char text[BYTES_TEXT];
     *fd = open_nameless(folder);
     if (*fd < 0)
         FAIL(ERR_IO, "cannot make a file in %s for what doesn't fit in memory: %s", folder, strerror(errno));
     const int failed = posix_fallocate(*fd, 0, (off_t)bytes);
     if (failed)
-        FAIL(ERR_IO, "cannot take %.1f MB in %s for what doesn't fit in memory: %s", (double)bytes / 1e6, folder,
-             strerror(failed));
+        FAIL(ERR_IO, "cannot take %s in %s for what doesn't fit in memory: %s",
+             format_bytes((double)bytes, text, sizeof text), folder, strerror(failed));
 out:
     if (err && *fd >= 0)
         close(*fd);

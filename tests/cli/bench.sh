@@ -60,7 +60,7 @@ same "$(grep -c '^ *[13]  *[0-9.]* +- ' out)" 2 "rows of the table"
 once="bench --model $DENSE --prompt 40 --generate 6 --batch 1,3 --repeat 1"
 expect 0 "written by each sequence; 1 run" alone $once
 grep -qe "+-" out && fail "a deviation of one run: $(grep -e "+-" out)"
-same "$(awk '/^ *[13] / { print NF }' out | tr '\n' ' ')" "7 7 " "fields of the table's rows without deviations" # "2.0 MB" is two
+same "$(awk '/^ *[13] / { print NF }' out | tr '\n' ' ')" "7 7 " "fields of the table's rows without deviations" # "2.0 MiB" is two
 expect 0 "batch,prefill" alone $once --csv
 same "$(awk -F, 'NR > 1 && ($3 != "" || $5 != "" || $7 != "" || NF != 9)' out)" "" "deviations of one run as CSV"
 expect 0 '"sd": null' alone $once --json

@@ -45,7 +45,7 @@ for model in dense moe; do
     python3 - "$(need_of)" "$(cat $model.glowq/layers/*.h5 $model.glowq/head.h5 | wc -c)" <<'END' ||
 import sys
 number, unit = sys.argv[1].split()
-need = float(number) * {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+need = float(number) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit]
 sys.exit(not 0.95 < need / float(sys.argv[2]) < 1.1)
 END
         fail "$model: doctor says $(need_of), the result has $(cat $model.glowq/layers/*.h5 $model.glowq/head.h5 | wc -c) bytes"

@@ -70,7 +70,7 @@ if unshare -rm sh -c 'mount -t tmpfs -o size=64k tmpfs small' 2>/dev/null; then
     unshare -rm sh -c "mount -t tmpfs -o size=4m tmpfs small && timeout -k 5 $LIMIT_S \"\$@\" >out 2>err" sh "$GLOWQ" calibrate --synthetic \
         wide.json --rank 8 --samples 4 --seq-len 128 --out never.glowq --memory "$alone_memory" --scratch small
     same $? 4 "exit code of a scratch folder that is too small"
-    grep -q "small has .* MB free: --scratch names another" err || fail "a scratch folder that is too small: $(why)"
+    grep -q "small has .* MiB free: --scratch names another" err || fail "a scratch folder that is too small: $(why)"
 fi
 [ -e never.glowq ] && fail "something was made that can't be finished"
 rm -rf ./*.glowq
