@@ -134,8 +134,8 @@ static int print_json(const struct options *o, const struct comm *comm, int64_t 
                                               statistic_json(&r[i].step_ms), "step_bytes", json_number(r[i].step_bytes),
                                               "bandwidth_share", json_number(r[i].bandwidth)));
     return out_json(json_pack("{s:i,s:s,s:s,s:i,s:I,s:I,s:I,s:o,s:o}", "schema_version", JSON_SCHEMA_VERSION, "model",
-                              source_name(o), "device", comm->be->description, "ranks", comm->size, "prompt",
-                              (json_int_t)prompt, "generate", (json_int_t)options_int(o, "generate"), "repeat",
+                              source_name(o), "device", comm->be->description, "n_ranks", comm->size, "n_prompt",
+                              (json_int_t)prompt, "n_generate", (json_int_t)options_int(o, "generate"), "repeat",
                               (json_int_t)options_int(o, "repeat"), "copy_bytes_per_s", json_number(copy), "batches",
                               rows));
 }

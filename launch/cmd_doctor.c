@@ -32,7 +32,7 @@ static int print(const struct options *o, const struct comm *comm, const struct 
                                                   c->verdict == VERDICT_FAIL ? "fail" : words[c->verdict], "found",
                                                   c->found, "advice", c->advice));
         }
-        return out_json(json_pack("{s:i,s:i,s:b,s:o}", "schema_version", JSON_SCHEMA_VERSION, "ranks", comm->size,
+        return out_json(json_pack("{s:i,s:i,s:b,s:o}", "schema_version", JSON_SCHEMA_VERSION, "n_ranks", comm->size,
                                   "fit", n_failed == 0, "checks", rows));
     }
     json_decref(rows);

@@ -56,15 +56,14 @@ static int print_json(const struct options *o, int n_ranks, const struct evaluat
     json_t *tokens = json_array();
     for (int64_t i = 0; tokens && i < e->n_windows; i++)
         json_array_append_new(tokens, json_integer(e->window_tokens[i]));
-    json_t *page = json_pack("{s:i,s:s,s:b,s:s,s:I,s:o,s:o,s:o,s:o,s:o,s:I,s:I,s:s,s:s,s:o,s:i,s:o,s:o}",
-                             "schema_version", JSON_SCHEMA_VERSION, "model", source_name(o), "correction",
-                             !options_flag(o, "no-correction"), "protocol", options_string(o, "protocol"), "ctx",
-                             (json_int_t)e->ctx, "perplexity", json_number(e->perplexity), "perplexity_stderr",
-                             json_number(e->perplexity_stderr), "nll", json_number(e->nll), "nll_stderr",
-                             json_number(e->nll_stderr), "stderr", json_number(e->perplexity_stderr), "tokens",
-                             (json_int_t)e->n_tokens, "windows", (json_int_t)e->n_windows, "text_sha256",
-                             e->text_sha256, "ids_sha256", e->ids_sha256, "seconds", json_number(e->seconds), "ranks",
-                             n_ranks, "window_nll", array_of(e->window_nll, e->n_windows), "window_tokens", tokens);
+    json_t *page = json_pack(
+        "{s:i,s:s,s:b,s:s,s:I,s:o,s:o,s:o,s:o,s:I,s:I,s:s,s:s,s:o,s:i,s:o,s:o}", "schema_version", JSON_SCHEMA_VERSION,
+        "model", source_name(o), "correction", !options_flag(o, "no-correction"), "protocol",
+        options_string(o, "protocol"), "ctx", (json_int_t)e->ctx, "perplexity", json_number(e->perplexity),
+        "perplexity_stderr", json_number(e->perplexity_stderr), "nll", json_number(e->nll), "nll_stderr",
+        json_number(e->nll_stderr), "n_tokens", (json_int_t)e->n_tokens, "n_windows", (json_int_t)e->n_windows,
+        "text_sha256", e->text_sha256, "ids_sha256", e->ids_sha256, "seconds", json_number(e->seconds), "n_ranks",
+        n_ranks, "window_nll", array_of(e->window_nll, e->n_windows), "window_tokens", tokens);
     if (page && e->token_nll)
         json_object_set_new(page, "token_nll", array_of(e->token_nll, e->n_tokens));
     return out_json(page);

@@ -51,7 +51,7 @@ static int print_json(const struct options *o, int n_ranks, const struct generat
                               "model", options_string(o, "model"), "prompt", options_string(o, "prompt"), "text",
                               text ? text : json_null(), "finish", g->finish, "prompt_ids", ids_of(&g->prompt), "ids",
                               ids_of(&g->out), "prefill_s", json_number(g->prefill_s), "decode_s",
-                              json_number(g->decode_s), "tokens_per_s", json_number(per_s), "ranks", n_ranks));
+                              json_number(g->decode_s), "tokens_per_s", json_number(per_s), "n_ranks", n_ranks));
 }
 
 static int run(struct comm *comm, const struct options *o)

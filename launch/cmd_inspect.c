@@ -231,7 +231,7 @@ static int inspect_glowq(const char *path, int as_json, int each_expert)
     if (as_json) {
         TRY(experts_of_store_json(path, n_layers, &experts));
         TRY(out_json(json_pack("{s:i,s:s,s:s,s:O,s:O}", "schema_version", JSON_SCHEMA_VERSION, "path", path, "kind",
-                               "glowq", "manifest", manifest, "experts", experts)));
+                               "glowq", "manifest", manifest, "expert_layers", experts)));
         goto out;
     }
     if (known)

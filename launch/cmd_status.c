@@ -28,7 +28,7 @@ static int print_json(const char *dir, const struct calibration_progress *p)
     return out_json(json_pack("{s:i,s:s,s:s,s:o,s:I,s:o,s:I,s:I,s:I,s:s,s:s,s:s,s:s,s:o,s:o,s:o}", "schema_version",
                               JSON_SCHEMA_VERSION, "path", dir, "state", progress_state_name(p->state), "n_layers",
                               or_null(p->n_layers), "n_published", (json_int_t)p->n_published, "layer",
-                              or_null(p->layer), "runs", (json_int_t)p->runs, "ranks", (json_int_t)p->ranks,
+                              or_null(p->layer), "runs", (json_int_t)p->runs, "n_ranks", (json_int_t)p->ranks,
                               "first_layer", (json_int_t)p->first, "host", p->host, "started", p->started, "last_event",
                               p->last, "reason", p->reason, "hidden_layer", or_null(p->hidden), "seconds_per_layer",
                               p->layer_s > 0 ? json_number(p->layer_s) : json_null(), "seconds_left",

@@ -279,14 +279,14 @@ static json_t *times_json(const struct answer *a)
     for (int i = 0; i < N_STAGES; i++)
         json_object_set_new(stages, stage_name((enum stage)i),
                             json_number(forecast_stage_s(a->plan, (enum stage)i, rate)));
-    return json_pack("{s:s, s:o, s:o}", "profile", a->profile->device, "stages", stages, "total",
-                     json_number(plan_seconds(a->plan, rate)));
+    return json_pack("{s:s, s:o}", "profile", a->profile->device, "stages", stages);
 }
 
 int plan_print_json(const struct answer *a)
 {
     const struct forecast *plan = a->plan;
     const struct calibrate_options *c = a->job->options;
+    const double *rate = plan_rates(a);
     json_t *ranks = json_array();
     char *command = command_of(a);
     int64_t reads = 0, most;
@@ -297,7 +297,7 @@ int plan_print_json(const struct answer *a)
     }
     json_t *json =
         json_pack("{s:i, s:s, s:i, s:i, s:i, s:i, s:I, s:o, s:I, s:i, s:I, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:I, "
-                  "s:o, s:o, s:s}",
+                  "s:o, s:o, s:o, s:s}",
                   "schema_version", JSON_SCHEMA_VERSION, "model", source_name(a->options), "n_ranks", plan->n_ranks,
                   "fewest_ranks", a->grids->fewest, "stages", plan->layout.stages, "replicas", plan->layout.replicas,
                   "waves", (json_int_t)plan->layout.n_waves, "grids", grids_json(a->grids), "room_bytes",
@@ -308,7 +308,8 @@ int plan_print_json(const struct answer *a)
                   (json_int_t)(plan->result_bytes + plan->hidden_bytes + (c->keep_stats ? plan->stats_bytes : 0) +
                                (a->room->spills_to_host ? 0 : spilled)),
                   "memory_bytes", (json_int_t)memory_total(&plan->rank[plan_neediest(plan)].memory), "ranks", ranks,
-                  "seconds", times_json(a), "command", command ? command : "");
+                  "seconds", rate ? json_number(plan_seconds(plan, rate)) : json_null(), "times", times_json(a),
+                  "command", command ? command : "");
     json_object_set_new(json, "n_sequences", json_integer((json_int_t)a->job->corpus.n_sequences));
     json_object_set_new(json, "seq_len", json_integer((json_int_t)a->job->corpus.seq_len));
     json_object_set_new(json, "fewest_spills", json_boolean(a->grids->fewest_spills));

@@ -261,7 +261,7 @@ static json_t *row_json(const struct served *s, const struct row *row)
     json_t *items = json_object();
     for (int i = 0; i < row->needs.n; i++)
         json_object_set_new(items, row->needs.item[i].name, json_integer((json_int_t)row->needs.item[i].bytes));
-    return json_pack("{s:i, s:b, s:I, s:o, s:I, s:o}", "ranks", row->n_ranks, "fits", row->serves, "memory_bytes",
+    return json_pack("{s:i, s:b, s:I, s:o, s:I, s:o}", "n_ranks", row->n_ranks, "fits", row->serves, "memory_bytes",
                      (json_int_t)memory_total(&row->needs), "memory", items, "kv_tokens", (json_int_t)row->kv_tokens,
                      "requests", json_number(requests_of(s, row)));
 }

@@ -9,7 +9,7 @@ checked() { # what, least bytes that a step reads, most
     python3 - "$@" <<'END' || fail "bench $1 doesn't add up"
 import json, sys
 r = json.load(open("out"))
-assert r["schema_version"] == 1 and r["prompt"] == 40 and r["generate"] == 6 and r["repeat"] == 2
+assert r["schema_version"] == 1 and r["n_prompt"] == 40 and r["n_generate"] == 6 and r["repeat"] == 2
 assert r["copy_bytes_per_s"] > 1e8 and [b["batch"] for b in r["batches"]] == [1, 3]
 for b in r["batches"]:
     assert b["prefill_tokens_per_s"]["mean"] > 0 and b["prefill_tokens_per_s"]["sd"] >= 0

@@ -3,8 +3,8 @@
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need python3
 layers_of() { (cd "$1" && sha256sum layers/*.h5 head.h5 | sha256sum | cut -d' ' -f1); }
-evaluated() { tr -d ' \n' <out | sed 's/"seconds":[^,]*,//; s/"ranks":[0-9]*,//'; }
-generated() { tr -d ' \n' <out | sed 's/"prefill_s":[^,]*,//; s/"decode_s":[^,]*,//; s/"tokens_per_s":[^,]*,//; s/"ranks":[0-9]*//'; }
+evaluated() { tr -d ' \n' <out | sed 's/"seconds":[^,]*,//; s/"n_ranks":[0-9]*,//'; }
+generated() { tr -d ' \n' <out | sed 's/"prefill_s":[^,]*,//; s/"decode_s":[^,]*,//; s/"tokens_per_s":[^,]*,//; s/"n_ranks":[0-9]*//'; }
 prompt=$(python3 -c 'import json,sys; print(json.load(open(sys.argv[1]))["prompt"])' "$TINY/generate.json")
 
 for settings in "--bits 4" "--bits 3 --solver qr-rsvd --exact-energy" "--bits 2 --solver qr-rsvd --qr householder"; do

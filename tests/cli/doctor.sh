@@ -28,7 +28,7 @@ expect 0 schema_version alone doctor --json --model "$TINY"
 python3 - <<'END' || fail "doctor --json lacks checks"
 import json
 r = json.load(open("out"))
-assert r["schema_version"] == 1 and r["fit"] is True and r["ranks"] == 1
+assert r["schema_version"] == 1 and r["fit"] is True and r["n_ranks"] == 1
 names = [c["check"] for c in r["checks"]]
 for name in ["mpi", "cores", "memory", "descriptors", "blas", "hdf5", "gpu", "nccl", "all-reduce", "model",
              "write, fsync, rename", "locks", "disk space"]:

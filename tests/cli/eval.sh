@@ -28,7 +28,7 @@ bad = []
 for name, key, tolerance in (("perplexity", "perplexity", 1e-5), ("nll", "nll", 1e-5), ("nll_stderr", "stderr", 1e-3)):
     if abs(got[name] - want[key]) > tolerance * abs(want[key]):
         bad.append("%s %.9g, reference %.9g" % (name, got[name], want[key]))
-for name, key in (("tokens", "tokens"), ("windows", "windows"), ("text_sha256", "text_sha256"),
+for name, key in (("n_tokens", "tokens"), ("n_windows", "windows"), ("text_sha256", "text_sha256"),
                   ("ids_sha256", "ids_sha256_i32le")):
     if got[name] != want[key]:
         bad.append("%s %s, reference %s" % (name, got[name], want[key]))
@@ -45,7 +45,7 @@ if [ "$where" = golden ]; then
 import json, math
 e = json.load(open("out"))
 n, w = e["token_nll"], e["window_tokens"]
-assert len(n) == e["tokens"] == sum(w) and len(w) == e["windows"]
+assert len(n) == e["n_tokens"] == sum(w) and len(w) == e["n_windows"]
 assert abs(math.fsum(n) / len(n) - e["nll"]) < 1e-12 and abs(math.exp(e["nll"]) - e["perplexity"]) < 1e-9 * e["perplexity"]
 at = 0
 for k, mean in zip(w, e["window_nll"]):

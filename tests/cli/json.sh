@@ -19,6 +19,10 @@ def members(v):
             yield from members(value)
     for value in v if isinstance(v, list) else ():
         yield from members(value)
+# a name means one thing: what has it is of one type, whatever the command
+kinds = {bool: "true or false", int: "number", float: "number", str: "text", list: "list", dict: "object"}
+with open("types", "a") as types:
+    types.writelines(f"{name} {kinds[type(v)]}\n" for name, v in page.items() if v is not None)
 unlisted = set(page) - listed
 absent = {name for name in listed - with_or_without if name not in set(members(page)) and f'"{name}"' not in json.dumps(page)}
 if unlisted or absent:
@@ -38,14 +42,14 @@ documented solve "" solve --stats moe.glowq --model "$MOE" --out solved.glowq --
 documented eval "" eval --model "$DENSE" --text "$DENSE_TEXT" --max-tokens 600 --per-token-nll
 documented generate "stop length" generate --model "$DENSE" --prompt hi --max-tokens 3
 documented plan "spilled_to" plan --model "$MOE" --ranks 2 --gpu-memory 80 --profile "$GLOWQ_SOURCE_DIR/docs/results/plan-h100-assumed.json"
-documented plan "spilled_to expert_traffic stages total" plan --model "$DENSE"
+documented plan "spilled_to expert_traffic stages" plan --model "$DENSE"
 documented "plan --serve" "" plan --serve --model "$DENSE"
 documented status "$states" status moe.glowq
 documented bench "products" bench --model "$DENSE" --batch 1 --repeat 1 --prompt 8 --generate 4
 documented doctor "" doctor
-documented inspect "checkpoint glowq hdf5 manifest experts objects" inspect "$DENSE"
+documented inspect "checkpoint glowq hdf5 manifest expert_layers objects" inspect "$DENSE"
 documented inspect "checkpoint glowq hdf5 config tensors objects" inspect moe.glowq
-documented inspect "checkpoint glowq hdf5 config tensors manifest experts" inspect moe.glowq/head.h5
+documented inspect "checkpoint glowq hdf5 config tensors manifest expert_layers" inspect moe.glowq/head.h5
 documented verify "" verify moe.glowq
 printf 'hi there' >text
 alone tokenize --model "$DENSE" --json <text || fail "tokenize: $(why)"
@@ -53,6 +57,8 @@ python3 compare.py "$GLOWQ_SOURCE_DIR/docs/json.md" tokenize texts 2>told || fai
 echo "73 74" >ids
 alone tokenize --model "$DENSE" --decode --json <ids || fail "tokenize --decode: $(why)"
 python3 compare.py "$GLOWQ_SOURCE_DIR/docs/json.md" tokenize strings 2>told || fail "$(cat told)"
+
+same "$(sort -u types | cut -d' ' -f1 | uniq -d | tr '\n' ' ')" "" "names of members that are of two types"
 
 # A command that fails has no result to print.
 expect 1 "no such folder" alone eval --model nowhere --text text --json

@@ -4,8 +4,8 @@
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need python3
 calibrate_tiny packed.glowq || fail "calibrate: $(why)"
-evaluated() { tr -d ' \n' <out | sed 's/"seconds":[^,]*,//; s/"ranks":[0-9]*,//'; }
-generated() { tr -d ' \n' <out | sed 's/"prefill_s":[^,]*,//; s/"decode_s":[^,]*,//; s/"tokens_per_s":[^,]*,//; s/"ranks":[0-9]*//'; }
+evaluated() { tr -d ' \n' <out | sed 's/"seconds":[^,]*,//; s/"n_ranks":[0-9]*,//'; }
+generated() { tr -d ' \n' <out | sed 's/"prefill_s":[^,]*,//; s/"decode_s":[^,]*,//; s/"tokens_per_s":[^,]*,//; s/"n_ranks":[0-9]*//'; }
 prompt=$(python3 -c 'import json,sys; print(json.load(open(sys.argv[1]))["prompt"])' "$TINY/generate.json")
 
 for case in "$TINY" packed.glowq "packed.glowq --no-correction"; do

@@ -65,7 +65,7 @@ for settings in "" "--bits 4 --group-size 64" "--bits 3 --group-size 64 --rank 8
         python3 - <<'END' || fail "NLL with '$settings' on $n ranks: $(field nll)"
 import json, math
 e = json.load(open("out"))
-assert e["model"] == "config.json" and e["tokens"] == 4 * 127 and abs(e["nll"] - math.log(1000) - 0.5) < 0.15
+assert e["model"] == "config.json" and e["n_tokens"] == 4 * 127 and abs(e["nll"] - math.log(1000) - 0.5) < 0.15
 END
         now=$(field nll)
         [ "$n" = 1 ] && first=$now
