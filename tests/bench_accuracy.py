@@ -3,10 +3,11 @@
 """Accuracy of a model at several widths and ranks: perplexity, its standard error, bytes, and the difference to plain rounding
 at the same width, paired window by window. Prints a Markdown table.
 
-    python3 tests/bench_accuracy.py [--glowq build/glowq] [--model examples/dense] [--np 2] [--bits 4 3 2] [--ranks 8 16 32 64]
+    python3 tests/bench_accuracy.py [--glowq build/glowq] [--model examples/dense] [--np 2] [--bits 4 3 2] [--ranks 4 8 16 32 64]
     python3 tests/bench_accuracy.py --study sharing --model examples/moe --ranks 8 16
 
---study ranks: the correction at each rank. --study sharing: a B of its own for every matrix at each rank, against one B for
+--study ranks: the correction at each rank, and, for its bytes, plain rounding in smaller groups: the last column compares each
+correction with the rounding that comes nearest to it in bytes. --study sharing: a B of its own for every matrix at each rank, against one B for
 each group at that rank and at as many bytes, with and without what is done for experts (their own statistics in the refit, their
 weight in the solve).
 
@@ -28,8 +29,9 @@ parser.add_argument("--text", default="examples/texts/calibration.txt")
 parser.add_argument("--heldout", default="examples/texts/heldout.txt")
 parser.add_argument("--np", type=int, default=2)
 parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
-parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32, 64])
+parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16, 32, 64])
 parser.add_argument("--group-size", type=int, default=128)
+parser.add_argument("--smaller-groups", type=int, nargs="+", default=[64, 32, 16, 8])
 parser.add_argument("--samples", type=int, default=128)
 parser.add_argument("--seq-len", type=int, default=256)
 args = parser.parse_args()
@@ -47,9 +49,9 @@ def evaluate(model, *options):
     return glowq("eval", "--model", model, "--text", args.heldout, "--protocol", "windows", "--ctx", "256", *options)
 
 
-def calibrate(out, bits, rank, *options):
+def calibrate(out, bits, rank, *options, group_size=args.group_size):
     return glowq("calibrate", "--model", args.model, "--text", args.text, "--out", out, "--bits", str(bits), "--rank", str(rank),
-                 "--group-size", str(args.group_size), "--samples", str(args.samples), "--seq-len", str(args.seq_len), *options)
+                 "--group-size", str(group_size), "--samples", str(args.samples), "--seq-len", str(args.seq_len), *options)
 
 
 def paired(a, b):
@@ -68,20 +70,33 @@ def row(bits, name, result, size, *baselines):
 
 
 def corrected(scratch, bits, name, rank, baselines, *options):
-    """One line of the table; gives the bytes of the correction and what was measured."""
+    """One line of the table; gives the bytes of the correction and what was measured. A baseline may be a function of the bytes."""
     out = os.path.join(scratch, f"{bits} {name}.glowq")
     facts = calibrate(out, bits, rank, *options)
     result = evaluate(out)
-    row(bits, name, result, facts["quantized_bytes"] + facts["factor_bytes"], *baselines)
+    size = facts["quantized_bytes"] + facts["factor_bytes"]
+    row(bits, name, result, size, *(b(size) if callable(b) else b for b in baselines))
     return facts["factor_bytes"], result
 
 
-def study_ranks(scratch, bits, rounded):
+def study_ranks(scratch, bits, rounded, size):
+    sizes = [(size, rounded)]
+    for group_size in args.smaller_groups:
+        out = os.path.join(scratch, f"w{bits}g{group_size}.glowq")
+        size = calibrate(out, bits, 0, group_size=group_size)["quantized_bytes"]
+        result = evaluate(out)
+        row(bits, f"rounded, groups of {group_size}", result, size, rounded, None)
+        sizes.append((size, result))
+
+    def nearest(size):
+        known = min(sizes, key=lambda s: abs(s[0] - size))
+        return known[1] if abs(known[0] - size) < 0.05 * size else None
+
     for rank in args.ranks:
-        corrected(scratch, bits, f"GlowQ, rank {rank}", rank, [rounded])
+        corrected(scratch, bits, f"GlowQ, rank {rank}", rank, [rounded, nearest])
 
 
-def study_sharing(scratch, bits, rounded):
+def study_sharing(scratch, bits, rounded, _):
     for rank in args.ranks:
         def line(name, r, baselines, *options):
             return corrected(scratch, bits, name, r, baselines, "--expert-rank", str(r), *options)
@@ -98,9 +113,9 @@ def study_sharing(scratch, bits, rounded):
 
 sharing = args.study == "sharing"
 print("| bits | weights | perplexity | linears, MB | NLL against rounding at the same width, paired |" +
-      (" against a B for each matrix |" if sharing else ""))
-print("|---|---|---|---|---|" + ("---|" if sharing else ""))
-none = [None, None] if sharing else [None]
+      (" against a B for each matrix |" if sharing else " against rounding in as many bytes (to 5 %) |"))
+print("|---|---|---|---|---|---|")
+none = [None, None]
 with tempfile.TemporaryDirectory() as scratch:
     full = evaluate(args.model)
     for bits in args.bits:
@@ -110,4 +125,4 @@ with tempfile.TemporaryDirectory() as scratch:
             row(16, "as stored", full, facts["weight_bytes"], *none)
         rounded = evaluate(out)
         row(bits, "rounded", rounded, facts["quantized_bytes"], *none)
-        (study_sharing if sharing else study_ranks)(scratch, bits, rounded)
+        (study_sharing if sharing else study_ranks)(scratch, bits, rounded, facts["quantized_bytes"])
