@@ -72,7 +72,7 @@ struct worker {
     uint32_t launch_epoch, block_epoch, epoch; /* races.h */
 };
 
-/* The module's own thread-local variables are this one and fiber.cpp's two: fill_statics saves all. */
+/* The simulator's only thread-local variable: fill_statics saves it. */
 static thread_local struct worker *mine;
 
 /* ---- ending on a bug --------------------------------------------------------------------------------------------- */
@@ -174,13 +174,11 @@ static struct worker *worker_get(void)
     return mine;
 }
 
-/* Static __shared__ arrays are thread-local variables; among them stand a few of the simulator's own, which it restores.
- * (noinline: `mine` must be read anew behind it.) */
+/* Static __shared__ arrays are thread-local variables; among them stands the simulator's own, which is restored. (noinline:
+ * `mine` must be read anew behind it.) */
 static void __attribute__((noinline)) fill_statics(struct worker *w)
 {
-    struct fiber_running kept = fiber_running_get();
     memset(w->statics, 0xff, w->statics_bytes);
-    fiber_running_set(kept);
     mine = w;
 }
 
