@@ -116,13 +116,14 @@ static void problem_free(struct problem *p)
 /* The bound: sums of K independent terms in f32, in any order, err by u^2 K / 6 of the terms' squares if each addition rounds
  * to nearest (test_kernels_linear.c); the tensor cores cut instead, up to four times that with a bias, which for K below a
  * thousand stays within 16 u^2 (K + 8). x and weights enter exactly. `rounded`: weights that the tier rounds to bf16. */
-static void check(const struct problem *p, const char *tune, int rounded)
+static void check_issued(const struct problem *p, const char *tune, int rounded, struct step *step)
 {
     const int64_t d_out = p->w.p.d_out, ld = d_out + Y_PAD, n = p->y_rows * d_out;
     const double u = rounded ? 1.0 / 512 : U32 * sqrt((double)(p->w.p.d_in + p->a.p.d_in + 8));
     float *y = must(malloc((size_t)(p->y_rows * ld + 1) * sizeof *y));
     struct linear_args args = {.w = &p->w.p, .accumulate = p->accumulate};
     double error = 0, terms = 0;
+    int replayed = 0, err = OK;
     args.a = p->a.p.d_in ? &p->a.p : NULL;
     args.r = args.a ? &p->r.m : NULL;
     args.bias = p->bias.buf.p ? &p->bias.m : NULL;
@@ -131,8 +132,14 @@ static void check(const struct problem *p, const char *tune, int rounded)
     if (n > 0)
         assert_ok(be.ops->put(&be, p->y.buf.p, p->before, (size_t)(p->y_rows * ld) * sizeof *y));
     setenv("GLOWQ_TUNE", tune, 1);
-    if (be.ops->linear(&be, &p->x.m, &args, &m) != OK)
+    if (step)
+        assert_ok(be.ops->step_begin(&be, step, &replayed));
+    if (!replayed)
+        err = be.ops->linear(&be, &p->x.m, &args, &m);
+    if (err != OK)
         fail_msg("%s by %s: no product", p->what, tune);
+    if (step && !replayed)
+        assert_ok(be.ops->step_end(&be, step));
     unsetenv("GLOWQ_TUNE");
     if (n > 0)
         assert_ok(be.ops->get(&be, y, p->y.buf.p, (size_t)(p->y_rows * ld) * sizeof *y));
@@ -150,6 +157,11 @@ static void check(const struct problem *p, const char *tune, int rounded)
     if (!(error <= 16 * u * u * terms))
         fail_msg("%s by %s: error^2 / terms^2 is %.3g, bound %.3g", p->what, tune, error / terms, 16 * u * u);
     free(y);
+}
+
+static void check(const struct problem *p, const char *tune, int rounded)
+{
+    check_issued(p, tune, rounded, NULL);
 }
 
 /* ---- cases ------------------------------------------------------------------------------------------------------- */
@@ -223,6 +235,19 @@ static void test_plain_and_chosen(void **unused)
     walk(rows, 5, tunes, 2);
 }
 
+/* Before any other: the library's handles and memory are made while a step runs for the first time. Then it is recorded, then
+ * replayed. */
+static void test_first_product_in_a_step(void **unused)
+{
+    struct step step = {0};
+    struct problem p = problem_make(48, 64, (struct weight_spec){.dtype = be.act}, 130, 8, 0);
+    (void)unused;
+    for (int i = 0; i < 4; i++)
+        check_issued(&p, "linear.tier=4", 0, &step);
+    be.ops->step_free(&be, &step);
+    problem_free(&p);
+}
+
 /* The library has no empty products, and rounds codes to bf16 where x is bf16. */
 static void test_library(void **unused)
 {
@@ -276,24 +301,26 @@ static int close_device(void **unused)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest half[] = {
-        cmocka_unit_test(test_plain_and_chosen), cmocka_unit_test(test_decode),          cmocka_unit_test(test_mma),
-        cmocka_unit_test(test_library),          cmocka_unit_test(test_unaligned_input),
+        cmocka_unit_test(test_first_product_in_a_step),
+        cmocka_unit_test(test_plain_and_chosen),
+        cmocka_unit_test(test_decode),
+        cmocka_unit_test(test_mma),
+        cmocka_unit_test(test_library),
+        cmocka_unit_test(test_unaligned_input),
     };
     const struct CMUnitTest full[] = {
         /* in f32 nothing may go to the tensor cores */
+        cmocka_unit_test(test_first_product_in_a_step),
         cmocka_unit_test(test_plain_and_chosen),
         cmocka_unit_test(test_library),
         cmocka_unit_test(test_unaligned_input),
     };
     backend_name = argc > 1 ? argv[1] : "cuda:sim";
-    const int was_quiet = err_quiet(1);
-    if (open_device(NULL) != OK) {
-        printf("skipped: %s\n", err_last());
-        return 77;
-    }
+    open_or_skip(backend_name);
+    if (open_device(NULL) != OK)
+        return 1;
     const int is_half = be.act == DT_BF16;
     close_device(NULL);
-    err_quiet(was_quiet);
     return is_half ? cmocka_run_group_tests(half, open_device, close_device)
                    : cmocka_run_group_tests(full, open_device, close_device);
 }

@@ -396,10 +396,12 @@ int main(int argc, char **argv)
     err_quiet(1);
     const int err = backend_open(&backend, argc > 1 ? argv[1] : "cpu", 1);
     err_quiet(0);
-    if (err == ERR_UNSUPPORTED || err == ERR_GPU) {
+    if (err == ERR_UNSUPPORTED) {
         printf("skipped: %s\n", err_last());
         return 77;
     }
+    if (err != OK)
+        fprintf(stderr, "%s\n", err_last());
     if (err != OK || comm_open_self(&self, &backend) != OK)
         return 1;
     log_init(0, 0);

@@ -53,8 +53,10 @@ static int blas_open(struct backend *be, struct blas **out)
 {
     int err = OK;
     struct blas *b = state_of(be)->blas;
+    const int in_step = state_of(be)->in_step;
     if (b)
         goto out;
+    state_of(be)->in_step = 0; /* a first product may stand in the run before the recording, as in cuda_scratch */
     if (!(b = (struct blas *)calloc(1, sizeof *b)))
         FAIL(ERR_NOMEM, "%zu bytes", sizeof *b);
     state_of(be)->blas = b; /* what follows may fail half-way: blas_close ends what there is */
@@ -77,6 +79,7 @@ out:
         blas_close(be);
     else
         *out = b;
+    state_of(be)->in_step = in_step;
     return err;
 }
 

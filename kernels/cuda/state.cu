@@ -109,6 +109,7 @@ static int wait_for(struct backend *be, cudaEvent_t event)
     }
     TRY(cuda_checked((int)code, "waiting for the GPU", __FILE__, __LINE__));
 out:
+    cudaGetLastError(); /* "not ready" is no error: the next launch shall not find it */
     return err;
 }
 

@@ -5,6 +5,7 @@
 #include "kernels/cuda/state.h"
 
 extern "C" {
+#include "base/log.h"
 #include "kernels/module.h"
 }
 
@@ -23,6 +24,8 @@ static int open_checked(struct backend *be)
         is_checked[be->index][is_bf16] = 1;
     }
 out:
+    if (err == ERR_GPU && is_open)
+        log_warn("%s: the check of the fast kernels failed; GLOWQ_DISABLE=mma goes without them", be->description);
     if (err && is_open)
         close_cuda(be);
     return err;

@@ -111,6 +111,13 @@ for n in 1 2; do
     done
 done
 
+# The check at opening that fails says how to go without the kernels it checks; told so, it runs none of them.
+GLOWQ_SIM_FAIL=launch:1 run "$ENDS_S" 1 eval none
+grep -q "GLOWQ_DISABLE=mma goes without" err || fail "the check at opening fails: $(cat err)"
+GLOWQ_DISABLE=mma GLOWQ_SIM_FAIL=launch:1 run "$ENDS_S" 1 eval none
+same "$?" 1 "exit without the fast kernels"
+! grep -q "GLOWQ_DISABLE=mma goes without" err || fail "a check of kernels that are disabled: $(cat err)"
+
 if [ "${1:-}" = sweep ]; then
     for command in ${COMMANDS:-eval generate calibrate bench}; do
         for n in ${RANKS:-1 2 3}; do
