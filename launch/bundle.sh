@@ -132,15 +132,21 @@ export OPAL_PREFIX="$D" OPAL_LIBDIR="$D/openmpi" OPAL_PKGLIBDIR="$D/openmpi/open
 export OPAL_PKGDATADIR="$D/share/openmpi" OPAL_SYSCONFDIR="$D/etc" OPAL_BINDIR="$D/bin"
 export PMIX_PREFIX="$D/pmix" PMIX_LIBDIR="$D/pmix/lib" PMIX_PKGLIBDIR="$D/pmix/lib/pmix" PMIX_DATADIR="$D/pmix/share"
 export PMIX_PKGDATADIR="$D/pmix/share/pmix" PMIX_SYSCONFDIR="$D/etc"
-# CUDA's libraries: a toolkit, or the ones that Python packages bring along
-cuda=""
-for d in "${CUDA_HOME:-/usr/local/cuda}/lib64" "${CUDA_HOME:-/usr/local/cuda}/targets/x86_64-linux/lib"; do
-    [ ! -d "$d" ] || cuda="$cuda:$d"
-done
-if [ -z "$cuda" ] && command -v python3 >/dev/null; then
-    cuda=$(python3 -c 'import glob, sysconfig
-print("".join(":" + d for d in glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib")))')
+# CUDA's libraries: a toolkit's, or those that Python packages bring along: first whichever has the cuBLAS that the module was built
+# with, for another version's have other libraries under the same names. NCCL may be in either.
+home=${CUDA_HOME:-${CUDA_PATH:-/usr/local/cuda}} blas=$(cat "$D/etc/cublas") cuda="" python=""
+for d in "$home/lib64" "$home/lib" "$home/targets/x86_64-linux/lib"; do [ ! -d "$d" ] || cuda="$cuda:$d"; done
+if command -v python3 >/dev/null; then
+    python=$(python3 -c 'import glob, site, sysconfig
+places = [sysconfig.get_paths()["purelib"], site.getusersitepackages()] + site.getsitepackages()
+print("".join(":" + lib for d in dict.fromkeys(places) for lib in glob.glob(d + "/nvidia/*/lib")))' 2>/dev/null)
 fi
+if [ -e "$home/lib64/$blas" ] || [ -e "$home/lib/$blas" ] || [ -e "$home/targets/x86_64-linux/lib/$blas" ]; then
+    cuda=$cuda$python
+else
+    cuda=$python$cuda
+fi
+export GLOWQ_HOST_LIBRARIES="${LD_LIBRARY_PATH:-}" # for the machine's own programs: this folder's libraries may be older than theirs
 export LD_LIBRARY_PATH="$D/lib$cuda${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" PATH="$D/bin:$PATH"
 export GLOWQ_MODULE_DIR="$D/lib/glowq" GLOWQ_SOURCE_DIR="$D/source" GLOWQ_BINARY="$D/bin/glowq" GLOWQ_MPIEXEC="$D/bin/mpirun"
 . "$D/etc/mpi_env.sh"
@@ -148,6 +154,7 @@ case $1 in tests/*) command=$D/$1; shift; set -- "$command" "$@" ;; esac
 exec "$@"
 W
 cp launch/mpi_env.sh "$OUT/etc/"
+readelf -d "$OUT"/lib/glowq/*.so | sed -n 's/.*NEEDED.*\[\(libcublas\.so[^]]*\)\]/\1/p' >"$OUT/etc/cublas" # empty without the CUDA module
 chmod +x "$OUT/run.sh"
 mib=$(du -sm --apparent-size "$OUT" | cut -f 1)
 echo "$OUT: $mib MiB"

@@ -2,10 +2,12 @@
 # gpu-suite.sh OUT [STAGE...]: runs what needs a GPU, on a machine without CMake too (in a bundle: run.sh tests/gpu-suite.sh OUT).
 #   tests      the cases that CTest labels gpu, each a process of its own with a limit (a CUDA error sticks to its process)
 #   sanitize   the op tests under compute-sanitizer: memcheck, racecheck
-#   bench      kernels, solver against the published procedure, decode and prefill of an 8B model
+#   bench      kernels, solver against the published procedure, decode and prefill of an 8B model, what --tune finds for it
 #   calibrate  a whole synthetic 8B model, 128 x 2048 tokens, by both solvers
 #   experts    a whole synthetic Qwen3-30B-A3B: calibrated on 128 x 2048 tokens, decode and prefill
-# A stage starts nothing after BUDGET seconds; what it didn't reach it names. OUT gets results.jsonl (a line a run, written at
+# Every stage begins with the device's opening, which tries the fast kernels: where that fails and without them doesn't, the stage goes
+# on without them (GLOWQ_DISABLE=mma; the tiers' own tests still run each).
+# A stage starts nothing after BUDGET seconds and ends a minute later; what it didn't reach it names. OUT gets results.jsonl (a line a run, written at
 # once), summary.md, results.csv, logs.txt and what the benches leave: at most 8 files.
 # DEVICE=cuda:sim rehearses all of it on the kernels compiled for the host.
 set -u
@@ -15,6 +17,7 @@ shift
 STAGES=${*:-tests sanitize bench calibrate experts}
 DEVICE="${DEVICE:-cuda}"                       # cuda, or cuda:sim
 BUDGET="${BUDGET:-520}"                        # seconds a stage may go on starting runs
+TEST_LIMIT="${TEST_LIMIT:-$([ "$DEVICE" = cuda ] && echo 150 || echo 900)}" # seconds of a test at most: one that hangs leaves the others time
 ONLY="${ONLY:-.}"                              # of the tests: those whose name matches, e.g. what an earlier call didn't reach
 SOURCE="${GLOWQ_SOURCE_DIR:-$(cd "$(dirname "$0")/.." && pwd)}"
 GLOWQ="${GLOWQ_BINARY:-$SOURCE/build/glowq}"
@@ -23,7 +26,9 @@ LIST=$SOURCE/tests/gpu.list
 if [ -d "$BIN/tests" ]; then LIST=$BIN/tests/gpu.list BIN=$BIN/tests; fi
 MPIEXEC="${GLOWQ_MPIEXEC:-mpirun}"
 SHAPES=$SOURCE/examples/shapes
-export GLOWQ_SOURCE_DIR="$SOURCE" GLOWQ_BINARY="$GLOWQ" GLOWQ_MPIEXEC="$MPIEXEC" OPENBLAS_NUM_THREADS=1
+HOST_LIBRARIES=${GLOWQ_HOST_LIBRARIES-${LD_LIBRARY_PATH-}} # where the machine's own programs look (a bundle's run.sh puts its own first)
+export GLOWQ_SOURCE_DIR="$SOURCE" GLOWQ_BINARY="$GLOWQ" GLOWQ_MPIEXEC="$MPIEXEC" OPENBLAS_NUM_THREADS=1 GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
+[ -n "${OPENBLAS_CORETYPE:-}" ] || ! grep -q -m 1 avx512dq /proc/cpuinfo || export OPENBLAS_CORETYPE=SKYLAKEX # as glowq does for itself
 [ ! -r "$SOURCE/launch/mpi_env.sh" ] || . "$SOURCE/launch/mpi_env.sh" # a bundle has done so
 [ -r "$LIST" ] || { echo "gpu-suite.sh: $LIST isn't there" >&2; exit 1; }
 
@@ -47,11 +52,12 @@ run_one() {
     if [ $((begin - stage_begin)) -gt "$BUDGET" ]; then
         code=-1 result="not run" seconds=0 why="the stage's $BUDGET s were over"
     else
+        [ "$limit" -le $((BUDGET + 60 - begin + stage_begin)) ] || limit=$((BUDGET + 60 - begin + stage_begin))
         (cd "$work" && timeout -k 10 "$limit" "$@") >"$work/log" 2>&1
         code=$? seconds=$(($(date +%s) - begin))
         case $code in 0) result=passed ;; 77) result=skipped ;; 124 | 137) result="timed out" ;; *) result=failed ;; esac
         why=""
-        [ $code = 0 ] || why=$(grep -a -m 1 -E 'got|NMSE|[Ee]rror|FAIL|skipped|=========' "$work/log" | cut -c 1-300)
+        [ $code = 0 ] || why=$(grep -av COMPUTE-SANITIZER "$work/log" | grep -a -m 1 -E 'got|NMSE|[Ee]rror|FAIL|skipped|=========' | cut -c 1-300)
         { echo "==== $stage $name: $result ($code), $seconds s: $*"; tail -c 60000 "$work/log"; } >>"$logs"
     fi
     case $result in passed | skipped) ;; *) failed=$((failed + 1)) ;; esac
@@ -60,9 +66,13 @@ run_one() {
     echo "$stage $name: $result, $seconds s $why"
 }
 
-tests_of() { # the list's fields NAME PROGRAM NP LIMIT ENV ARGS, empty ones kept; single ops before whole programs
-    { grep -v '^cli_' "$LIST"; grep '^cli_' "$LIST"; } | grep -E "^[^$tab]*($ONLY)[^$tab]*$tab" |
-        sed "s/$tab$tab/$tab-$tab/g; s/$tab$tab/$tab-$tab/g"
+# The list's fields NAME PROGRAM NP LIMIT ENV ARGS, empty ones kept; first what tells most: single ops, then their fast tiers, then
+# solvers and models, in bf16 before f32, several ranks and whole programs last.
+tests_of() {
+    grep -E "^[^$tab]*($ONLY)[^$tab]*$tab" "$LIST" | sed "s/$tab$tab/$tab-$tab/g; s/$tab$tab/$tab-$tab/g" | awk -F "$tab" -v OFS="$tab" '{
+        order = $1 ~ /^kernels_/ ? 1 : $1 ~ /_tiers_|^rows_|^products_|^sampler_/ ? 2 : $1 ~ /^cli_/ ? 9 : 4
+        print order + ($1 ~ /_f32$/ ? 2 : 0) + ($3 != "-" || $1 ~ /nccl/ ? 3 : 0), $0
+    }' | sort -s -n -k 1,1 | cut -f 2-
 }
 program_of() {
     case $1 in
@@ -76,6 +86,7 @@ stage_tests() {
         [ "$np" = - ] && launch="" || launch="$MPIEXEC -n $np"
         [ "$env" = - ] && env=""
         [ "$args" = - ] && args=""
+        [ "$limit" -le "$TEST_LIMIT" ] || limit=$TEST_LIMIT
         run_one tests "$name" "$limit" env $env $launch $(program_of "$program") $(on_device $args) </dev/null
     done <<L
 $(tests_of)
@@ -83,19 +94,25 @@ L
 }
 
 stage_sanitize() {
-    if ! command -v compute-sanitizer >/dev/null; then
-        run_one sanitize compute-sanitizer 10 sh -c 'echo "skipped: compute-sanitizer is not on PATH"; exit 77'
+    toolkit=${CUDA_HOME:-${CUDA_PATH:-/usr/local/cuda}} sanitizer=""
+    for s in "$(command -v compute-sanitizer)" "$toolkit/bin/compute-sanitizer" "$toolkit/compute-sanitizer/compute-sanitizer"; do
+        [ -n "$sanitizer" ] || [ ! -x "$s" ] || sanitizer=$s
+    done
+    if [ -z "$sanitizer" ]; then
+        run_one sanitize compute-sanitizer 10 sh -c 'echo "skipped: no compute-sanitizer on PATH or in the CUDA toolkit"; exit 77'
         return
     fi
-    for tool in memcheck racecheck; do
-        while IFS="$tab" read -r name program np limit env args; do
-            case $program in test_kernels* | test_*_tiers | test_products) ;; *) continue ;; esac
-            [ "$np" = - ] || continue
-            run_one sanitize "$tool $name" 180 compute-sanitizer --tool $tool --error-exitcode 9 "$BIN/$program" $args </dev/null
-        done <<L
+    while IFS="$tab" read -r test program np limit env args; do
+        case $test in *_f32) continue ;; esac # there the kernels are the plain ones and the library's
+        case $program in test_kernels* | test_*_tiers | test_products) ;; *) continue ;; esac
+        [ "$np" = - ] || continue
+        # Every call's answer is looked at by the program; the libraries try some that fail.
+        run_one sanitize "memcheck $test" 180 "$sanitizer" --tool memcheck --report-api-errors no --error-exitcode 9 "$BIN/$program" $args \
+            </dev/null
+        run_one sanitize "racecheck $test" 180 "$sanitizer" --tool racecheck --error-exitcode 9 "$BIN/$program" $args </dev/null
+    done <<L
 $(tests_of)
 L
-    done
 }
 
 # bench STAGE NAME LIMIT COMMAND...: what it prints also goes to OUT/bench.txt
@@ -105,20 +122,21 @@ bench() {
 }
 stage_bench() {
     small=$([ "$DEVICE" = cuda ] || echo yes) # a rehearsal's sizes
-    bench bench kernels 240 "$BIN/bench_kernels" "$DEVICE"
     if [ -n "$small" ]; then
+        bench bench kernels 240 "$BIN/bench_kernels" "$DEVICE"
         bench bench solve 120 "$BIN/bench_solve" 512 256 16 1 1 "$DEVICE"
         bench bench decode 120 "$GLOWQ" bench --device "$DEVICE" --model "$SOURCE/examples/dense" --prompt 16 --generate 4 --batch 1,2 --repeat 1
         return
     fi
-    bench bench solve 240 "$BIN/bench_solve" 22016 4096 64 2 2 "$DEVICE"
-    if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-        bench bench solve_torch 240 python3 "$SOURCE/tests/bench_solve_torch.py" --device cuda
-    fi
-    for bits in 4 16; do
-        bench bench "8b_w$bits" 240 "$GLOWQ" bench --device "$DEVICE" --synthetic "$SHAPES/llama-3-8b.json" --bits $bits --rank 64 \
-            --prompt 2048 --generate 64 --batch 1,8
-    done
+    eight="--device $DEVICE --synthetic $SHAPES/llama-3-8b.json --rank 64"
+    bench bench 8b_w4 150 "$GLOWQ" bench $eight --bits 4 --prompt 2048 --generate 64 --batch 1,8
+    bench bench solve 150 "$BIN/bench_solve" 22016 4096 64 2 2 "$DEVICE"
+    bench bench solve_torch 150 env LD_LIBRARY_PATH="$HOST_LIBRARIES" sh -c 'python3 -c "import torch; assert torch.cuda.is_available()" ||
+        { echo "skipped: python3 has no PyTorch that sees a GPU"; exit 77; }
+        exec python3 "$1" --device cuda' sh "$SOURCE/tests/bench_solve_torch.py"
+    bench bench kernels 200 "$BIN/bench_kernels" "$DEVICE"
+    bench bench 8b_w16 150 "$GLOWQ" bench $eight --bits 16 --prompt 2048 --generate 64 --batch 1,8
+    bench bench 8b_tune 150 "$GLOWQ" bench $eight --bits 4 --tune
 }
 
 # calibrate STAGE NAME SHAPE SOLVER: run.json, with the time of every stage and layer, goes to OUT
@@ -143,15 +161,29 @@ stage_experts() {
     bench experts 30b_a3b_w4 300 "$GLOWQ" bench --device "$DEVICE" --synthetic "$shape" --bits 4 --rank 16 $size
 }
 
-card() { command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || echo none; }
+open_device() { # NAME: prefill, decode steps, their recording
+    run_one "$stage" "$1" 120 "$GLOWQ" bench --device "$DEVICE" --model "$SOURCE/examples/dense" --prompt 16 --generate 4 --batch 1 --repeat 1
+}
+try_device() {
+    [ -z "${GLOWQ_DISABLE:-}" ] || return 0
+    open_device opening
+    [ "$result" = failed ] || [ "$result" = "timed out" ] || return 0
+    export GLOWQ_DISABLE=mma
+    open_device opening_plain
+    [ "$result" = passed ] || unset GLOWQ_DISABLE
+}
+
+card() { command -v nvidia-smi >/dev/null && LD_LIBRARY_PATH=$HOST_LIBRARIES nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || echo none; }
 for stage in $STAGES; do
     stage_begin=$(date +%s)
-    case $stage in tests | sanitize | bench | calibrate | experts) stage_$stage ;; *) echo "gpu-suite.sh: no stage $stage" >&2; exit 2 ;; esac
+    case $stage in tests | sanitize | bench | calibrate | experts) ;; *) echo "gpu-suite.sh: no stage $stage" >&2; exit 2 ;; esac
+    try_device
+    stage_$stage
 done
 sed 's/.*"stage": "\([^"]*\)", "name": "\([^"]*\)", "result": "\([^"]*\)", "exit": \([-0-9]*\), "seconds": \([0-9]*\).*/\1,\2,\3,\4,\5/' \
     "$results" | { echo "stage,name,result,exit,seconds"; cat; } >"$OUT/results.csv"
 {
-    echo "GPU: $(card). Device: $DEVICE. $("$GLOWQ" --version | head -n 1)"
+    echo "GPU: $(card). Device: $DEVICE${GLOWQ_DISABLE:+ without $GLOWQ_DISABLE}. $("$GLOWQ" --version | head -n 1)"
     echo
     echo "| stage | run | result | s |"
     echo "|---|---|---|---|"
