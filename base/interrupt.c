@@ -4,12 +4,14 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
 #include <unistd.h>
 
 static volatile sig_atomic_t pending;
 static const char *to_say;
+static atomic_int abandoned;
 
 static void on_signal(int number)
 {
@@ -40,6 +42,16 @@ void interrupt_catch(const char *notice)
 int interrupt_pending(void)
 {
     return pending;
+}
+
+void interrupt_abandon(void)
+{
+    atomic_store(&abandoned, 1);
+}
+
+int interrupt_abandoned(void)
+{
+    return atomic_load(&abandoned);
 }
 
 const char *interrupt_name(int number)

@@ -11,6 +11,10 @@
 void interrupt_catch(const char *notice);
 /* The number of the signal that came, or 0. */
 int interrupt_pending(void);
+/* From any thread, for good: what nobody waits for any more is to be left where it stands. Loading a model heeds it (model/linear.h), on
+ * this rank. */
+void interrupt_abandon(void);
+int interrupt_abandoned(void);
 /* "SIGUSR1" */
 const char *interrupt_name(int number);
 

@@ -15,6 +15,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +28,7 @@ static const double beat_s = 0.25;
 static const double connect_s = 5; /* a rank's patience with each of rank 0's addresses */
 static const double parent_patience =
     8; /* ranks allow rank 0 so many times the silence: it may be busy with its clients */
-static const char beat = '.', goodbye = 'q';
+static const char beat = '.', goodbye = 'q', abandon = 'a';
 enum { MOST_ADDRESSES = 8, EXIT_CODE = 6 };
 
 /* What rank 0 tells the others before they connect. */
@@ -58,6 +59,7 @@ struct heartbeat {
     int wake[2];        /* a pipe: stop */
     pthread_t thread;
     int has_thread;
+    atomic_int abandoned;
 };
 
 /* ---- connections ------------------------------------------------------------------------------------------------ */
@@ -201,6 +203,8 @@ static void hear(struct heartbeat *heart, struct peer *peer, int *told)
     const ssize_t n = recv(peer->fd, bytes, sizeof bytes, MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
+    if (n > 0 && heart->options.on_abandoned && memchr(bytes, abandon, (size_t)n))
+        heart->options.on_abandoned();
     if (n > 0 && memchr(bytes, goodbye, (size_t)n))
         peer->has_left = 1;
     else if (n > 0)
@@ -237,9 +241,10 @@ static void *live(void *arg)
         }
         const int stop = fds[heart->n_peers].revents != 0;
         if (stop || now - beaten_s >= beat_s) {
+            const char *say = stop ? &goodbye : atomic_load(&heart->abandoned) ? &abandon : &beat;
             for (int i = 0; i < heart->n_peers; i++)
                 if (!heart->peers[i].has_left) /* a full buffer: that peer doesn't listen, and falls silent too */
-                    send(heart->peers[i].fd, stop ? &goodbye : &beat, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+                    send(heart->peers[i].fd, say, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
             beaten_s = now;
         }
         if (stop)
@@ -314,6 +319,12 @@ out:
     else if (heart)
         heartbeat_free(heart);
     return err;
+}
+
+void heartbeat_abandon(struct heartbeat *heart)
+{
+    if (heart)
+        atomic_store(&heart->abandoned, 1);
 }
 
 void heartbeat_stop(struct heartbeat *heart)

@@ -23,11 +23,16 @@ struct heartbeat_options {
     double silence_s; /* that counts as a loss; 0: 1.5 */
     /* Rank 0, in the heartbeat's thread, once. why is one line that names rank and host. */
     void (*on_lost)(void *ctx, int rank, const char *why);
+    /* The other ranks, in the heartbeat's thread: rank 0 called heartbeat_abandon. */
+    void (*on_abandoned)(void);
     void *ctx;
 };
 
 /* *heart is NULL with a single rank; and, with a warning, where ranks can't reach rank 0 by TCP. Collective. */
 int heartbeat_start(struct comm *comm, const struct heartbeat_options *options, struct heartbeat **heart);
+/* Rank 0, from any thread: tells the others, within a beat, to leave what they are at; they are on their way to an orderly end, on
+ * which nobody waits for the heartbeat. NULL is accepted. Not collective. */
+void heartbeat_abandon(struct heartbeat *heart);
 /* An orderly end, which no rank takes for a loss. NULL is accepted. Not collective, but each rank calls it. */
 void heartbeat_stop(struct heartbeat *heart);
 

@@ -8,6 +8,7 @@
 #include "launch/commands.h"
 
 #include "base/err.h"
+#include "base/interrupt.h"
 #include "base/log.h"
 #include "comm/heartbeat.h"
 #include "infer/api.h"
@@ -83,6 +84,7 @@ struct server {
     struct comm *comm;
     struct api *api;
     struct http_server *http;
+    struct heartbeat *heart;
     struct engine *engine;
     FILE *access_log;
     pthread_t supervisor;
@@ -99,8 +101,8 @@ static void on_signal(int number)
     n_signals++;
 }
 
-/* TERM and INT, and USR1, which mpirun hands on where it answers TERM by killing its ranks. A drain is rank 0's business: it stops
- * the others when nothing is left. */
+/* TERM and INT, and USR1, which mpirun hands on where it answers TERM by killing its ranks. An end is rank 0's business: it stops
+ * the others when nothing is left, or by the heartbeat while they load. */
 static void catch_signals(int rank)
 {
     struct sigaction action = {.sa_handler = rank == 0 ? on_signal : SIG_IGN};
@@ -149,11 +151,32 @@ static void be_dead(struct server *s, const char *why)
         pause_s(0.3); /* what was just written is on its way */
 }
 
+static void end_now(struct server *s, int err)
+{
+    write_exit_file(s->options, err_exit_code(err));
+    _exit(err_exit_code(err));
+}
+
+/* Nobody waits for an answer yet: all ranks leave the loading where it stands. A second signal, or a disk that doesn't answer, ends
+ * this one at once. */
+static void leave_loading(struct server *s, double *since)
+{
+    const double patience_s = 10;
+    if (*since == 0) {
+        *since = now_s();
+        log_info("stopping: the model isn't loaded yet");
+        interrupt_abandon();
+        heartbeat_abandon(s->heart);
+    }
+    if (n_signals > 1 || now_s() - *since > patience_s)
+        end_now(s, OK);
+}
+
 static void *supervise(void *arg)
 {
     struct server *s = arg;
     const double drain_s = options_real(s->options, "drain-timeout");
-    double draining_since = 0;
+    double leaving_since = 0, draining_since = 0;
     int stopped = 0;
     for (;;) {
         pause_s(0.05);
@@ -164,11 +187,14 @@ static void *supervise(void *arg)
             be_dead(s, atomic_load(&s->lost) ? s->lost_why : "the ranks make no step any more");
             if (atomic_load(&s->finished))
                 return NULL;
-            write_exit_file(s->options, err_exit_code(ERR_COMM));
-            _exit(err_exit_code(ERR_COMM));
+            end_now(s, ERR_COMM);
         }
-        if (n_signals == 0 || !atomic_load(&s->has_engine))
+        if (n_signals == 0)
             continue;
+        if (!atomic_load(&s->has_engine)) {
+            leave_loading(s, &leaving_since);
+            continue;
+        }
         if (draining_since == 0) {
             draining_since = now_s();
             log_info("draining: no new requests; those in flight have %.0f s", drain_s);
@@ -257,6 +283,17 @@ static void say_ready(const struct server *s, const struct model *model)
              options_string(s->options, "api-key") ? ", with a key" : "");
 }
 
+/* Rank 0, once there are clients, a heartbeat and signals to look after. */
+static int start_supervisor(struct server *s)
+{
+    int err = OK;
+    if (pthread_create(&s->supervisor, NULL, supervise, s) != 0)
+        FAIL(ERR_NOMEM, "no thread for the supervisor");
+    s->has_supervisor = 1;
+out:
+    return err;
+}
+
 /* Model and engine: with a KV pool as given, or as large as the memory allows. Collective. */
 static int load(struct comm *comm, const struct options *o, struct model *model, struct engine **engine)
 {
@@ -285,11 +322,8 @@ static int go_live(struct server *s, struct model *model)
 {
     int err = OK;
     TRY(api_open(s->api, model, s->engine, options_int(s->options, "max-queue")));
-    atomic_store(&s->has_engine, 1);
-    if (pthread_create(&s->supervisor, NULL, supervise, s) != 0)
-        FAIL(ERR_NOMEM, "no thread for the supervisor");
-    s->has_supervisor = 1;
     say_ready(s, model);
+    atomic_store(&s->has_engine, 1);
 out:
     return err;
 }
@@ -299,15 +333,15 @@ static int run(struct comm *comm, const struct options *o)
     int err = OK;
     struct backend be = {0};
     struct model model = {0};
-    struct heartbeat *heart = NULL;
     struct server s = {.options = o, .comm = comm};
-    const struct heartbeat_options beats = {.on_lost = on_lost, .ctx = &s};
+    const struct heartbeat_options beats = {.on_lost = on_lost, .on_abandoned = interrupt_abandon, .ctx = &s};
     catch_signals(comm->rank);
     TRY(source_find(comm, o, 0));
     TRY(comm_agree(comm, comm->rank == 0 ? open_http(&s) : OK));
+    TRY(heartbeat_start(comm, &beats, &s.heart));
+    TRY(comm_agree(comm, comm->rank == 0 ? start_supervisor(&s) : OK));
     TRY(open_backend(comm, o, &be));
     TRY(load(comm, o, &model, &s.engine));
-    TRY(heartbeat_start(comm, &beats, &heart));
     TRY(comm_agree(comm, comm->rank == 0 ? go_live(&s, &model) : OK));
     err = engine_run(s.engine);
     if (comm->rank == 0 && err != OK && !atomic_load(&s.lost)) {
@@ -317,11 +351,12 @@ static int run(struct comm *comm, const struct options *o)
     while (comm->rank == 0 && atomic_load(&s.lost))
         pause(); /* the supervisor tells the clients, and ends the process */
 out:
+    err = err == ERR_STOPPED ? OK : err; /* while it loaded: nothing is lost */
     atomic_store(&s.finished, 1);
     if (s.has_supervisor)
         pthread_join(s.supervisor, NULL);
     http_stop(s.http);
-    heartbeat_stop(heart);
+    heartbeat_stop(s.heart);
     engine_free(s.engine);
     api_free(s.api);
     model_close(&model);

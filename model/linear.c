@@ -3,6 +3,7 @@
 #include "model/linear.h"
 
 #include "base/err.h"
+#include "base/interrupt.h"
 
 #include <string.h>
 
@@ -18,6 +19,7 @@ int packed_load_dense(struct backend *be, fetch_panel fetch, void *ctx, enum dty
     TRY(mat_alloc(be, dtype, min_i64(d_out, PANEL_ROWS), d_in_source, &staged, &whole));
     for (int64_t row = 0; row < d_out; row += PANEL_ROWS) {
         struct mat panel = mat_rows(&whole, 0, min_i64(d_out - row, PANEL_ROWS));
+        TRY(interrupt_abandoned() ? ERR_STOPPED : OK);
         TRY(fetch(ctx, rows.begin + row, &panel));
         const struct mat slice = mat_cols(&panel, columns.begin, w->d_in);
         TRY(be->ops->weight_put_dense(be, w, row, &slice));
@@ -58,6 +60,7 @@ int packed_load_codes(struct backend *be, fetch_codes fetch, void *ctx, int bits
     TRY(mat_alloc(be, DT_U8, most, all_groups, &bufs[2], &z));
     for (int64_t row = 0; row < d_out; row += PANEL_ROWS) {
         const int64_t n = min_i64(d_out - row, PANEL_ROWS);
+        TRY(interrupt_abandoned() ? ERR_STOPPED : OK);
         struct mat codes = mat_rows(&c, 0, n), scales = mat_rows(&s, 0, n), zeros = mat_rows(&z, 0, n);
         TRY(fetch(ctx, rows.begin + row, &codes, &scales, &zeros));
         const struct mat own_c = slice_of(&c, n, columns.begin, k), own_s = slice_of(&s, n, g0, n_groups),

@@ -30,7 +30,8 @@ typedef int (*fetch_panel)(void *ctx, int64_t row0, struct mat *panel);
 /* The same of a low-bit source: codes u8 [n, d_in], scales f16 and zeros u8 [n, n_groups]. */
 typedef int (*fetch_codes)(void *ctx, int64_t row0, struct mat *codes, struct mat *scales, struct mat *zeros);
 
-/* Dense weight: rows x columns of the source (d_in_source wide). */
+/* Dense weight: rows x columns of the source (d_in_source wide). This and the next one stop between two panels, with ERR_STOPPED and
+ * without a word, once work is abandoned (base/interrupt.h). */
 int packed_load_dense(struct backend *be, fetch_panel fetch, void *ctx, enum dtype dtype, int64_t d_in_source,
                       struct range rows, struct range columns, struct packed *w);
 /* Low-bit weight. A slice that begins inside a quantization group keeps that group whole in scales and zeros and says where

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """glowq serve as its clients meet it. Called by cli/serve.sh in an empty folder:
-    serve.py WHAT RANKS     WHAT: api | limits | lost (LOST_RUNS); clients: OpenAI's
+    serve.py WHAT RANKS     WHAT: api | limits | loading | lost (LOST_RUNS); clients: OpenAI's
 Truth comes from the other commands (generate, eval, tokenize), from the same request made alone, and from the interface's
 definition."""
-import concurrent.futures as futures, json, os, random, re, shutil, signal, socket, subprocess, sys, time
+import concurrent.futures as futures, http.client, json, os, random, re, shutil, signal, socket, subprocess, sys, time
 
 from serve_help import DENSE, GLOWQ, MPIEXEC, PATIENCE_S, PROMPTS, SOURCE, TINY, Server, check, glowq, processes, run, same, text_of
 
@@ -399,6 +399,74 @@ def lost(ranks):
               (how, len(runs), max(t for t, _ in runs), max(e for _, e in runs)))
 
 
+# ---- loading -------------------------------------------------------------------------------------------------------
+
+
+def start_slowly(launcher, ms, *options):
+    """A server that loads from a disk of so many milliseconds a read, as soon as it says so: its process, port."""
+    with open("slow.sh", "w") as f:
+        f.write('#!/bin/sh\nLD_PRELOAD=%s SLOW_MS=%d exec "%s" "$@"\n' % (os.environ["SLOW_READ"], ms, GLOWQ))
+    os.chmod("slow.sh", 0o755)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    p = subprocess.Popen(launcher + ["--model", DENSE, "--port", str(port), *options], stdout=subprocess.DEVNULL,
+                         stderr=open("server.err", "w"))
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        try:
+            status, body = health(port)
+            same((status, body["status"]), (503, "loading"), "health while it loads")
+            return p, port
+        except OSError:
+            time.sleep(0.05)
+    sys.exit("FAIL: no server: " + open("server.err").read())
+
+
+def health(port):
+    c = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    c.request("GET", "/health")
+    r = c.getresponse()
+    return r.status, json.loads(r.read())
+
+
+def gone(p, code, what):
+    same(p.wait(PATIENCE_S), code, "exit code after " + what)
+    until = time.monotonic() + PATIENCE_S
+    while processes() and time.monotonic() < until:
+        time.sleep(0.05)
+    same(processes(), {}, "ranks left after " + what)
+
+
+def loading(ranks):
+    """A server that is stopped, or loses a rank, while it loads what would take it minutes."""
+    if "SLOW_READ" not in os.environ:
+        print("skipped: SLOW_READ, slow_read.c as a library, isn't named")
+        sys.exit(77)
+    os.environ["GLOWQ"], os.environ["MPIRUN"] = "./slow.sh", MPIEXEC
+    script = [SOURCE + "/launch/serve.sh", str(ranks)]
+    mpirun = [MPIEXEC, "-n", str(ranks), "./slow.sh", "serve"]
+    alone = ["./slow.sh", "serve"]
+    for launcher, how in ((alone, signal.SIGTERM), (alone, signal.SIGINT), (mpirun, signal.SIGUSR1), (script, signal.SIGTERM)):
+        p, _ = start_slowly(launcher, 1000)
+        p.send_signal(how)
+        gone(p, 0, "%s to %s" % (how.name, launcher[0]))
+        check("the model isn't loaded yet" in open("server.err").read(), "nothing is said of a stop: " + open("server.err").read())
+    p, _ = start_slowly(mpirun, 1000)
+    os.kill(processes()[0], signal.SIGTERM)
+    gone(p, 0, "TERM to rank 0")
+    p, _ = start_slowly(alone, 3600000)  # a disk that doesn't answer
+    p.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    p.send_signal(signal.SIGTERM)
+    gone(p, 0, "two TERM")
+    p, port = start_slowly(script, 1000, "--linger", "3")
+    os.kill(processes()[1], signal.SIGKILL)
+    until = time.monotonic() + PATIENCE_S
+    while health(port)[1]["status"] != "dead" and time.monotonic() < until:
+        time.sleep(0.05)
+    gone(p, 6, "KILL of rank 1")
+
+
 # ---- OpenAI's client -----------------------------------------------------------------------------------------------
 
 
@@ -464,4 +532,4 @@ def clients(ranks):
     same(s.stop(), 0, "exit code")
 
 
-run({"api": api, "limits": limits, "lost": lost, "clients": clients})
+run({"api": api, "loading": loading, "limits": limits, "lost": lost, "clients": clients})
