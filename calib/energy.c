@@ -7,37 +7,51 @@
 #include <math.h>
 #include <stdlib.h>
 
+/* The factors in f64, and room for A^T P. */
+struct wide_factors {
+    struct exact x;
+    struct buf bufs[5];
+    struct mat a, b, at_p, max, exp;
+    double *host;
+};
+
+/* Not collective. */
+static int wide_factors_open(struct problem *p, const struct solution *out, struct wide_factors *w)
+{
+    int err = OK;
+    const int64_t r = out->rank;
+    TRY(exact_open(&w->x, p->comm, p->panels, DT_F64, r * N_PROBES, N_PROBES));
+    TRY(mat_alloc(p->be, DT_F64, out->a.rows, r, &w->bufs[0], &w->a));
+    TRY(mat_alloc(p->be, DT_F64, r, p->d, &w->bufs[1], &w->b));
+    TRY(mat_alloc(p->be, DT_F64, r, N_PROBES, &w->bufs[2], &w->at_p));
+    TRY(mat_alloc(p->be, DT_F64, 1, r, &w->bufs[3], &w->max));
+    TRY(mat_alloc(p->be, DT_I32, 1, r, &w->bufs[4], &w->exp));
+    if (!(w->host = malloc((size_t)r * sizeof *w->host)))
+        FAIL(ERR_NOMEM, "%lld values", (long long)r);
+    TRY(p->be->ops->convert(p->be, &out->a, &w->a));
+    TRY(p->be->ops->convert(p->be, &out->b, &w->b));
+out:
+    return err;
+}
+
 /* Z_P - B^T (A^T P): what the probes see of E - A B. */
 static int seen_after_correction(struct problem *p, const struct solution *out, struct mat *seen)
 {
     int err = OK;
-    struct exact x = {0};
-    struct buf bufs[5] = {0};
-    struct mat a, b, at_p, max, exp;
-    double *host = NULL;
-    int64_t r = out->rank;
+    struct wide_factors w = {0};
     const struct backend_ops *ops = p->be->ops;
     TRY(ops->copy(p->be, &p->seen, seen));
-    if (r == 0)
+    if (out->rank == 0)
         goto out;
-    TRY(exact_open(&x, p->comm, p->panels, DT_F64, r * N_PROBES, N_PROBES));
-    TRY(mat_alloc(p->be, DT_F64, out->a.rows, r, &bufs[0], &a));
-    TRY(mat_alloc(p->be, DT_F64, r, p->d, &bufs[1], &b));
-    TRY(mat_alloc(p->be, DT_F64, r, N_PROBES, &bufs[2], &at_p));
-    TRY(mat_alloc(p->be, DT_F64, 1, r, &bufs[3], &max));
-    TRY(mat_alloc(p->be, DT_I32, 1, r, &bufs[4], &exp));
-    if (!(host = malloc((size_t)r * sizeof *host)))
-        FAIL(ERR_NOMEM, "%lld values", (long long)r);
-    TRY(ops->convert(p->be, &out->a, &a));
-    TRY(ops->convert(p->be, &out->b, &b));
-    TRY(exponents_of(&x, &a, &max, host, &exp));
-    TRY(exact_product(&x, &(struct operand){&a, &exp}, &(struct operand){&p->probes, &p->probe_exp}, &at_p));
-    TRY(ops->gemm(p->be, 1, 0, -1, &b, &at_p, 1, seen));
+    TRY(comm_agree(p->comm, wide_factors_open(p, out, &w)));
+    TRY(exponents_of(&w.x, &w.a, &w.max, w.host, &w.exp));
+    TRY(exact_product(&w.x, &(struct operand){&w.a, &w.exp}, &(struct operand){&p->probes, &p->probe_exp}, &w.at_p));
+    TRY(ops->gemm(p->be, 1, 0, -1, &w.b, &w.at_p, 1, seen));
 out:
-    exact_close(&x);
+    exact_close(&w.x);
     for (int i = 0; i < 5; i++)
-        buf_free(&bufs[i]);
-    free(host);
+        buf_free(&w.bufs[i]);
+    free(w.host);
     return err;
 }
 
@@ -63,8 +77,8 @@ int trace_estimate(struct problem *p, struct solution *out)
     struct mat z, sz;
     double *host = NULL, result[2] = {0};
     size_t n = (size_t)(p->d * N_PROBES);
-    TRY(mat_alloc(p->be, DT_F64, p->d, N_PROBES, &z_buf, &z));
-    TRY(mat_alloc(p->be, DT_F64, p->d, N_PROBES, &sz_buf, &sz));
+    failed = mat_alloc(p->be, DT_F64, p->d, N_PROBES, &z_buf, &z);
+    TRY(comm_agree(p->comm, failed ? failed : mat_alloc(p->be, DT_F64, p->d, N_PROBES, &sz_buf, &sz)));
     TRY(seen_after_correction(p, out, &z));
     TRY(metric_apply(p->metric, 0, &z, &sz));
     if (p->comm->rank == 0) {
@@ -123,12 +137,12 @@ int trace_exact(struct problem *p, struct solution *out)
     int64_t n = local_panels(p->panels);
     double *leaf = calloc((size_t)n + 1, sizeof *leaf), sum = 0;
     int64_t *slot = calloc((size_t)n + 1, sizeof *slot);
-    if (!leaf || !slot)
-        FAIL(ERR_NOMEM, "%lld panels", (long long)n);
-    TRY(exact_open(&x, p->comm, p->panels, DT_F64, 1, p->d));
-    TRY(mat_alloc(p->be, DT_F64, p->d, PANEL_ROWS, &s_buf, &s));
-    TRY(mat_alloc(p->be, DT_F64, p->e->rows, PANEL_ROWS, &product_buf, &product));
-    TRY(mat_alloc(p->be, DT_F32, p->e->rows, PANEL_ROWS, &e_buf, &e));
+    int local = leaf && slot ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "%lld panels", (long long)n);
+    local = local ? local : exact_open(&x, p->comm, p->panels, DT_F64, 1, p->d);
+    local = local ? local : mat_alloc(p->be, DT_F64, p->d, PANEL_ROWS, &s_buf, &s);
+    local = local ? local : mat_alloc(p->be, DT_F64, p->e->rows, PANEL_ROWS, &product_buf, &product);
+    local = local ? local : mat_alloc(p->be, DT_F32, p->e->rows, PANEL_ROWS, &e_buf, &e);
+    TRY(comm_agree(p->comm, local));
     for (int64_t row = 0; row < p->d; row += PANEL_ROWS) {
         int64_t rows = p->d - row < PANEL_ROWS ? p->d - row : PANEL_ROWS;
         struct mat columns = mat_view(s.data, DT_F64, p->d, rows);
@@ -137,7 +151,7 @@ int trace_exact(struct problem *p, struct solution *out)
         TRY(metric_columns(p->metric, row, 1, &columns));
         TRY(add_products(&x, p->e, &columns, row, &made, &e_cols, leaf));
     }
-    err = exact_scalars(p->comm, p->panels, leaf, slot, 1, &sum);
+    err = exact_scalars(p->comm, p->panels, OK, leaf, slot, 1, &sum);
     if (err == ERR_NUMERIC && p->comm->rank == 0)
         FAIL(err, "tr(E S E^T) isn't finite");
     TRY(err);

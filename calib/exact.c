@@ -162,17 +162,21 @@ out:
     return err;
 }
 
-int exact_scalars(struct comm *comm, const struct panels *panels, const double *leaf, const int64_t *slot,
+int exact_scalars(struct comm *comm, const struct panels *panels, int local, const double *leaf, const int64_t *slot,
                   int64_t n_slots, double *sums)
 {
     int err = OK, shift = 62;
     int64_t *fixed = calloc((size_t)n_slots + 1, sizeof *fixed);
-    double max = 0;
-    if (!fixed)
-        FAIL(ERR_NOMEM, "%lld sums", (long long)n_slots);
-    for (int64_t i = 0; i < local_panels(panels); i++)
+    double max = 0, worst[2];
+    if (!fixed && local == OK)
+        local = err_set(ERR_NOMEM, __FILE__, __LINE__, "%lld sums", (long long)n_slots);
+    for (int64_t i = 0; i < local_panels(panels) && local == OK; i++)
         max = isfinite(leaf[i]) ? fmax(max, fabs(leaf[i])) : INFINITY;
-    TRY(comm_max_f64(comm, &max, 1));
+    worst[0] = max;
+    worst[1] = -local; /* codes are negative */
+    TRY(comm_max_f64(comm, worst, 2));
+    TRY(-(int)worst[1]);
+    max = worst[0];
     if (!isfinite(max)) {
         err = ERR_NUMERIC;
         goto out;

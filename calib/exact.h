@@ -48,8 +48,9 @@ int exact_some_rows(struct exact *x, double alpha, const struct mat *a, const st
                     struct mat *out);
 
 /* sums[s] = sum of leaf[i] over all ranks' i with slot[i] = s, one leaf a panel, exactly. Collective. ERR_NUMERIC, silently, on
- * all ranks, when a leaf isn't finite. */
-int exact_scalars(struct comm *comm, const struct panels *panels, const double *leaf, const int64_t *slot,
+ * all ranks, when a leaf isn't finite. local: how making the leaves went on this rank; a rank where it failed has none, and all get
+ * the worst code. */
+int exact_scalars(struct comm *comm, const struct panels *panels, int local, const double *leaf, const int64_t *slot,
                   int64_t n_slots, double *sums);
 
 /* Smallest e with bound <= 2^e; 0 for a bound of 0. */

@@ -183,20 +183,14 @@ static int find_shift(struct refit *f, enum dtype dtype)
     return moved;
 }
 
-/* Sum of (2 G - A N) * A: what the stored factors take off the objective, a panel at a time. */
-static int measure(struct refit *f, struct solution *out)
+/* leaf[i]: local panel i's part of the sum of (2 G - A N) * A. */
+static int measure_panels(struct refit *f, double *leaf)
 {
     int err = OK;
     struct problem *p = f->p;
     int64_t r = f->b.rows, n = local_panels(p->panels);
-    double *leaf = NULL, *ga = NULL, *gb = NULL;
-    int64_t *module = NULL;
+    double *ga = NULL, *gb = NULL;
     void *host_a = NULL, *host_d = NULL;
-    leaf = calloc((size_t)n + 1, sizeof *leaf);
-    module = calloc((size_t)n + 1, sizeof *module);
-    if (!leaf || !module)
-        FAIL(ERR_NOMEM, "%lld panels", (long long)n);
-    local_modules(p->panels, module);
     TRY(exact_rows(&f->x, -1, &f->a, &f->n, 2, &f->g));
     if (n > 0) {
         TRY(f->be->ops->host_begin(f->be, f->a.data, mat_bytes(&f->a), &host_a));
@@ -211,7 +205,23 @@ static int measure(struct refit *f, struct solution *out)
         TRY(f->be->ops->host_end(f->be, f->g.data, mat_bytes(&f->g), host_d));
         TRY(f->be->ops->host_end(f->be, f->a.data, mat_bytes(&f->a), host_a));
     }
-    err = exact_scalars(p->comm, p->panels, leaf, module, p->panels->n_modules, out->module_captured);
+out:
+    return err;
+}
+
+/* That sum: what the stored factors take off the objective, a panel at a time. */
+static int measure(struct refit *f, struct solution *out)
+{
+    int err = OK;
+    struct problem *p = f->p;
+    const int64_t n = local_panels(p->panels);
+    double *leaf = calloc((size_t)n + 1, sizeof *leaf);
+    int64_t *module = calloc((size_t)n + 1, sizeof *module);
+    int local =
+        leaf && module ? measure_panels(f, leaf) : err_set(ERR_NOMEM, __FILE__, __LINE__, "%lld panels", (long long)n);
+    if (module)
+        local_modules(p->panels, module);
+    err = exact_scalars(p->comm, p->panels, local, leaf, module, p->panels->n_modules, out->module_captured);
     if (err == ERR_NUMERIC && p->comm->rank == 0)
         FAIL(err, "captured energy isn't finite");
     TRY(err);
@@ -230,7 +240,7 @@ int factors_finish(struct problem *p, struct right_factor *right, struct solutio
 {
     int err = OK;
     struct refit f = {0};
-    TRY(refit_open(&f, p, p->r));
+    TRY(comm_agree(p->comm, refit_open(&f, p, p->r)));
     TRY(balance(&f, right));
     TRY(refit_once(&f, right, out));
     for (int i = 1; i < MAX_REFITS && find_shift(&f, p->params->factor_dtype); i++) {

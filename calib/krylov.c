@@ -317,8 +317,8 @@ int krylov_solve(struct problem *p, struct right_factor *right)
     int64_t width = p->width, last = 0;
     struct krylov s = {0};
     struct mat omega, s_omega, w;
-    TRY(krylov_open(&s, p));
-    TRY(right_factor_alloc(p, right));
+    failed = krylov_open(&s, p);
+    TRY(comm_agree(p->comm, failed ? failed : right_factor_alloc(p, right)));
     TRY(measure_probes(&s));
     omega = part(&s.z, p->d, width);
     s_omega = part(&s.sz, p->d, width);

@@ -159,22 +159,31 @@ out:
 
 /* ---- M ---------------------------------------------------------------------------------------------------------------- */
 
-/* R_e from rank 0 to the ranks as row panels. */
-static int spread_rows(struct core *c, struct mat *whole)
+/* Local: what each rank gets, and where it is read and written. */
+static int spread_begin(struct core *c, struct mat *whole, size_t **bytes, void **all, void **mine)
 {
     int err = OK, n_ranks = c->p->comm->size;
-    void *all = NULL, *mine = NULL;
-    size_t *bytes = malloc((size_t)n_ranks * sizeof *bytes);
-    if (!bytes)
+    if (!(*bytes = malloc((size_t)n_ranks * sizeof **bytes)))
         FAIL(ERR_NOMEM, "%d counts", n_ranks);
     for (int rank = 0; rank < n_ranks; rank++) {
         struct range rows = panels_rows(&c->panels, rank);
-        bytes[rank] = (size_t)((rows.end - rows.begin) * c->p->d) * sizeof(double);
+        (*bytes)[rank] = (size_t)((rows.end - rows.begin) * c->p->d) * sizeof(double);
     }
     if (c->p->comm->rank == 0)
-        TRY(c->be->ops->host_begin(c->be, whole->data, mat_bytes(whole), &all));
+        TRY(c->be->ops->host_begin(c->be, whole->data, mat_bytes(whole), all));
     if (c->x.rows > 0)
-        TRY(c->be->ops->host_begin(c->be, c->x.data, mat_bytes(&c->x), &mine));
+        TRY(c->be->ops->host_begin(c->be, c->x.data, mat_bytes(&c->x), mine));
+out:
+    return err;
+}
+
+/* R_e from rank 0 to the ranks as row panels. */
+static int spread_rows(struct core *c, struct mat *whole)
+{
+    int err = OK;
+    void *all = NULL, *mine = NULL;
+    size_t *bytes = NULL;
+    TRY(comm_agree(c->p->comm, spread_begin(c, whole, &bytes, &all, &mine)));
     TRY(comm_scatter(c->p->comm, all, bytes, mine, 0));
     if (c->x.rows > 0)
         TRY(c->be->ops->host_end(c->be, c->x.data, mat_bytes(&c->x), mine));
@@ -182,6 +191,22 @@ static int spread_rows(struct core *c, struct mat *whole)
         TRY(c->be->ops->host_end(c->be, whole->data, mat_bytes(whole), all));
 out:
     free(bytes);
+    return err;
+}
+
+/* Local: the memory of reduce. */
+static int reduce_open(struct core *c, struct buf *whole_buf, struct mat *whole)
+{
+    int err = OK;
+    struct problem *p = c->p;
+    TRY(panels_create(&p->d, 1, 0, p->comm->rank, p->comm->size, &c->panels));
+    c->own_panels = 1;
+    struct range own = panels_rows(&c->panels, p->comm->rank);
+    TRY(take(c, DT_F64, own.end - own.begin, p->d, &c->x));
+    TRY(take(c, DT_I32, 1, p->d, &c->x_exp));
+    if (p->comm->rank == 0)
+        TRY(mat_alloc(p->be, DT_F64, p->d, p->d, whole_buf, whole));
+out:
     return err;
 }
 
@@ -198,13 +223,7 @@ static int reduce(struct core *c)
     c->x_exp = p->e_exp;
     if (p->m <= p->d)
         goto out;
-    TRY(panels_create(&p->d, 1, 0, p->comm->rank, p->comm->size, &c->panels));
-    c->own_panels = 1;
-    struct range own = panels_rows(&c->panels, p->comm->rank);
-    TRY(take(c, DT_F64, own.end - own.begin, p->d, &c->x));
-    TRY(take(c, DT_I32, 1, p->d, &c->x_exp));
-    if (p->comm->rank == 0)
-        TRY(mat_alloc(p->be, DT_F64, p->d, p->d, &whole_buf, &whole));
+    TRY(comm_agree(p->comm, reduce_open(c, &whole_buf, &whole)));
     TRY(reduce_rows(p, &whole, &used));
     TRY(spread_rows(c, &whole));
 out:
@@ -219,16 +238,15 @@ static int refuse(struct core *c, int err, const char *what)
     return err;
 }
 
-/* ||M||_F^2, a leaf a panel. */
-static int norm_of(struct core *c)
+/* leaf[i]: the sum of squares of M's local panel i. */
+static int panel_norms(struct core *c, double *leaf)
 {
     int err = OK;
     int64_t n = local_panels(&c->panels), d = c->p->d;
-    double *leaf = calloc((size_t)n + 1, sizeof *leaf), *host = malloc((size_t)d * sizeof *host);
-    int64_t *slot = calloc((size_t)n + 1, sizeof *slot);
+    double *host = malloc((size_t)d * sizeof *host);
     struct buf buf = {0};
     struct mat sums;
-    if (!leaf || !host || !slot)
+    if (!host)
         FAIL(ERR_NOMEM, "%lld column norms", (long long)d);
     TRY(mat_alloc(c->be, DT_F64, 1, d, &buf, &sums));
     for (int64_t i = 0; i < n; i++) {
@@ -239,13 +257,40 @@ static int norm_of(struct core *c)
         for (int64_t j = 0; j < d; j++)
             leaf[i] += host[j];
     }
-    err = exact_scalars(c->p->comm, &c->panels, leaf, slot, 1, &c->norm2);
-    TRY(refuse(c, err, "the whitened error"));
 out:
     buf_free(&buf);
-    free(leaf);
     free(host);
+    return err;
+}
+
+/* ||M||_F^2, a leaf a panel. */
+static int norm_of(struct core *c)
+{
+    int err = OK;
+    int64_t n = local_panels(&c->panels);
+    double *leaf = calloc((size_t)n + 1, sizeof *leaf);
+    int64_t *slot = calloc((size_t)n + 1, sizeof *slot);
+    int local =
+        leaf && slot ? panel_norms(c, leaf) : err_set(ERR_NOMEM, __FILE__, __LINE__, "%lld panels", (long long)n);
+    err = exact_scalars(c->p->comm, &c->panels, local, leaf, slot, 1, &c->norm2);
+    err = refuse(c, err, "the whitened error");
+    free(leaf);
     free(slot);
+    return err;
+}
+
+/* Local: the memory of core_open. */
+static int core_take(struct core *c, struct buf *bufs, struct mat *l, struct mat *max, double **host)
+{
+    int err = OK;
+    const struct problem *p = c->p;
+    TRY(take(c, DT_F64, c->x.rows, p->d, &c->m));
+    TRY(take(c, DT_I32, 1, p->d, &c->m_exp));
+    TRY(mat_alloc(p->be, DT_F64, p->d, p->d, &bufs[0], l));
+    TRY(mat_alloc(p->be, DT_F64, 1, p->d, &bufs[1], max));
+    if (!(*host = malloc((size_t)p->d * sizeof **host)))
+        FAIL(ERR_NOMEM, "%lld column maxima", (long long)p->d);
+out:
     return err;
 }
 
@@ -253,20 +298,15 @@ static int core_open(struct core *c, struct problem *p)
 {
     int err = OK;
     struct exact x = {0};
-    struct buf l_buf = {0}, max_buf = {0};
+    struct buf bufs[2] = {{0}};
     struct mat l, max;
     double *host = NULL;
     *c = (struct core){.p = p, .be = p->be};
     TRY(reduce(c));
-    TRY(take(c, DT_F64, c->x.rows, p->d, &c->m));
-    TRY(take(c, DT_I32, 1, p->d, &c->m_exp));
-    TRY(mat_alloc(p->be, DT_F64, p->d, p->d, &l_buf, &l));
-    TRY(mat_alloc(p->be, DT_F64, 1, p->d, &max_buf, &max));
-    if (!(host = malloc((size_t)p->d * sizeof *host)))
-        FAIL(ERR_NOMEM, "%lld column maxima", (long long)p->d);
+    TRY(comm_agree(p->comm, core_take(c, bufs, &l, &max, &host)));
     TRY(factor_metric(p, &l));
     TRY(comm_bcast_mat(p->comm, &l, 0));
-    TRY(exact_open(&x, p->comm, &c->panels, DT_F64, 1, c->x.dtype == DT_F64 ? 0 : p->d));
+    TRY(comm_agree(p->comm, exact_open(&x, p->comm, &c->panels, DT_F64, 1, c->x.dtype == DT_F64 ? 0 : p->d)));
     TRY(exact_rows(&x, 1, &c->x, &l, 0, &c->m));
     TRY(refuse(c, exponents_of(&x, &c->m, &max, host, &c->m_exp), "the whitened error"));
     if (c->own_panels)
@@ -274,8 +314,8 @@ static int core_open(struct core *c, struct problem *p)
     TRY(norm_of(c));
 out:
     exact_close(&x);
-    buf_free(&l_buf);
-    buf_free(&max_buf);
+    buf_free(&bufs[0]);
+    buf_free(&bufs[1]);
     free(host);
     return err;
 }
@@ -297,6 +337,7 @@ static void sketch_close(struct sketch *s)
     free(s->sigma);
 }
 
+/* Not collective. */
 static int sketch_open(struct sketch *s, struct core *c)
 {
     int err = OK;
@@ -397,11 +438,11 @@ static int lift(struct core *c, struct sketch *s, struct right_factor *right)
     struct buf bufs[3] = {0};
     struct mat ur, t, sign, unit = mat_view(s->unit_exp.data, DT_I32, 1, r), view;
     double *signs = calloc((size_t)(2 * r), sizeof *signs);
-    if (!signs)
-        FAIL(ERR_NOMEM, "%lld signs", (long long)r);
-    TRY(mat_alloc(p->be, DT_F64, p->width, r, &bufs[0], &ur));
-    TRY(mat_alloc(p->be, DT_F64, p->d, r, &bufs[1], &t));
-    TRY(mat_alloc(p->be, DT_F64, 1, r, &bufs[2], &sign));
+    int local = signs ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "%lld signs", (long long)r);
+    local = local ? local : mat_alloc(p->be, DT_F64, p->width, r, &bufs[0], &ur);
+    local = local ? local : mat_alloc(p->be, DT_F64, p->d, r, &bufs[1], &t);
+    local = local ? local : mat_alloc(p->be, DT_F64, 1, r, &bufs[2], &sign);
+    TRY(comm_agree(p->comm, local));
     view = mat_cols(&s->u, 0, r);
     TRY(comm_bcast_mat(p->comm, &s->u, 0));
     TRY(comm_bcast(p->comm, s->sigma, (size_t)p->width * sizeof *s->sigma, 0));
@@ -423,12 +464,12 @@ out:
 
 int qr_rsvd_solve(struct problem *p, struct right_factor *right)
 {
-    int err = OK;
+    int err = OK, local = OK;
     struct core core = {0};
     struct sketch sketch = {0};
     TRY(core_open(&core, p));
-    TRY(sketch_open(&sketch, &core));
-    TRY(right_factor_alloc(p, right));
+    local = sketch_open(&sketch, &core);
+    TRY(comm_agree(p->comm, local ? local : right_factor_alloc(p, right)));
     TRY(iterate(&core, &sketch, &right->steps));
     TRY(lift(&core, &sketch, right));
 out:

@@ -21,8 +21,9 @@ static int gram(struct problem *p, struct mat *g)
     struct buf sum_buf = {0};
     struct mat sum;
     int64_t d = p->d, step = d < GRAM_COLS ? d : GRAM_COLS;
-    TRY(exact_open(&x, p->comm, p->panels, DT_F64, d * step, d));
-    TRY(mat_alloc(p->be, DT_F64, d, step, &sum_buf, &sum));
+    failed = exact_open(&x, p->comm, p->panels, DT_F64, d * step, d);
+    failed = failed ? failed : mat_alloc(p->be, DT_F64, d, step, &sum_buf, &sum);
+    TRY(comm_agree(p->comm, failed));
     for (int64_t j = 0; j < d; j += step) {
         int64_t n = j + step < d ? step : d - j;
         struct mat below = mat_cols(p->e, j, d - j), columns = mat_cols(p->e, j, n);

@@ -586,18 +586,14 @@ static void sum_units(const struct refit *f, const double *a, const double *g, c
     }
 }
 
-/* One rank has each value, all others 0: their bits add up to it on every rank. */
-static int share(struct comm *comm, double *v, int64_t n)
+/* One rank has each value, all others 0: their bits [n] add up to it on every rank. */
+static int share(struct comm *comm, double *v, int64_t *bits, int64_t n)
 {
     int err = OK;
-    int64_t *bits = malloc((size_t)(n + 1) * sizeof *bits);
-    if (!bits)
-        FAIL(ERR_NOMEM, "%lld measures", (long long)n);
     memcpy(bits, v, (size_t)n * sizeof *bits);
     TRY(comm_sum_i64(comm, bits, n));
     memcpy(v, bits, (size_t)n * sizeof *bits);
 out:
-    free(bits);
     return err;
 }
 
@@ -627,13 +623,15 @@ static int set_measures(struct refit *f, const double *unit_weight)
     struct solution *out = f->out;
     const int64_t modules = f->p.panels->n_modules, n = 2 * modules + modules / f->whole;
     double *all = calloc((size_t)n + 1, sizeof *all), *variance = all + 2 * modules;
+    int64_t *bits = malloc((size_t)(n + 1) * sizeof *bits);
     double captured = 0, trace = 0, spread = 0;
-    if (!all)
-        FAIL(ERR_NOMEM, "measures of %lld modules", (long long)modules);
-    TRY(comm_agree(f->p.comm, sum_local(f, all, all + modules, variance)));
-    TRY(share(f->p.comm, all, n));
-    if (!out->module_trace && !(out->module_trace = calloc((size_t)modules + 1, sizeof *out->module_trace)))
-        FAIL(ERR_NOMEM, "traces of %lld modules", (long long)modules);
+    int local = OK;
+    if (!out->module_trace)
+        out->module_trace = calloc((size_t)modules + 1, sizeof *out->module_trace);
+    if (!all || !bits || !out->module_trace)
+        local = err_set(ERR_NOMEM, __FILE__, __LINE__, "measures of %lld modules", (long long)modules);
+    TRY(comm_agree(f->p.comm, local ? local : sum_local(f, all, all + modules, variance)));
+    TRY(share(f->p.comm, all, bits, n));
     for (int64_t i = 0; i < modules; i++) {
         const double weight = unit_weight[i / f->whole] * f->metric.unit;
         out->module_captured[i] = all[i] * f->metric.unit;
@@ -656,6 +654,7 @@ static int set_measures(struct refit *f, const double *unit_weight)
     out->error_norm2 = f->p.error_norm2;
 out:
     free(all);
+    free(bits);
     return err;
 }
 

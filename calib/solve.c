@@ -99,9 +99,10 @@ int measure_error(struct problem *p)
     int64_t n = local_panels(p->panels);
     double *max = calloc((size_t)p->d + 1, sizeof *max), *leaf = calloc((size_t)n + 1, sizeof *leaf);
     int64_t *slot = calloc((size_t)n + 1, sizeof *slot);
-    if (!max || !leaf || !slot)
-        FAIL(ERR_NOMEM, "%lld column norms", (long long)p->d);
-    TRY(column_norms(p, leaf, max));
+    int local = max && leaf && slot ? OK : err_set(ERR_NOMEM, __FILE__, __LINE__, "%lld column norms", (long long)p->d);
+    local = local ? local : column_norms(p, leaf, max);
+    local = local ? local : mat_alloc(p->be, DT_I32, 1, p->d, &p->e_exp_buf, &p->e_exp);
+    TRY(comm_agree(p->comm, local));
     TRY(comm_max_f64(p->comm, max, p->d));
     for (int64_t j = 0; j < p->d; j++) {
         if (!isfinite(max[j])) {
@@ -112,8 +113,7 @@ int measure_error(struct problem *p)
         }
         max[j] = sqrt(max[j]) * (1 + 0x1p-20); /* room for the rounding of f32 products of 256 terms */
     }
-    TRY(exact_scalars(p->comm, p->panels, leaf, slot, 1, &p->error_norm2));
-    TRY(mat_alloc(p->be, DT_I32, 1, p->d, &p->e_exp_buf, &p->e_exp));
+    TRY(exact_scalars(p->comm, p->panels, OK, leaf, slot, 1, &p->error_norm2));
     TRY(exponents_put(p->be, max, &p->e_exp));
 out:
     free(max);
@@ -122,12 +122,10 @@ out:
     return err;
 }
 
-/* P, +-1 by (seed, row), and E^T P: shared by the stop rule and the trace of the stored factors. */
-static int probe(struct problem *p)
+/* P, +-1 by (seed, row). Not collective. */
+static int draw_probes(struct problem *p)
 {
     int err = OK;
-    struct exact x = {0};
-    struct operand e = {p->e, &p->e_exp}, probes = {&p->probes, &p->probe_exp};
     double bounds[N_PROBES];
     for (int j = 0; j < N_PROBES; j++)
         bounds[j] = 16; /* sqrt(PANEL_ROWS) */
@@ -137,7 +135,21 @@ static int probe(struct problem *p)
     TRY(exponents_put(p->be, bounds, &p->probe_exp));
     TRY(p->be->ops->rand_sign(p->be, p->params->seed, STREAM_PROBES, p->params->sub,
                               panels_rows(p->panels, p->panels->rank).begin, &p->probes));
-    TRY(exact_open(&x, p->comm, p->panels, p->metric->dtype, p->d * N_PROBES, p->metric->dtype == DT_F64 ? p->d : 0));
+out:
+    return err;
+}
+
+/* P and E^T P: shared by the stop rule and the trace of the stored factors. */
+static int probe(struct problem *p)
+{
+    int err = OK, local = OK;
+    struct exact x = {0};
+    struct operand e = {p->e, &p->e_exp}, probes = {&p->probes, &p->probe_exp};
+    local = draw_probes(p);
+    local = local ? local
+                  : exact_open(&x, p->comm, p->panels, p->metric->dtype, p->d * N_PROBES,
+                               p->metric->dtype == DT_F64 ? p->d : 0);
+    TRY(comm_agree(p->comm, local));
     TRY(exact_product(&x, &e, &probes, &p->seen));
 out:
     exact_close(&x);
@@ -180,7 +192,7 @@ static int solve_shared(struct problem *p, struct solution *out)
     p->r = min_i64(p->params->rank, min_i64(p->m, p->d));
     p->width = min_i64(p->r + p->params->oversample, min_i64(p->m, p->d));
     TRY(measure_error(p));
-    TRY(solution_alloc(p, p->panels->n_modules, p->r, p->r, out));
+    TRY(comm_agree(p->comm, solution_alloc(p, p->panels->n_modules, p->r, p->r, out)));
     for (int64_t i = 0; i < p->panels->n_modules; i++)
         out->module_rank[i] = p->r;
     out->error_norm2 = p->error_norm2;
@@ -269,7 +281,7 @@ static int solve_apart(struct problem *p, struct solution *out)
         r = max_i64(r, own);
         rank += own;
     }
-    TRY(solution_alloc(p, panels->n_modules, r, rank, out));
+    TRY(comm_agree(p->comm, solution_alloc(p, panels->n_modules, r, rank, out)));
     rank = 0;
     for (int64_t i = 0, end; i < panels->n_modules; i++, begin = end) {
         for (end = begin; end < panels->n_panels && panels->row0[end] - panels->row0[begin] < panels->module_rows[i];)

@@ -208,8 +208,11 @@ static int ask_around(struct comm *comm, const struct memory_needs *needs, struc
     size_t total = 0;
     struct claim mine = {.needs = memory_total(needs)}, *all = calloc((size_t)comm->size, sizeof *all);
     char host[64] = "";
-    if (!all)
+    if (!all) { /* callers may be quiet about what doesn't fit: this is another matter */
+        const int before = err_quiet(0);
         local = err_set(ERR_NOMEM, __FILE__, __LINE__, "the claims of %d ranks", comm->size);
+        err_quiet(before);
+    }
     local = local ? local : be->ops->memory(be, &mine.free, &total);
     TRY(comm_agree(comm, local));
     gethostname(host, sizeof host - 1);
