@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# Memory that isn't there, at a hundred places of a run: a message and exit code 1, or the result all the same; no crash, nobody waits,
-# and a calibration goes on from what is left to the bytes of a whole one. $1: failing_malloc.c as a library.
+# no_memory.sh LIBRARY [all]: memory that isn't there, at a hundred places of a run: a message and exit code 1, or the result all the
+# same; no crash, nobody waits, and a calibration goes on from what is left to the bytes of a whole one. Then on one of two ranks; all: at
+# every place there. LIBRARY: failing_malloc.c.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 ldd "$GLOWQ" | grep -q "libasan\|libtsan" && skip "a sanitizer has an allocator of its own"
 FAILING=$1
@@ -48,4 +49,37 @@ while rm -rf cut.glowq && failing "$at" calibrate_tiny cut.glowq; do
 done
 same "$code" 0 "exit code of calibrate without a failure"
 [ "$n" -gt 60 ] || fail "only $n allocations failed"
+
+# The second of two ranks has no memory, and the first none of its troubles: one of them tells, and both end.
+cat >second.sh <<'END'
+[ "${OMPI_COMM_WORLD_RANK:-$PMIX_RANK}" = 1 ] && export LD_PRELOAD=$FAILING
+exec "$@"
+END
+export FAILING FAIL_TOLD=$PWD/told
+LAUNCH="$GLOWQ_MPIEXEC -n 2 sh second.sh"
+LIMIT_S=30 # of a second's work
+next() { # the place after $at: all, or those of the start and some of the rest
+    if [ "${2:-}" = all ] || [ "$at" -lt 4 ]; then at=$((at + 1)); else at=$((at + $1)); fi
+}
+sweep() { # STEP all|"" options of calibrate...
+    step=$1 which=$2 at=1 n=0; shift 2
+    while rm -rf cut.glowq told; FAIL_AT=$at calibrate_tiny cut.glowq "$@"; code=$?; [ -e told ]; do
+        judge "calibrate $* on the second of two ranks"
+        # What a solver allocates is agreed on: its ranks leave in order, while others may be ended by the one that is short.
+        grep -aq "rank 1, calib/\(exact\|reduce\|qr_rsvd\|krylov\|orth\|solve\|factors\|energy\|metric\)\.c" err &&
+            grep -aq MPI_ABORT err && fail "calibrate $*: ranks of a solver part in disorder at allocation $at: $(why)"
+        last=$at n=$((n + 1))
+        next "$step" "$which"
+    done
+    same "$code" 0 "exit code of calibrate $* without a failure"
+    [ "$n" -gt 8 ] || fail "calibrate $*: only $n allocations failed"
+    rm -rf cut.glowq
+    FAIL_AT=$last calibrate_tiny cut.glowq "$@"
+    FAIL_AT=0 calibrate_tiny cut.glowq "$@" || fail "calibrate $* after the failure at allocation $last: $(why)"
+    same "$(bytes_of cut.glowq)" "$whole" "bytes of calibrate $* after a failure at allocation $last"
+}
+sweep 163 "${2:-}" --grid 1x2
+sweep 149 "${2:-}" --grid 2x1
+[ "${2:-}" != all ] || { calibrate_tiny qr.glowq --solver qr-rsvd --exact-energy && whole=$(bytes_of qr.glowq)
+    sweep 1 all --grid 1x2 --solver qr-rsvd --exact-energy; }
 finish
