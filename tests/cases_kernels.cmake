@@ -34,6 +34,8 @@ if(TARGET glowq_cuda_sim)
   foreach(program kernels_dense kernels_factor)
     add_case(NAME ${program}_cuda_sim_shuffle PROGRAM test_${program} ARGS cuda:sim LABELS unit ENV GLOWQ_SIM_ORDER=shuffle)
   endforeach()
+  add_case(NAME kernels_linear_cuda_sim_132 PROGRAM test_kernels_linear ARGS cuda:sim LABELS unit TIMEOUT 900
+    ENV GLOWQ_TUNE=sim.multiprocessors=132)
   # What the simulator finds; what is said where a module is missing.
   add_executable(test_sim test_sim.cpp ${CMAKE_SOURCE_DIR}/kernels/cuda/sim/sim.cpp
     ${CMAKE_SOURCE_DIR}/kernels/cuda/sim/fiber.cpp)

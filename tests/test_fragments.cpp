@@ -206,6 +206,19 @@ static void test_mma(void **)
         }
 }
 
+/* Sums are cut: a term one bit below the largest one's last still counts, but not by itself; two bits below it is gone. */
+static void test_cut_sums(void **)
+{
+    const float ulp = 0x1p-23f, quarters[8] = {ulp / 4, ulp / 4, ulp / 4, ulp / 4, ulp / 4, ulp / 4, ulp / 4, ulp / 4};
+    const float half[8] = {ulp / 2}, halves[8] = {ulp / 2, 0, 0, 0, 0, 0, 0, ulp / 2}, under[8] = {-ulp / 2};
+    const float tall[8] = {0x1p100f, 1, -0x1p100f}, infinite[8] = {INFINITY}, none[8] = {};
+    assert_true(sim_add_eight(1, quarters) == 1 && sim_add_eight(-1, quarters) == -1);
+    assert_true(sim_add_eight(1, half) == 1 && sim_add_eight(1, halves) == 1 + ulp);
+    assert_true(sim_add_eight(-1, half) == -1 + ulp / 2 && sim_add_eight(1, under) == 1 - ulp / 2);
+    assert_true(sim_add_eight(0.75f, tall) == 0 && sim_add_eight(0.75f, none) == 0.75f);
+    assert_true(isinf(sim_add_eight(1, infinite)) && isnan(sim_add_eight(-INFINITY, infinite)));
+}
+
 /* Four 8 x 8 matrices side by side in a [8][32] tile of numbers. */
 __global__ void load_matrices(uint32_t *plain, uint32_t *turned)
 {
@@ -280,7 +293,8 @@ int main()
         cmocka_unit_test(test_codes_of_8_bits), cmocka_unit_test(test_split_of_f16),
         cmocka_unit_test(test_split_of_f32),    cmocka_unit_test(test_groups_of_halves),
         cmocka_unit_test(test_ends_of_rows),    cmocka_unit_test(test_mma),
-        cmocka_unit_test(test_ldmatrix),        cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_cut_sums),        cmocka_unit_test(test_ldmatrix),
+        cmocka_unit_test(test_copies),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

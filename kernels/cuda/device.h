@@ -44,11 +44,12 @@ __device__ inline uint16_t f16_round(float v)
 }
 
 /* Queues kernel<<<grid, block, shared, stream>>>(...) on the backend's stream; the value is OK or ERR_GPU, reported with the
- * kernel's name. kernel in parentheses where its template arguments hold a comma. */
+ * kernel's name. kernel in parentheses where its template arguments hold a comma. More than 48 KB of shared memory, the kernel's
+ * static arrays among them, is to be asked for: these may take up to 16 KB beside what is asked here. */
 /* clang-format takes <<< for three operators. */
 /* clang-format off */
 #define LAUNCH(be, grid, block, shared, kernel, ...)                                                                   \
-    cuda_launched(#kernel, (((shared) > 48 << 10 ? cuda_allow_shared((const void *)(kernel), (shared)) : (void)0),     \
+    cuda_launched(#kernel, (((shared) > 32 << 10 ? cuda_allow_shared((const void *)(kernel), (shared)) : (void)0),     \
                             (kernel)<<<(grid), (block), (shared), cuda_stream(be)>>>(__VA_ARGS__), 0))
 /* clang-format on */
 

@@ -140,7 +140,32 @@ template <int N> __device__ inline void cp_async_wait(void)
 
 #else /* ---- the same in the simulator ---- */
 
-/* Products of bf16 are exact in f32; sums here ascend in k. (The card sums a few at a time, with fewer roundings.) */
+/* c + 8 products as tensor cores add them: all cut, not rounded, one bit below the last that the largest has as f32, and the sum
+ * cut to f32 (Fasi, Higham, Mikaitis, Pranesh 2021, doi 10.7717/peerj-cs.330; Khattak, Mikaitis 2025, arXiv 2512.07004). That is
+ * an A100's way; an H100 cuts a bit later and adds all 16 at once. */
+static inline float sim_add_eight(float c, const float product[8])
+{
+    int largest = (int)(__float_as_uint(c) >> 23 & 0xff);
+    float plain = c;
+    for (int i = 0; i < 8; i++) {
+        largest = max(largest, (int)(__float_as_uint(product[i]) >> 23 & 0xff));
+        plain += product[i];
+    }
+    if (largest == 0xff || largest == 0)
+        return plain;
+    const double unit = __longlong_as_double((long long)(largest - 127 - 24 + 1023) << 52);
+    const double units = __longlong_as_double((long long)(127 + 24 - largest + 1023) << 52);
+    long long sum = (long long)(c * units);
+    for (int i = 0; i < 8; i++)
+        sum += (long long)(product[i] * units);
+    long long kept = sum < 0 ? -sum : sum;
+    const int n_bits = 64 - __builtin_clzll((unsigned long long)kept | 1);
+    if (n_bits > 24)
+        kept = kept >> (n_bits - 24) << (n_bits - 24);
+    return (float)((double)(sum < 0 ? -kept : kept) * unit);
+}
+
+/* Products of bf16 are exact in f32. */
 static inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2], const char *file = __builtin_FILE(),
                             int line = __builtin_LINE())
 {
@@ -153,10 +178,12 @@ static inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]
     const int g = sim_lane() / 4, q = sim_lane() % 4;
     for (int i = 0; i < 4; i++) {
         const int row_half = i / 2, column = 2 * q + i % 2;
-        for (int k = 0; k < 16; k++) {
-            const int holder = k % 8 / 2, upper = k / 8;
-            c[i] += bf16_value(all[4 * g + holder].a[2 * upper + row_half][k % 2]) *
-                    bf16_value(all[4 * column + holder].b[upper][k % 2]);
+        for (int upper = 0; upper < 2; upper++) {
+            float product[8];
+            for (int k = 0; k < 8; k++)
+                product[k] = bf16_value(all[4 * g + k / 2].a[2 * upper + row_half][k % 2]) *
+                             bf16_value(all[4 * column + k / 2].b[upper][k % 2]);
+            c[i] = sim_add_eight(c[i], product);
         }
     }
 }

@@ -22,6 +22,7 @@
  *                                 too. Calls of cuBLAS and cuSOLVER and memsets count as launches, host_begin as a get,
  *                                 host_end as a put.
  *   GLOWQ_SIM_MEMORY=BYTES        what the device of each rank holds; without it, what the host has.
+ *   GLOWQ_TUNE=sim.multiprocessors=N  a card of N, 132 for an H100, which decides how work is cut; without it, 4.
  * A device that is closed while something is allocated on it ends the process (abort): whoever fails frees first.
  */
 #ifndef GLOWQ_KERNELS_CUDA_SIM_H
