@@ -11,12 +11,12 @@
 #include "launch/options_private.h"
 
 #include "base/err.h"
-#include "base/file.h"
 
 #include <confuse.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* libConfuse hands its error function no context, so the message waits here for options_read_config. */
 static char parse_error[512];
@@ -77,6 +77,22 @@ out:
     return err;
 }
 
+/* libConfuse ends the program where it is given a folder, waits for ever at a FIFO, and takes all memory for /dev/zero. What can't be
+ * looked at it can't open either, and says so. */
+static int check_file(struct options *options, const char *path)
+{
+    const long long most = 1 << 20; /* bytes: every option with a long path is some KiB */
+    struct stat st;
+    if (stat(path, &st) != 0 || (S_ISREG(st.st_mode) && st.st_size <= most))
+        return OK;
+    if (S_ISDIR(st.st_mode))
+        return options_refuse(options, "--config %s: %s", path, strerror(EISDIR));
+    if (!S_ISREG(st.st_mode))
+        return options_refuse(options, "--config %s: not a regular file", path);
+    return options_refuse(options, "--config %s: %lld bytes; a configuration has at most %lld", path,
+                          (long long)st.st_size, most);
+}
+
 int options_read_config(struct options *options, const char *path)
 {
     int err = OK, used, section_used, n_commands = 0;
@@ -84,10 +100,7 @@ int options_read_config(struct options *options, const char *path)
     cfg_t *cfg = NULL;
     const struct command *own = options->command, *const *commands = options->commands;
 
-    if (file_is_dir(path)) { /* reading one ends the program in the middle of libConfuse */
-        err = options_refuse(options, "--config %s: %s", path, strerror(EISDIR));
-        goto out;
-    }
+    TRY(check_file(options, path));
     while (commands[n_commands])
         n_commands++;
     keys = keys_create(own, options, n_commands, &used);

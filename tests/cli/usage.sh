@@ -148,6 +148,12 @@ expect 0 "= true }  # config printed.conf" alone plan -c printed.conf --print-co
 expect 0 "# glowq serve" alone serve -c both.conf --model x --print-config
 same "$(value_of port)" "81  # config both.conf" "port"
 expect 2 "--config .: Is a directory" alone plan -c . --print-config
+mkfifo waits && expect 2 "--config waits: not a regular file" alone plan -c waits --print-config
+[ ! -c /dev/zero ] || expect 2 "--config /dev/zero: not a regular file" alone plan -c /dev/zero --print-config
+truncate -s 1048577 long.conf
+expect 2 "--config long.conf: 1048577 bytes; a configuration has at most 1048576" alone plan -c long.conf --print-config
+{ printf '#%.0s' $(seq 1000) && echo && echo "ctx = 98"; } >long.conf
+expect 0 "98  # config long.conf" alone eval -c long.conf --print-config
 echo "ctx = -4" >bad.conf
 expect 2 "bad.conf: ctx = -4: must be a whole number" alone eval -c bad.conf
 echo "rnak = 4" >bad.conf
