@@ -9,12 +9,64 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* ---- memory -------------------------------------------------------------------------------------------------------- */
+
+static _Thread_local int has_failed;
+
+static void *allocate(size_t n)
+{
+    void *p = malloc(n);
+    has_failed |= !p;
+    return p;
+}
+
+/* Before main, and so before any value is made: what one allocator made the other may not free. */
+__attribute__((constructor)) static void take_allocations(void)
+{
+    json_set_alloc_funcs(allocate, free);
+}
+
+char *json_text(const json_t *value, size_t flags)
+{
+    char *text = value && !has_failed ? json_dumps(value, flags) : NULL;
+    if (has_failed) {
+        free(text);
+        text = NULL;
+    }
+    return text;
+}
+
+void json_forget_failure(void)
+{
+    has_failed = 0;
+}
+
+/* ---- whole values -------------------------------------------------------------------------------------------------- */
+
+int json_load(const char *text, size_t n, size_t flags, const char *where, json_t **out, json_error_t *e)
+{
+    int err = OK;
+    const int before = has_failed;
+    has_failed = 0;
+    *out = json_loadb(text, n, flags, e);
+    const int failed = has_failed;
+    has_failed = before;
+    if (failed) {
+        json_decref(*out);
+        *out = NULL;
+        FAIL(ERR_NOMEM, "%s: no memory for its JSON", where);
+    }
+    err = *out ? OK : ERR_FORMAT;
+out:
+    return err;
+}
+
 int json_parse(const char *text, size_t n, const char *where, json_t **out)
 {
     int err = OK;
     json_error_t e;
-    *out = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
-    if (!*out)
+    err = json_load(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, where, out, &e);
+    if (err == ERR_FORMAT)
         FAIL(ERR_FORMAT, "%s: not valid JSON: %s (line %d, column %d)", where, e.text, e.line, e.column);
 out:
     return err;
@@ -36,7 +88,7 @@ out:
 int json_write(const char *path, const json_t *value)
 {
     int err = OK;
-    char *text = json_dumps(value, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
+    char *text = json_text(value, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
     char *line = NULL;
     if (!text)
         FAIL(ERR_NOMEM, "%s: can't serialize JSON", path);

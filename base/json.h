@@ -8,6 +8,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Memory. jansson passes over some failures: a string that is read then lacks a character, and an object that is built a member whose
+ * adding nobody checked. So its allocations are ours, a failure is remembered by the thread it happened in, and what such a thread has read
+ * since is ERR_NOMEM, and has built since NULL. */
+
+/* The text of a value (json_dumps); caller frees. NULL: no memory, now or while it was built (value may be NULL then). The failure stays
+ * remembered, as what was built before may yet be printed; a server, which lives on, forgets it when it has told of it. */
+char *json_text(const json_t *value, size_t flags);
+void json_forget_failure(void);
+
+/* json_loadb, for callers with flags and words of their own: ERR_FORMAT isn't told, e says why; ERR_NOMEM is. */
+int json_load(const char *text, size_t n, size_t flags, const char *where, json_t **out, json_error_t *e);
 /* Parse n bytes; caller json_decref's *out. ERR_FORMAT with line and column. */
 int json_parse(const char *text, size_t n, const char *where, json_t **out);
 /* Read a whole file of at most max_bytes and parse it. ERR_IO if it can't be read. */

@@ -56,7 +56,7 @@ void events_add(const char *dir, json_t *event)
     gmtime_r(&t, &utc);
     strftime(now, sizeof now, "%Y-%m-%dT%H:%M:%SZ", &utc);
     if (!event || json_object_set_new(event, "time", json_string(now)) != 0 ||
-        !(line = json_dumps(event, JSON_COMPACT | JSON_SORT_KEYS)))
+        !(line = json_text(event, JSON_COMPACT | JSON_SORT_KEYS)))
         FAIL(ERR_NOMEM, "an event");
     TRY(file_join(path, sizeof path, dir, "events.jsonl"));
     TRY(append_line(path, line));

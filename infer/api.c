@@ -4,6 +4,7 @@
 #include "infer/api_private.h"
 
 #include "base/err.h"
+#include "base/json.h"
 #include "base/log.h"
 #include "infer/page.h"
 
@@ -107,8 +108,9 @@ enum api_state api_state(struct api *api)
 
 static void reply_json(struct http_request *request, int status, json_t *object)
 {
-    char *text = object ? json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+    char *text = json_text(object, JSON_COMPACT | JSON_REAL_PRECISION(9));
     json_decref(object);
+    json_forget_failure();
     if (text)
         http_reply(request, status, "application/json", text, strlen(text));
     else

@@ -6,6 +6,7 @@
 #include "infer/api_private.h"
 
 #include "base/err.h"
+#include "base/json.h"
 #include "base/log.h"
 
 #include <ctype.h>
@@ -57,8 +58,12 @@ json_t *api_body(struct http_request *request)
                    MOST_DEPTH);
         return NULL;
     }
-    json_t *body =
-        json_loadb(request->body, request->n_body, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY, &e);
+    json_t *body = NULL;
+    if (json_load(request->body, request->n_body, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY,
+                  "a request", &body, &e) == ERR_NOMEM) {
+        http_error(request, 503, "server_error", NULL, NULL, "out of memory");
+        return NULL;
+    }
     if (body && json_is_object(body))
         return body;
     if (body) {

@@ -207,10 +207,11 @@ void http_reply(struct http_request *request, int status, const char *type, cons
 
 char *http_error_text(const char *type, const char *param, const char *code, const char *message)
 {
+    json_forget_failure();               /* which it may be that this tells of */
     json_t *said = json_string(message); /* NULL: not UTF-8 */
     json_t *error = json_pack("{s:{s:o,s:s,s:s?,s:s?}}", "error", "message", said ? said : json_string("malformed"),
                               "type", type, "param", param, "code", code);
-    char *text = error ? json_dumps(error, JSON_COMPACT) : NULL;
+    char *text = json_text(error, JSON_COMPACT);
     json_decref(error);
     return text;
 }
@@ -356,6 +357,7 @@ void exchange_log(struct exchange *x)
         *p = (unsigned char)*p < 0x80 ? *p : '?';
     for (char *p = method; *p; p++)
         *p = (unsigned char)*p < 0x80 ? *p : '?';
+    json_forget_failure();
     json_t *line =
         json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:f,s:I,s:I}", "time", when, "request_id", x->request.id, "client", address,
                   "method", method, "path", path, "status", x->status, "seconds", now_s() - x->request.arrived_s,
@@ -368,7 +370,7 @@ void exchange_log(struct exchange *x)
         json_object_set_new(line, "finish", json_string(x->request.log_finish));
     if (line && x->is_gone)
         json_object_set_new(line, "client_left", json_true());
-    char *text = line ? json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(6)) : NULL;
+    char *text = json_text(line, JSON_COMPACT | JSON_REAL_PRECISION(6));
     json_decref(line);
     if (text) { /* one call: lines of several threads don't mix */
         fprintf(server->options.access_log, "%s\n", text);

@@ -112,7 +112,7 @@ static int write_opening(const struct load_options *o, char **opening)
         FAIL(ERR_NOMEM, "a request");
     if (o->model && json_object_set_new(object, "model", json_string(o->model)) != 0)
         FAIL(ERR_ARG, "the model's name isn't UTF-8");
-    if (!(*opening = json_dumps(object, JSON_COMPACT)))
+    if (!(*opening = json_text(object, JSON_COMPACT)))
         FAIL(ERR_NOMEM, "a request");
     n = strlen(*opening);
     (*opening)[n - 1] = 0;

@@ -141,23 +141,30 @@ static void print_config(const struct model_config *c)
 }
 
 /* A folder's configuration; a model of an unknown kind can still be listed, so that isn't an error here. */
-static int has_config(const char *path, struct model_config *config)
+static int find_config(const char *path, struct model_config *config, int *known)
 {
+    int err = OK;
+    *known = 0;
     if (!file_is_dir(path))
-        return 0;
+        goto out;
     err_quiet(1);
-    int err = config_read(path, config);
+    err = config_read(path, config);
     err_quiet(0);
-    return err == OK;
+    if (err == ERR_NOMEM)
+        FAIL(ERR_NOMEM, "the configuration of %s", path);
+    *known = err == OK;
+    err = OK;
+out:
+    return err;
 }
 
 static int inspect_checkpoint(const char *path, int as_json)
 {
-    int err = OK;
+    int err = OK, known;
     struct checkpoint *ck = NULL;
     struct model_config config;
     TRY(checkpoint_open(path, &ck));
-    int known = has_config(path, &config);
+    TRY(find_config(path, &config, &known));
     if (as_json) {
         TRY(out_json(json_pack("{s:i,s:s,s:s,s:o,s:o}", "schema_version", JSON_SCHEMA_VERSION, "path", path, "kind",
                                "checkpoint", "config", known ? config_json(&config) : json_null(), "tensors",
@@ -217,7 +224,7 @@ out:
 
 static int inspect_glowq(const char *path, int as_json, int each_expert)
 {
-    int err = OK;
+    int err = OK, known;
     char name[PATH_MAX];
     json_t *manifest = NULL, *experts = NULL;
     struct model_config config;
@@ -226,7 +233,7 @@ static int inspect_glowq(const char *path, int as_json, int each_expert)
     const json_t *groups = json_object_get(manifest, "groups");
     if (!json_is_array(groups))
         FAIL(ERR_FORMAT, "%s: \"groups\" must be an array", name);
-    const int known = has_config(path, &config);
+    TRY(find_config(path, &config, &known));
     const int64_t n_layers = known && count_moe_layers(&config) > 0 ? config.n_layers : 0;
     if (as_json) {
         TRY(experts_of_store_json(path, n_layers, &experts));

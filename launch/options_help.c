@@ -4,6 +4,7 @@
 #include "launch/options_private.h"
 
 #include "base/err.h"
+#include "base/json.h"
 
 #include <argp.h>
 #include <stdlib.h>
@@ -165,6 +166,7 @@ int options_print(const struct options *options, int as_json, FILE *f)
 {
     int err = OK;
     json_t *values = json_object(), *page = NULL;
+    char *text = NULL;
     if (!as_json)
         fprintf(f, "# glowq %s\n", options->command->name);
     for (int i = 0; i < options->n; i++) {
@@ -185,11 +187,12 @@ int options_print(const struct options *options, int as_json, FILE *f)
     }
     if (as_json) {
         page = json_pack("{s:i,s:s,s:O}", "schema_version", 1, "command", options->command->name, "options", values);
-        if (!page || json_dumpf(page, f, JSON_INDENT(2)) != 0)
-            FAIL(ERR_IO, "can't print the configuration");
-        fputc('\n', f);
+        if (!(text = json_text(page, JSON_INDENT(2))))
+            FAIL(ERR_NOMEM, "can't serialize the configuration");
+        fprintf(f, "%s\n", text);
     }
 out:
+    free(text);
     json_decref(values);
     json_decref(page);
     return err;

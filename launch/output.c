@@ -5,6 +5,7 @@
 #include "launch/commands.h"
 
 #include "base/err.h"
+#include "base/json.h"
 
 #include <errno.h>
 #include <math.h>
@@ -51,7 +52,7 @@ void out_flush(void)
 int out_json(json_t *object)
 {
     int err = OK;
-    char *text = object ? json_dumps(object, JSON_INDENT(2) | JSON_REAL_PRECISION(17)) : NULL;
+    char *text = json_text(object, JSON_INDENT(2) | JSON_REAL_PRECISION(17));
     if (!text)
         FAIL(ERR_NOMEM, "can't serialize JSON");
     out_write(text, strlen(text));

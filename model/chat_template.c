@@ -152,8 +152,10 @@ static int read_object(const char *dir, const char *name, char path[PATH_MAX], j
         goto out;
     }
     TRY(file_read(path, MAX_CONFIG, &text, &n));
-    if (!(*out = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &e)))
+    err = json_load(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, path, out, &e);
+    if (err == ERR_FORMAT)
         FAIL(ERR_FORMAT, "%s: not valid JSON: %s (line %d, column %d)", path, e.text, e.line, e.column);
+    TRY(err);
     if (!json_is_object(*out))
         FAIL(ERR_FORMAT, "%s: must hold an object", path);
 out:

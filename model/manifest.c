@@ -21,7 +21,7 @@ static const size_t max_bytes = 256u << 20; /* per-group facts of 1000 layers ar
 static int canonical(const json_t *object, char **text)
 {
     int err = OK;
-    char *line = NULL, *p = json_dumps(object, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
+    char *line = NULL, *p = json_text(object, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
     if (!p || !(line = malloc(strlen(p) + 2)))
         FAIL(ERR_NOMEM, "text of the manifest");
     sprintf(line, "%s\n", p);

@@ -9,11 +9,11 @@
 
 #include "base/err.h"
 #include "base/file.h"
+#include "base/json.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -260,12 +260,13 @@ static int take_value(struct cursor *c, size_t max_bytes, json_t **out)
     int err = OK;
     json_error_t e;
     size_t left = (size_t)(c->end - c->p), n = left < max_bytes ? left : max_bytes;
-    *out = json_loadb(c->p, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_DISABLE_EOF_CHECK, &e);
-    if (!*out && n < left)
+    err = json_load(c->p, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_DISABLE_EOF_CHECK, c->path, out, &e);
+    if (err == ERR_FORMAT && n < left)
         FAIL(ERR_FORMAT, "%s: header is not valid JSON at its byte %td, or a value is longer than %zu bytes: %s",
              c->path, c->p - c->start, max_bytes, e.text);
-    if (!*out)
+    if (err == ERR_FORMAT)
         FAIL(ERR_FORMAT, "%s: header is not valid JSON at its byte %td: %s", c->path, c->p - c->start, e.text);
+    TRY(err);
     c->p += e.position;
 out:
     return err;

@@ -21,7 +21,8 @@ static int read_config(const char *path, json_t **config)
     size_t n = 0;
     json_error_t e;
     TRY(file_read(path, MAX_FILE, &text, &n));
-    if (!(*config = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &e)))
+    err = json_load(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, path, config, &e);
+    if (err == ERR_FORMAT)
         FAIL(ERR_FORMAT, "%s: not valid JSON: %s (line %d, column %d)", path, e.text, e.line, e.column);
 out:
     free(text);
