@@ -68,7 +68,7 @@ endif()
 if(TARGET glowq_cuda_races)
   foreach(program kernels kernels_linear kernels_attention kernels_dense kernels_factor kernels_sample kernels_moe linear_tiers
       attention_tiers products)
-    add_case(NAME ${program}_races PROGRAM test_${program} ARGS cuda:sim LABELS races TIMEOUT 1800
+    add_case(NAME ${program}_races PROGRAM test_${program} ARGS cuda:sim LABELS races TIMEOUT 3600
       ENV GLOWQ_MODULE_DIR=${CMAKE_BINARY_DIR}/races)
   endforeach()
 endif()
