@@ -39,6 +39,12 @@ static const char *const choices[] = {
     "linear.tier=3,linear.tile=3,linear.slices=2",
     "linear.tier=3,linear.tile=3,linear.slices=4",
     "linear.tier=4",
+    "linear.tier=5,linear.wgmma_tile=0,linear.slices=1",
+    "linear.tier=5,linear.wgmma_tile=0,linear.slices=2",
+    "linear.tier=5,linear.wgmma_tile=0,linear.slices=4",
+    "linear.tier=5,linear.wgmma_tile=1,linear.slices=1",
+    "linear.tier=5,linear.wgmma_tile=1,linear.slices=2",
+    "linear.tier=5,linear.wgmma_tile=1,linear.slices=4",
 };
 
 struct product {

@@ -176,9 +176,10 @@ static inline int bench_linear_run(void *context, int copy)
     return b->be->ops->linear(b->be, &b->x, &args, &b->y);
 }
 
-/* Times of all numbers of tokens for one weight: rank 0 is no correction. tune NULL: the tier that linear chooses. */
-static inline void bench_linear_times(struct bench_device *d, struct packed w, int64_t rank, const int64_t *tokens,
-                                      int n_tokens, const char *tune, double *seconds, double *bytes)
+/* Times of all numbers of tokens for one weight: rank 0 is no correction. tune NULL: the tier that linear chooses. 0 if tune
+ * forces a tier that has no kernel for this product on this device. */
+static inline int bench_linear_times(struct bench_device *d, struct packed w, int64_t rank, const int64_t *tokens,
+                                     int n_tokens, const char *tune, double *seconds, double *bytes)
 {
     struct bench_linear *b = calloc(1, sizeof *b);
     struct buf bx, br, by;
@@ -199,7 +200,12 @@ static inline void bench_linear_times(struct bench_device *d, struct packed w, i
     bench_mat(d->be, DT_F32, most, w.d_out, 0, &by, &b->y);
     if (tune)
         setenv("GLOWQ_TUNE", tune, 1);
-    for (int i = 0; i < n_tokens; i++) {
+    b->x.rows = b->r.rows = b->y.rows = tokens[0];
+    const int probe = bench_linear_run(b, 0);
+    const int has_kernel = !tune || probe != ERR_UNSUPPORTED;
+    if (has_kernel)
+        bench_need(probe);
+    for (int i = 0; has_kernel && i < n_tokens; i++) {
         b->x.rows = b->r.rows = b->y.rows = tokens[i];
         seconds[i] = bench_time(d, bench_linear_run, b, n_ring);
         bytes[i] = (double)b->w[0].data.bytes + (double)b->a.data.bytes + (double)mat_bytes(&b->x) +
@@ -211,50 +217,94 @@ static inline void bench_linear_times(struct bench_device *d, struct packed w, i
         buf_free(&b->w[i].data);
     buf_free(&b->a.data), buf_free(&bx), buf_free(&br), buf_free(&by);
     free(b);
+    return has_kernel;
+}
+
+enum { N_BENCH_SHAPES = 7, N_BENCH_SMALL = 2, N_BENCH_FORMATS = 6 };
+
+static const struct bench_shape {
+    int64_t d_out, d_in;
+    int only_dense; /* B, lm_head */
+} bench_shapes[N_BENCH_SHAPES] = {{4096, 4096, 0},  {1024, 4096, 0}, {14336, 4096, 0}, {4096, 14336, 0},
+                                  {28672, 8192, 0}, {64, 4096, 1},   {128256, 4096, 1}},
+  bench_small[N_BENCH_SMALL] = {{80, 320, 0}, {16, 512, 1}};
+
+static const struct bench_format {
+    const char *name;
+    int bits;
+    enum dtype dtype;
+    int64_t group, rank;
+} bench_formats[N_BENCH_FORMATS] = {{"bf16", 0, DT_BF16, 0, 0},           {"f16", 0, DT_F16, 0, 0},
+                                    {"4-bit g128", 4, DT_F32, 128, 0},    {"4-bit g128 r64", 4, DT_F32, 128, 64},
+                                    {"4-bit g32 r64", 4, DT_F32, 32, 64}, {"8-bit g128 r64", 8, DT_F32, 128, 64}};
+
+static inline struct packed bench_packed(struct bench_shape shape, struct bench_format format)
+{
+    struct packed w = {.d_out = shape.d_out,
+                       .d_in = shape.d_in,
+                       .bits = format.bits,
+                       .dtype = format.dtype,
+                       .group_size = format.group};
+    if (w.bits)
+        w.n_groups = (w.d_in + w.group_size - 1) / w.group_size;
+    return w;
+}
+
+static inline void bench_report_linear(const struct bench_device *d, const char *name, struct bench_shape shape,
+                                       int64_t rank, int64_t tokens, double seconds, double bytes, double peer_s)
+{
+    const double flop = 2.0 * (double)tokens * (double)shape.d_out * (double)(shape.d_in + rank);
+    bench_report(d, "linear", name, shape.d_out, shape.d_in, tokens, seconds, flop, bytes, peer_s);
 }
 
 static inline void bench_device_linears(struct bench_device *d)
 {
     static const int64_t few[] = {1, 2, 4, 8, 16, 32, 64, 128, 512, 2048}, tiny[] = {1, 8, 9, 70};
-    static const struct {
-        int64_t d_out, d_in;
-        int only_dense; /* B, lm_head */
-    } real[] = {{4096, 4096, 0},  {1024, 4096, 0}, {14336, 4096, 0}, {4096, 14336, 0},
-                {28672, 8192, 0}, {64, 4096, 1},   {128256, 4096, 1}},
-      small[] = {{80, 320, 0}, {16, 512, 1}};
-    static const struct {
-        const char *name;
-        int bits;
-        enum dtype dtype;
-        int64_t group, rank;
-    } formats[] = {{"bf16", 0, DT_BF16, 0, 0},           {"f16", 0, DT_F16, 0, 0},
-                   {"4-bit g128", 4, DT_F32, 128, 0},    {"4-bit g128 r64", 4, DT_F32, 128, 64},
-                   {"4-bit g32 r64", 4, DT_F32, 32, 64}, {"8-bit g128 r64", 8, DT_F32, 128, 64}};
     enum { MOST = sizeof few / sizeof few[0] };
     const int64_t *tokens = d->is_sim ? tiny : few;
-    const int n_tokens = d->is_sim ? 4 : MOST, n_shapes = d->is_sim ? 2 : (int)(sizeof real / sizeof real[0]);
+    const int n_tokens = d->is_sim ? 4 : MOST, n_shapes = d->is_sim ? N_BENCH_SMALL : N_BENCH_SHAPES;
     for (int s = 0; s < n_shapes; s++) {
-        const int64_t d_out = d->is_sim ? small[s].d_out : real[s].d_out;
-        const int64_t d_in = d->is_sim ? small[s].d_in : real[s].d_in;
-        const int only_dense = d->is_sim ? small[s].only_dense : real[s].only_dense;
-        const int n = only_dense && d_out > 4096 ? n_tokens - 2 : n_tokens; /* lm_head: a few rows */
+        const struct bench_shape shape = d->is_sim ? bench_small[s] : bench_shapes[s];
+        const int n = shape.only_dense && shape.d_out > 4096 ? n_tokens - 2 : n_tokens; /* lm_head: a few rows */
         double peer[MOST], seconds[MOST], bytes[MOST];
-        const struct packed dense = {.d_out = d_out, .d_in = d_in, .dtype = d->be->act};
+        const struct packed dense = {.d_out = shape.d_out, .d_in = shape.d_in, .dtype = d->be->act};
         bench_linear_times(d, dense, 0, tokens, n, "linear.tier=4", peer, bytes);
-        for (size_t f = 0; f < (only_dense ? 2 : sizeof formats / sizeof formats[0]); f++) {
-            struct packed w = {.d_out = d_out,
-                               .d_in = d_in,
-                               .bits = formats[f].bits,
-                               .dtype = formats[f].dtype,
-                               .group_size = formats[f].group};
-            if (w.bits)
-                w.n_groups = (d_in + w.group_size - 1) / w.group_size;
-            bench_linear_times(d, w, formats[f].rank, tokens, n, NULL, seconds, bytes);
+        for (int f = 0; f < (shape.only_dense ? 2 : N_BENCH_FORMATS); f++) {
+            const struct bench_format format = bench_formats[f];
+            bench_linear_times(d, bench_packed(shape, format), format.rank, tokens, n, NULL, seconds, bytes);
             for (int i = 0; i < n; i++)
-                bench_report(d, "linear", formats[f].name, d_out, d_in, tokens[i], seconds[i],
-                             2.0 * (double)tokens[i] * (double)d_out * (double)(d_in + formats[f].rank), bytes[i],
-                             peer[i]);
+                bench_report_linear(d, format.name, shape, format.rank, tokens[i], seconds[i], bytes[i], peer[i]);
         }
+    }
+}
+
+/* linear_wgmma, which no choice takes by itself yet: on Hopper cards, each of its tiles. A kernel that faults takes the process
+ * with it: this comes last. */
+static inline void bench_device_wgmma(struct bench_device *d)
+{
+    enum { N = 4 };
+    static const int64_t many[N] = {128, 512, 1024, 2048}, tiny[] = {130};
+    const int64_t *tokens = d->is_sim ? tiny : many;
+    const int n = d->is_sim ? 1 : N, n_shapes = d->is_sim ? N_BENCH_SMALL : N_BENCH_SHAPES;
+    for (int s = 0; s < n_shapes; s++) {
+        const struct bench_shape shape = d->is_sim ? bench_small[s] : bench_shapes[s];
+        double peer[N], peer_bytes[N], seconds[N], bytes[N];
+        const struct packed dense = {.d_out = shape.d_out, .d_in = shape.d_in, .dtype = d->be->act};
+        int has_peer = 0;
+        for (int f = 0; !shape.only_dense && f < N_BENCH_FORMATS; f++)
+            for (int tile = 0; bench_formats[f].bits && tile < 2; tile++) {
+                const struct bench_format format = bench_formats[f];
+                char tune[64], name[64];
+                snprintf(tune, sizeof tune, "linear.tier=5,linear.wgmma_tile=%d", tile);
+                snprintf(name, sizeof name, "%s wgmma tile %d", format.name, tile);
+                if (!bench_linear_times(d, bench_packed(shape, format), format.rank, tokens, n, tune, seconds, bytes))
+                    return; /* another card */
+                if (!has_peer)
+                    bench_linear_times(d, dense, 0, tokens, n, "linear.tier=4", peer, peer_bytes);
+                has_peer = 1;
+                for (int i = 0; i < n; i++)
+                    bench_report_linear(d, name, shape, format.rank, tokens[i], seconds[i], bytes[i], peer[i]);
+            }
     }
 }
 

@@ -317,6 +317,7 @@ int main(int argc, char **argv)
         struct bench_device device = bench_device_begin(&be);
         bench_device_linears(&device);
         bench_device_sample(&device);
+        bench_device_wgmma(&device);
         backend_close(&be);
         return 0;
     }

@@ -33,8 +33,10 @@ int cuda_checked(int code, const char *call, const char *file, int line);
 int cuda_scratch(struct backend *be, size_t bytes, void **p);
 /* Multiprocessors of the device; 4 in the simulator. */
 int cuda_n_sm(const struct backend *be);
+/* Its compute capability: 80 for 8.0; 90 in the simulator. */
+int cuda_capability(const struct backend *be);
 /* Fast kernels with a plain reference. A self-check that finds one to differ has it left out: on that GPU, in this process. */
-enum cuda_tier { CUDA_LINEAR, CUDA_ATTENTION_DECODE, CUDA_ATTENTION_MMA, N_CUDA_TIERS };
+enum cuda_tier { CUDA_LINEAR, CUDA_LINEAR_WGMMA, CUDA_ATTENTION_DECODE, CUDA_ATTENTION_MMA, N_CUDA_TIERS };
 enum { CUDA_MAX_DEVICES = 64 };
 void cuda_leave_out(const struct backend *be, enum cuda_tier tier);
 /* Neither left out nor disabled (GLOWQ_DISABLE=mma). */
@@ -63,12 +65,13 @@ int argmax_cuda(struct backend *be, const struct mat *logits, int64_t first_id, 
 /* ---- sample.cu ---- */
 int sample_cuda(struct backend *be, struct mat *logits, const struct sample_args *args, struct mat *id);
 
-/* ---- linear.cu: choice and SIMT; linear_decode.cu: few rows; linear_mma.cu: many ---- */
+/* ---- linear.cu: choice and SIMT; linear_decode.cu: few rows; linear_mma.cu: many; linear_wgmma.cu: codes, on Hopper ---- */
 int linear_cuda(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
 int linear_simt(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
 /* ERR_UNSUPPORTED, silently, for a shape or format they have no kernel for. */
 int linear_decode(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
 int linear_mma(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
+int linear_wgmma(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
 
 /* ---- attention.cu: choice and SIMT; attention_decode.cu: one row a sequence; attention_mma.cu: prefill ---- */
 int attention_cuda(struct backend *be, const struct mat *q, const struct mat *k_cache, const struct mat *v_cache,

@@ -2,7 +2,8 @@
  * y = x W^T (+ A R) (+ bias): which tier computes it, and the plain kernel, the reference on the card.
  *
  *   few rows     linear_decode: weights stream once from memory, the tensor cores only so that the arithmetic keeps up
- *   many rows    linear_mma; for dense bf16 and f32 weights the library (blas.h)
+ *   many rows    linear_mma; for dense bf16 and f32 weights the library (blas.h); low-bit ones by linear_wgmma on Hopper, once a
+ *                card has shown from how many rows on ("linear.wgmma_rows")
  *   otherwise    linear_simt: any format, any alignment; f32 all through
  */
 #include "kernels/cuda/linear.h"
@@ -153,7 +154,7 @@ int linear_rest(struct backend *be, const struct linear_call *call, enum dtype x
 
 /* ---- the choice ------------------------------------------------------------------------------------------------ */
 
-enum tier { TIER_CHOOSE, TIER_SIMT, TIER_DECODE, TIER_MMA, TIER_BLAS };
+enum tier { TIER_CHOOSE, TIER_SIMT, TIER_DECODE, TIER_MMA, TIER_BLAS, TIER_WGMMA };
 
 static void check_shapes(const struct mat *x, const struct linear_args *args, const struct mat *y)
 {
@@ -166,6 +167,13 @@ static void check_shapes(const struct mat *x, const struct linear_args *args, co
     assert(!args->a || (args->a->bits == 0 && args->a->d_out == w->d_out && args->r->rows == y->rows &&
                         args->r->cols == args->a->d_in));
     (void)x, (void)args, (void)y, (void)w;
+}
+
+/* From how many rows on linear_wgmma is chosen: never, until it has run on a card. A fault there would take the context with it,
+ * and with the context every product of the program, so it isn't even self-checked before it is asked for. */
+static int64_t wgmma_rows(void)
+{
+    return cuda_tune("linear.wgmma_rows", INT64_MAX);
 }
 
 /* "linear.tier" forces one (ERR_UNSUPPORTED where it has no kernel). The other numbers are the first guesses. */
@@ -184,6 +192,8 @@ int linear_cuda(struct backend *be, const struct mat *x, const struct linear_arg
         return linear_mma(be, x, args, y);
     case TIER_BLAS:
         return linear_blas(be, x, args, y);
+    case TIER_WGMMA:
+        return linear_wgmma(be, x, args, y);
     default:
         break;
     }
@@ -194,6 +204,8 @@ int linear_cuda(struct backend *be, const struct mat *x, const struct linear_arg
     if (err == ERR_UNSUPPORTED && x->dtype == DT_BF16 &&
         x->rows >= (w->bits ? cuda_tune("linear.blas_rows_codes", INT64_MAX) : cuda_tune("linear.blas_rows", 128)))
         err = linear_blas(be, x, args, y);
+    if (err == ERR_UNSUPPORTED && fast && x->rows >= wgmma_rows() && cuda_may_use(be, CUDA_LINEAR_WGMMA))
+        err = linear_wgmma(be, x, args, y);
     if (err == ERR_UNSUPPORTED && fast)
         err = linear_mma(be, x, args, y);
     return err == ERR_UNSUPPORTED ? linear_simt(be, x, args, y) : err;
@@ -206,6 +218,7 @@ struct check {
     int bits;
     int64_t rows, d_out, d_in, r;
     int (*tier)(struct backend *be, const struct mat *x, const struct linear_args *args, struct mat *y);
+    enum cuda_tier kind;
 };
 
 static uint32_t next_random(uint32_t *state)
@@ -324,17 +337,30 @@ out:
 int linear_self_check(struct backend *be)
 {
     int err = OK;
-    static const struct check checks[] = {{4, 5, 72, 520, 24, linear_decode}, {8, 5, 72, 520, 24, linear_decode},
-                                          {0, 5, 72, 520, 24, linear_decode}, {4, 70, 136, 328, 24, linear_mma},
-                                          {8, 70, 136, 328, 24, linear_mma},  {0, 70, 136, 328, 24, linear_mma}};
-    for (size_t i = 0; i < sizeof checks / sizeof checks[0] && cuda_may_use(be, CUDA_LINEAR); i++) {
+    static const struct check checks[] = {{4, 5, 72, 520, 24, linear_decode, CUDA_LINEAR},
+                                          {8, 5, 72, 520, 24, linear_decode, CUDA_LINEAR},
+                                          {0, 5, 72, 520, 24, linear_decode, CUDA_LINEAR},
+                                          {4, 70, 136, 328, 24, linear_mma, CUDA_LINEAR},
+                                          {8, 70, 136, 328, 24, linear_mma, CUDA_LINEAR},
+                                          {0, 70, 136, 328, 24, linear_mma, CUDA_LINEAR},
+                                          {4, 300, 200, 1096, 72, linear_wgmma, CUDA_LINEAR_WGMMA},
+                                          {8, 300, 200, 1096, 72, linear_wgmma, CUDA_LINEAR_WGMMA}};
+    for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++) {
+        const struct check *c = &checks[i];
         double distance = 0;
-        TRY(run_check(be, &checks[i], &distance));
+        if (!cuda_may_use(be, c->kind) || (c->kind == CUDA_LINEAR_WGMMA && wgmma_rows() == INT64_MAX))
+            continue;
+        err = run_check(be, c, &distance);
+        if (err == ERR_UNSUPPORTED && c->kind == CUDA_LINEAR_WGMMA) { /* another card */
+            err = OK;
+            continue;
+        }
+        TRY(err);
         if (distance < 1e-5) /* f32 sums of some hundred terms differ by 1e-6; a wrong product by 1 */
             continue;
-        cuda_leave_out(be, CUDA_LINEAR);
+        cuda_leave_out(be, c->kind);
         log_warn("%s: linear with %d bits, %d rows differs by %.1e from its reference: the fast kernels are left out",
-                 be->description, checks[i].bits, (int)checks[i].rows, distance);
+                 be->description, c->bits, (int)c->rows, distance);
     }
 out:
     return err;

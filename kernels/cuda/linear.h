@@ -40,6 +40,10 @@ static constexpr int DECODE_MAX_ROWS = 16; /* of x, for linear_decode and groupe
  * multiples of 8, groups of whole blocks of 32. */
 int linear_fits_mma(const struct mat *x, const struct linear_call *call);
 
+/* What linear_wgmma takes: of that, low-bit weights and ranges of columns that end at multiples of 8, on a
+ * card of compute capability 9.0. */
+int linear_fits_wgmma(const struct backend *be, const struct mat *x, const struct linear_call *call);
+
 /* Formats with kernels on the tensor cores. f16 is the sum of two bf16, exactly: two matrix instructions for one. */
 enum linear_kind { KIND_W4, KIND_W8, KIND_BF16, KIND_F16, N_KINDS };
 enum linear_kind linear_kind(const struct weight_view *w); /* N_KINDS: none */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * y = x W^T for many rows on the tensor cores: mma.m16n8k16 with W as the left operand.
+ * y = x W^T for many rows on the tensor cores: mma.m16n8k16 with W as the left operand. (Hopper's wgmma: linear_wgmma.cu.)
  *
  * A block makes BM outputs of BN rows of x, its warps dealt WM x WN over them, 64 columns a stage. Stages of x and W (codes as
  * they are, with their groups' records) come through shared memory by asynchronous copies, STAGES - 1 ahead. Codes become

@@ -233,11 +233,12 @@ struct sim_copies {
         int bytes, group;
     } queue[MOST];
     int first, n, group; /* pending: n from first on, around the end; group: the open one */
+    int n_unfenced;      /* landed since the last fence_proxy_async (wgmma.h) */
 };
 
 static inline struct sim_copies *sim_copies_mine(void)
 {
-    return (struct sim_copies *)sim_storage(sizeof(struct sim_copies));
+    return (struct sim_copies *)sim_storage(SIM_COPIES, sizeof(struct sim_copies));
 }
 
 SIM_UNWATCHED static inline void sim_land(void *to, const void *from, int bytes)
@@ -267,6 +268,7 @@ template <int N> static inline void cp_async_wait(void)
 {
     struct sim_copies *c = sim_copies_mine();
     for (; c->n > 0 && c->queue[c->first].group < c->group - N; c->first = (c->first + 1) % c->MOST, c->n--) {
+        c->n_unfenced++;
         if (!sim_is_reordered())
             sim_land(c->queue[c->first].to, c->queue[c->first].from, c->queue[c->first].bytes);
         sim_copy_ends(c->queue[c->first].to);

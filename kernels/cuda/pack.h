@@ -12,7 +12,8 @@
  * so a lane loads 16 bytes, a warp 512 adjoining ones, and no lane needs another's. Which column is which k of the matrix
  * instruction is free as long as both operands agree. Here lane 4 g + q holds columns 8 q .. 8 q + 7 of each 32: the first four
  * in the even step, the others in the odd one, pairs in order. The other operand's lane then needs 16 adjoining bytes of its
- * row of x too, and dense bf16 weights come as they stand.
+ * row of x too, and dense bf16 weights come as they stand. wgmma reads x from shared memory in the columns' own order: there a
+ * lane takes its quarter of each 8 columns from four lanes' words ("in the columns' own order" below).
  * Behind the blocks: [row tile][group][16] records: scale f16 | zero << 16, row i of the tile at 2 (i % 8) + i / 8, because
  * a lane has rows g and g + 8. Rows past d_out have scale 0.
  */
@@ -180,6 +181,43 @@ __device__ inline void w8_fragment(uint32_t a[4], uint2 bytes, float zero, float
         const float lo = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + i % 2 * 2)) - z;
         const float hi = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7441 + i % 2 * 2)) - z;
         a[i] = __byte_perm(__float_as_uint(lo), __float_as_uint(hi), 0x7632);
+    }
+}
+
+/* ---- the same in the columns' own order: step s of a block is its positions 16 s .. 16 s + 15 ---- */
+
+/* The 16-byte pieces of a row tile's block stand in shared memory at these slots, so that the lanes that read one word each,
+ * pack_pair_at's, meet different banks; 8 adjoining pieces stay in 128 bytes. */
+__host__ __device__ static inline int pack_slot(int piece)
+{
+    return piece ^ (piece >> 3 & 3);
+}
+
+/* Byte, in a block whose pieces stand at their slots, of the u32 with a lane's two columns 2 q, 2 q + 1 of each 8: of half h
+ * (32 positions), eighth e of 4. They are lane 4 g + e's columns 8 e + 2 q, + 1 there. */
+__host__ __device__ static inline int pack_pair_at(int bits, int lane, int h, int e)
+{
+    const int g = lane / 4, q = lane % 4, slot = 4 * g + (e ^ (g >> 1 & 3)); /* pack_slot(4 g + e) */
+    return bits == 8 ? h * 512 + slot * 16 + q * 4 : slot * 16 + h * 8 + q / 2 * 4;
+}
+
+/* Rows g and g + 8 of that u32's columns as exact bf16 c - z. */
+__device__ inline void w4_pair(uint32_t *row, uint32_t *row8, uint32_t word, int lane, uint32_t zero, uint32_t zero8)
+{
+    const uint32_t codes = word >> 8 * (lane & 1); /* registers 0 1, or 2 3, of w4_fragment's */
+    *row = bf16_pair_add(and_or(codes, 0x000f000fu, 0x43004300u), zero);
+    *row8 = bf16_pair_add(and_or(codes >> 4, 0x000f000fu, 0x43004300u), zero8);
+}
+
+__device__ inline void w8_pair(uint32_t *row, uint32_t *row8, uint32_t word, float zero, float zero8)
+{
+    uint32_t *const out[2] = {row, row8};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float z = i ? zero8 : zero;
+        const float lo = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + i * 2)) - z;
+        const float hi = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7441 + i * 2)) - z;
+        *out[i] = __byte_perm(__float_as_uint(lo), __float_as_uint(hi), 0x7632);
     }
 }
 

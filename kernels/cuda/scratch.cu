@@ -35,6 +35,11 @@ int cuda_n_sm(const struct backend *be)
     return state_of(be)->n_sm;
 }
 
+int cuda_capability(const struct backend *be)
+{
+    return state_of(be)->capability;
+}
+
 static int is_left_out[CUDA_MAX_DEVICES][N_CUDA_TIERS];
 
 void cuda_leave_out(const struct backend *be, enum cuda_tier tier)

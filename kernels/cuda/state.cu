@@ -457,6 +457,7 @@ int open_cuda(struct backend *be)
              has_pools ? "" : ", with memory pools");
     device->total = prop.totalGlobalMem;
     state->n_sm = prop.multiProcessorCount;
+    state->capability = prop.major * 10 + prop.minor;
     be->leaf_tokens = 8192; /* moments.cu: at 2048 the integers would take longer than the tensor cores */
     TRY_CUDA(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
     /* frees keep the memory in the pool: allocating costs microseconds and never waits */

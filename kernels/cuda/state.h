@@ -11,6 +11,7 @@ struct cuda_device; /* state.cu's and state_sim.cpp's own */
 struct cuda_state {
     cudaStream_t stream;
     int n_sm;
+    int capability; /* 90: 9.0 */
     void *scratch;
     size_t scratch_bytes;
     int64_t scratch_moves; /* how often it moved: recorded steps hold its address */

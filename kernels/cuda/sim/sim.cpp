@@ -40,9 +40,11 @@ struct lane {
     uint32_t mask;
     struct slot *holds; /* result of its last warp primitive */
     uint32_t syncwarps; /* of the whole warp */
-    void *storage;
-    size_t storage_bytes;
-    int storage_used; /* by this kernel */
+    struct {
+        void *p;
+        size_t bytes;
+        int used; /* by this kernel */
+    } storage[N_SIM_STORAGE];
 };
 
 /* What an OS thread runs blocks with: made at its first launch, kept for the next. */
@@ -90,7 +92,8 @@ static void describe(const struct lane *lane)
         fprintf(stderr, "%s\n", lane->what == RETURNED ? "has returned" : "runs");
 }
 
-static void bug(const char *kernel, const char *text, const struct lane *a, const struct lane *b)
+static void __attribute__((noreturn))
+bug(const char *kernel, const char *text, const struct lane *a, const struct lane *b)
 {
     fprintf(stderr, "glowq: cuda:sim: kernel %s: %s\n", kernel, text);
     if (a)
@@ -131,7 +134,8 @@ static void worker_free(void *p)
         for (int j = 0; j < N_SLOTS; j++)
             free(w->slots[i][j].deposits);
     for (int i = 0; i < MAX_THREADS; i++)
-        free(w->lanes[i].storage);
+        for (int j = 0; j < N_SIM_STORAGE; j++)
+            free(w->lanes[i].storage[j].p);
     fiber_free(w->self);
     free(w);
 }
@@ -188,18 +192,13 @@ int sim_now_of(struct sim_now *now, const void *address)
     if (!w || !w->running)
         return 0;
     const struct lane *lane = w->running;
-    const char *p = (const char *)address, *storage = (const char *)lane->storage;
-    *now = {w->kernel,
-            w->launch_epoch,
-            w->block_epoch,
-            w->epoch,
-            lane->self.linear,
-            lane->syncwarps,
-            w->shared,
-            w->statics,
-            w->shared_bytes,
-            w->statics_bytes,
-            fiber_holds(lane->fiber, address) || (p >= storage && p < storage + lane->storage_bytes)};
+    int is_own = fiber_holds(lane->fiber, address);
+    for (int i = 0; i < N_SIM_STORAGE; i++) {
+        const char *storage = (const char *)lane->storage[i].p, *p = (const char *)address;
+        is_own |= p >= storage && p < storage + lane->storage[i].bytes;
+    }
+    *now = {w->kernel,  w->launch_epoch, w->block_epoch,   w->epoch, lane->self.linear, lane->syncwarps, w->shared,
+            w->statics, w->shared_bytes, w->statics_bytes, is_own};
     return 1;
 }
 
@@ -231,20 +230,28 @@ void *sim_shared(void)
     return mine->shared;
 }
 
-void *sim_storage(size_t bytes)
+void *sim_storage(enum sim_storage_kind kind, size_t bytes)
 {
     struct worker *w = mine;
-    struct lane *lane = w->running;
-    if (bytes > lane->storage_bytes) {
-        free(lane->storage);
-        lane->storage_bytes = bytes;
-        if (!(lane->storage = malloc(bytes)))
+    auto &storage = w->running->storage[kind];
+    if (bytes > storage.bytes) {
+        free(storage.p);
+        storage.bytes = bytes;
+        if (!(storage.p = malloc(bytes)))
             bug(w->kernel, "out of memory", NULL, NULL);
     }
-    if (!lane->storage_used)
-        memset(lane->storage, 0, bytes);
-    lane->storage_used = 1;
-    return lane->storage;
+    if (!storage.used)
+        memset(storage.p, 0, bytes);
+    storage.used = 1;
+    return storage.p;
+}
+
+void sim_bug(const char *text, const char *file, int line)
+{
+    struct worker *w = mine;
+    if (file)
+        fprintf(stderr, "glowq: cuda:sim: %s:%d\n", file, line);
+    bug(w->kernel, text, w->running, NULL);
 }
 
 /* Each file of a kernel has its name once, mostly. */
@@ -428,7 +435,8 @@ static void run_block(struct worker *w, dim3 block, dim3 size, dim3 grid)
         lane->self = {dim3(u % size.x, u / size.x % size.y, u / size.x / size.y), block, size, grid, i};
         lane->what = FRESH;
         lane->holds = NULL;
-        lane->storage_used = 0;
+        for (int j = 0; j < N_SIM_STORAGE; j++)
+            lane->storage[j].used = 0;
         lane->syncwarps = 0;
     }
     w->block_epoch = ++w->epoch;

@@ -173,8 +173,12 @@ static inline void __syncthreads(const char *file = __builtin_FILE(), int line =
 /* Whether GLOWQ_SIM_ORDER asks for another order: what the card may do early or late is then done early. */
 int sim_is_reordered(void);
 
-/* Memory of the running thread's own for emulated hardware (copies under way); zeros at its first call in a kernel. */
-void *sim_storage(size_t bytes);
+/* Memory of the running thread's own for emulated hardware; zeros at its first call in a kernel. */
+enum sim_storage_kind { SIM_COPIES, SIM_WGMMA, N_SIM_STORAGE };
+void *sim_storage(enum sim_storage_kind kind, size_t bytes);
+
+/* Ends the process: the running thread broke a rule of the hardware at file:line (NULL: unknown). */
+void sim_bug(const char *text, const char *file, int line) __attribute__((noreturn));
 
 /* The one warp primitive: every lane of mask deposits the same number of bytes, and all go on when the last has come. Lane l's
  * deposit lies at (const char *)result + l * bytes, for lanes of mask alone; it stands until this lane's next warp primitive.

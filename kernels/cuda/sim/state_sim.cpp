@@ -127,6 +127,7 @@ int open_cuda(struct backend *be)
     cuda_errors_begin(be->index);
     TRY(read_trouble(state->device));
     sim_launching = launching;
+    state->capability = 90;
     state->n_sm = (int)cuda_tune("sim.multiprocessors", 4); /* few, so that small shapes fill more than one wave */
     snprintf(be->description, sizeof be->description, "%s:%d simulated GPU, %s, %d thread%s", be->name, be->index,
              dtype_name(be->act), be->n_threads, be->n_threads == 1 ? "" : "s");
