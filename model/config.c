@@ -17,6 +17,9 @@ static const int64_t max_size = INT64_C(1) << 31;
 /* A store names its layers' files by four digits, and whoever plans looks at each layer. */
 static const int64_t max_layers = 9999;
 static const size_t max_config_bytes = 16 << 20;
+/* Of a whole model, 2^50: a hundred times what the largest published one has. Bytes of a few such sums still fit 64 bits, so that whoever
+ * plans may add them up. */
+static const double max_numbers = 1125899906842624;
 
 int config_size(const json_t *root, const char *key, int64_t fallback, const char *where, int64_t *out)
 {
@@ -253,6 +256,24 @@ out:
     return err;
 }
 
+/* Numbers in all weights, in the second moments of what they read, and in the keys and values of the longest text: each size above is
+ * possible, but not all of them together. */
+static int check_total(const struct model_config *c, const char *where)
+{
+    int err = OK;
+    const double d = (double)c->d_model, q = (double)(c->n_heads * c->head_dim), f = (double)c->d_ff;
+    const double e = (double)c->d_expert, s = (double)c->d_shared, n = (double)c->n_experts;
+    const double dense = 4 * d * q + q * q + 3 * d * f + f * f + 2 * d * d, experts = n * (3 * d * e + e * e + d);
+    const double kv = 2 * (double)(c->n_kv_heads * c->head_dim) * (double)c->max_position;
+    const double layer = dense + experts + 3 * d * s + s * s + kv;
+    const double all = 2 * d * (double)c->vocab_size + (double)c->n_layers * layer;
+    if (all > max_numbers)
+        FAIL(ERR_FORMAT, "%s: weights, second moments and KV cache of %.3g numbers, more than %.3g: sizes of no model",
+             where, all, max_numbers);
+out:
+    return err;
+}
+
 int config_read_file(const char *path, struct model_config *config)
 {
     int err = OK;
@@ -269,6 +290,7 @@ int config_read_file(const char *path, struct model_config *config)
     TRY(config_rope(root, path, family, c.max_position, &c.rope));
     if (family->experts)
         TRY(config_experts(root, path, family->experts, &c));
+    TRY(check_total(&c, path));
     TRY(read_window(root, path, family, &c));
     TRY(read_layer_types(root, path, family, &c));
     TRY(read_tokens(root, path, family, &c));

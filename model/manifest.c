@@ -154,7 +154,7 @@ out:
 int manifest_check(const char *dir, const json_t *manifest, const char *name)
 {
     int err = OK;
-    char path[PATH_MAX], hex[65];
+    char path[PATH_MAX], where[2 * PATH_MAX], hex[65];
     struct stat st;
     const char *listed = NULL;
     int64_t bytes = 0;
@@ -164,8 +164,9 @@ int manifest_check(const char *dir, const json_t *manifest, const char *name)
     const json_t *entry = json_object_get(json_object_get(manifest, "files"), name);
     if (!json_is_object(entry))
         FAIL(ERR_FORMAT, "%s/manifest.json: %s isn't listed", dir, name);
-    TRY(json_get_int(entry, "bytes", name, &bytes));
-    TRY(json_opt_string(entry, "sha256", "", name, &listed));
+    snprintf(where, sizeof where, "%s/manifest.json: %s", dir, name);
+    TRY(json_get_int(entry, "bytes", where, &bytes));
+    TRY(json_opt_string(entry, "sha256", "", where, &listed));
     if (stat(path, &st) != 0)
         FAIL(ERR_FORMAT, "%s: %s, but the manifest lists it", path, strerror(errno));
     if ((int64_t)st.st_size != bytes)

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Configurations: what is read from config.json, with the defaults of the configuration classes in transformers
- * (checked against transformers 5.23), and what is refused. Configurations of published models are read where they lie
- * beside the source tree.
+ * (checked against transformers 5.23), and what is refused; with the argument "published", configurations of
+ * published models (data_help.h).
  */
 #include "base/file.h"
 #include "model/families.h"
 
 #include "tests/config_files.h"
+#include "tests/data_help.h"
 
 #include <inttypes.h>
 
@@ -282,6 +283,8 @@ static struct refused refused[] = {
     {"granitemoe", "{\"model_type\":\"granitemoe\"," SIZES "}", ERR_UNSUPPORTED,
      "\"granitemoe\" is not supported: its multipliers"},
     {"no experts", MIXTRAL ",\"num_local_experts\":0}", ERR_FORMAT, "\"num_local_experts\": 0 is out of range"},
+    {"experts absurd together", QWEN3_MOE ",\"num_experts\":4096,\"moe_intermediate_size\":2147483648}", ERR_FORMAT,
+     "sizes of no model"},
     {"experts negative", QWEN2_MOE ",\"num_experts\":-1}", ERR_FORMAT, "\"num_experts\": -1 is out of range"},
     {"experts a real", QWEN3_MOE ",\"num_experts\":4.0}", ERR_FORMAT, "\"num_experts\" must be an integer"},
     {"too many experts", QWEN3_MOE ",\"num_experts\":4097}", ERR_UNSUPPORTED,
@@ -353,6 +356,10 @@ static struct refused refused[] = {
      ERR_FORMAT, "\"hidden_size\": 13 is not a multiple"},
     {"odd head_dim", LLAMA ",\"head_dim\":3}", ERR_FORMAT, "\"head_dim\": 3 is odd"},
     {"heads x head_dim absurd", LLAMA ",\"head_dim\":2147483648}", ERR_FORMAT, "x head_dim 2147483648 is out of range"},
+    {"sizes absurd together",
+     "{\"model_type\":\"llama\",\"hidden_size\":2147483648,\"intermediate_size\":2147483648,\"num_hidden_layers\":3,"
+     "\"num_attention_heads\":6,\"head_dim\":2,\"vocab_size\":7}",
+     ERR_FORMAT, "sizes of no model"},
     {"max_position zero", LLAMA ",\"max_position_embeddings\":0}", ERR_FORMAT, "\"max_position_embeddings\": 0"},
     {"eps zero", LLAMA ",\"rms_norm_eps\":0}", ERR_FORMAT, "\"rms_norm_eps\""},
     {"eps negative", LLAMA ",\"rms_norm_eps\":-1e-5}", ERR_FORMAT, "\"rms_norm_eps\""},
@@ -463,7 +470,7 @@ static void refuses_a_missing_file(void **state)
     assert_non_null(strstr(err_last(), "config.json"));
 }
 
-/* ---- configurations of published models, where they lie beside the source tree ---- */
+/* ---- configurations of published models ---- */
 
 static const struct published {
     const char *path; /* a folder, or the file of a configuration alone */
@@ -598,8 +605,7 @@ static const char *as_folder(const char *path)
 
 static void published_path(char out[PATH_MAX], const struct published *p)
 {
-    const char *source = getenv("GLOWQ_SOURCE_DIR");
-    snprintf(out, PATH_MAX, "%s/../shared/data/%s", source ? source : ".", p->path);
+    data_path(out, p->path);
 }
 
 static void reads_published_models(void **state)
@@ -615,6 +621,7 @@ static void reads_published_models(void **state)
         n++;
     }
     print_message("%d of %zu published configurations found\n", n, sizeof published / sizeof *published);
+    assert_true(n > 0);
 }
 
 /* A run of its own, so that it can be skipped as one: 77. */
@@ -622,11 +629,8 @@ static int run_published(void)
 {
     static const struct CMUnitTest tests[] = {cmocka_unit_test_teardown(reads_published_models, scratch_clear)};
     char path[PATH_MAX];
-    published_path(path, &published[0]);
-    if (!file_exists(path)) {
-        printf("skipped: no models beside the source tree (%s)\n", path);
+    if (!data_path(path, ""))
         return 77;
-    }
     return cmocka_run_group_tests_name("config_published", tests, scratch_open, scratch_close);
 }
 

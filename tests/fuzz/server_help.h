@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What the fuzz targets of the server share: a server in this process and a client of it over the loopback. What mustn't happen ends
- * the process, as a sanitizer does. Each program includes this once. */
+ * What the fuzz targets of the server share: a server in this process and a client of it over the loopback. Each program includes
+ * this once. */
 #ifndef GLOWQ_TESTS_FUZZ_SERVER_HELP_H
 #define GLOWQ_TESTS_FUZZ_SERVER_HELP_H
 
 #include "base/err.h"
 #include "base/log.h"
 #include "infer/http.h"
+#include "tests/fuzz/must.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -19,16 +20,6 @@
 #include <unistd.h>
 
 static const double patience_s = 20; /* beyond the server's own deadlines, which are shorter here: something hangs */
-
-#define MUST(condition, ...)                                                                                           \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "\n%s:%d: ", __FILE__, __LINE__);                                                          \
-            fprintf(stderr, __VA_ARGS__);                                                                              \
-            fputc('\n', stderr);                                                                                       \
-            abort();                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 /* Everything that the server says to these bytes until it closes; caller frees. half_close: the client says that nothing follows.
  * libmicrohttpd doesn't hear that when it comes with the bytes before it and waits for more until a deadline: a client that hears
