@@ -1,4 +1,4 @@
-# infer/: evaluation and generation. "data": published models beside the source tree; "examples": the bundled models' references.
+# infer/: evaluation and generation. "data": published models, where GLOWQ_DATA names them; "examples": the bundled models' references.
 foreach(np 1 2 4)
   add_case(NAME evaluate_np${np} PROGRAM test_evaluate NP ${np} LABELS mpi)
   add_case(NAME generate_np${np} PROGRAM test_generate NP ${np} LABELS mpi)

@@ -1,4 +1,4 @@
-# model/: readers of checkpoints and configurations. The "published" runs need models beside the source tree.
+# model/: readers of checkpoints and configurations. The "published" runs need GLOWQ_DATA.
 add_case(NAME safetensors PROGRAM test_safetensors LABELS unit)
 add_case(NAME safetensors_published PROGRAM test_safetensors ARGS published LABELS unit)
 add_case(NAME checkpoint_index PROGRAM test_checkpoint_index LABELS unit)

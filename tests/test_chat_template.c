@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Chat templates against transformers: every folder of golden/chat times its conversations, and 600 small templates of one
  * construct each (golden/make_chat.py, make_chat_snippets.py); what is refused; bounds. With an argument: the renderings in
- * that file (make_chat.py --out), or "shared": the templates of the data beside the source tree. */
+ * that file (make_chat.py --out), or "shared": published templates (data_help.h). */
 #include "base/err.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "model/chat_template.h"
+#include "tests/data_help.h"
 
 #include <limits.h>
 #include <pthread.h>
@@ -435,7 +436,7 @@ static void bounded(void **state)
     free(deep);
 }
 
-/* ---- the data beside the source tree ---- */
+/* ---- published templates ---- */
 
 static void published(void **state)
 {
@@ -445,7 +446,7 @@ static void published(void **state)
     char path[PATH_MAX], data[PATH_MAX];
     json_t *messages = json_pack("[{s:s, s:s}, {s:s, s:s}, {s:s, s:s}]", "role", "user", "content", "What is 2+2?",
                                  "role", "assistant", "content", "4", "role", "user", "content", "And 3+3?");
-    source_path(data, "../shared/data");
+    assert_true(data_path(data, ""));
     for (size_t i = 0; i < sizeof dirs / sizeof *dirs; i++) {
         struct chat_template *t;
         char *text, error[200];
@@ -486,11 +487,8 @@ int main(int argc, char **argv)
     char data[PATH_MAX];
     setenv("TZ", "UTC", 1);
     if (argc > 1 && strcmp(argv[1], "shared") == 0) {
-        source_path(data, "../shared/data/tokenizers");
-        if (!file_is_dir(data)) {
-            printf("skipped: no test data at %s\n", data);
+        if (!data_path(data, "tokenizers"))
             return 77;
-        }
         return cmocka_run_group_tests(only_published, NULL, NULL);
     }
     golden_path = argc > 1 ? argv[1] : NULL;

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Perplexity against independent PyTorch loops (golden/protocols.json, golden.jsonl of the shared models, examples/golden.json), the
  * same bits on any number of ranks and in any batch, and texts and settings that can't be evaluated.
- * Arguments: device, then nothing (committed models), "data" (published models beside the source tree), "examples" (bundled models). */
+ * Arguments: device, then nothing (committed models), "data" (published models, data_help.h), "examples" (bundled models). */
 #include "infer/evaluate.h"
 
+#include "tests/data_help.h"
 #include "tests/infer_help.h"
+#include "tests/logits_help.h"
 
 #include <math.h>
 
@@ -153,7 +155,7 @@ static void test_protocols_on_published_models(void **state)
 {
     (void)state;
     char root[PATH_MAX];
-    snprintf(root, sizeof root, "%s", source_path("../shared/data"));
+    assert_true(data_path(root, ""));
     check_protocols("data", root);
 }
 
@@ -193,7 +195,7 @@ static void check_sentence(const json_t *entry, const char *dir)
     assert_int_equal(batch_end(&batch), OK);
     assert_int_equal(decoder_forward(&model.dec, &batch, &kv, &hidden), OK);
     assert_int_equal(decoder_nll(&model.dec, &batch, &hidden, target, nll), OK);
-    assert_int_equal(decoder_logits(&model.dec, &batch, &hidden, logits), OK);
+    assert_int_equal(whole_logits(&model.dec, &batch, &hidden, logits), OK);
     assert_int_equal(ids.n - 1, json_array_size(want_nll));
     for (int64_t i = 0; i + 1 < ids.n; i++)
         worst = fmax(worst, fabs(nll[i] - json_number_value(json_array_get(want_nll, (size_t)i))));
@@ -222,7 +224,9 @@ static void test_sentences_of_published_models(void **state)
     (void)state;
     size_t n = 0;
     int lines = 0;
-    char *all = read_text(source_path("../shared/data/models/golden.jsonl"), &n), *save = NULL;
+    char path[PATH_MAX], models[PATH_MAX], *save = NULL;
+    assert_true(data_path(path, "models/golden.jsonl") && data_path(models, "models"));
+    char *all = read_text(path, &n);
     for (char *line = strtok_r(all, "\n", &save); line; line = strtok_r(NULL, "\n", &save), lines++) {
         json_t *entry = NULL;
         char dir[PATH_MAX], name[64];
@@ -231,7 +235,7 @@ static void test_sentences_of_published_models(void **state)
         char *hf = strstr(name, "-hf"); /* the line says NAME-hf-f32, the folder is NAME-f32 */
         if (hf)
             memmove(hf, hf + 3, strlen(hf + 3) + 1);
-        assert_int_equal(file_join(dir, sizeof dir, source_path("../shared/data/models"), name), OK);
+        assert_int_equal(file_join(dir, sizeof dir, models, name), OK);
         check_sentence(entry, dir);
         json_decref(entry);
     }
@@ -382,17 +386,11 @@ static int tests(const char *which)
     };
     const struct CMUnitTest bundled[] = {cmocka_unit_test(test_bundled_models)};
     if (strcmp(which, "data") == 0) {
-        if (file_is_dir(source_path("../shared/data/models")))
-            return cmocka_run_group_tests(published, NULL, NULL);
-        print_message("skipped: no published models at ../shared/data beside the source tree\n");
-        return SKIPPED;
+        char path[PATH_MAX];
+        return data_path(path, "models") ? cmocka_run_group_tests(published, NULL, NULL) : SKIPPED;
     }
-    if (strcmp(which, "examples") == 0) {
-        if (file_exists(source_path("examples/golden.json")))
-            return cmocka_run_group_tests(bundled, NULL, NULL);
-        print_message("skipped: examples/golden.json isn't there\n");
-        return SKIPPED;
-    }
+    if (strcmp(which, "examples") == 0)
+        return cmocka_run_group_tests(bundled, NULL, NULL);
     return cmocka_run_group_tests(committed, scratch_open, scratch_close);
 }
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The safetensors reader: values and rows of files written here byte by byte, and every way known to us in which a file
- * can lie, each a test of its own name (an index: test_checkpoint_index.c). Real checkpoints beside the source tree are
- * read where present.
+ * can lie, each a test of its own name (an index: test_checkpoint_index.c). With the
+ * argument "published": real checkpoints (data_help.h).
  */
 #include "base/file.h"
 #include "base/hash.h"
 #include "tests/checkpoint_files.h"
+#include "tests/data_help.h"
 
 #include <inttypes.h>
 
@@ -536,13 +537,7 @@ static void fingerprints_headers(void **state)
     assert_string_not_equal(hex, expected);
 }
 
-/* ---- real checkpoints, where they lie beside the source tree ---- */
-
-static void data_folder(char out[PATH_MAX], const char *name)
-{
-    const char *source = getenv("GLOWQ_SOURCE_DIR");
-    snprintf(out, PATH_MAX, "%s/../shared/data/models/%s", source ? source : ".", name);
-}
+/* ---- real checkpoints ---- */
 
 /* Three shards hold the bytes of the single file they were split from; values as the Python library reads them. */
 static void reads_real_checkpoints(void **state)
@@ -550,8 +545,8 @@ static void reads_real_checkpoints(void **state)
     (void)state;
     char one_path[PATH_MAX], shards_path[PATH_MAX];
     struct checkpoint *one = NULL, *shards = NULL;
-    data_folder(one_path, "stories260K-bf16");
-    data_folder(shards_path, "stories260K-sharded3-bf16");
+    assert_true(data_path(one_path, "models/stories260K-bf16"));
+    assert_true(data_path(shards_path, "models/stories260K-sharded3-bf16"));
     assert_int_equal(checkpoint_open(one_path, &one), OK);
     assert_int_equal(checkpoint_open(shards_path, &shards), OK);
     assert_int_equal(checkpoint_count(one), 47);
@@ -582,11 +577,8 @@ static int run_published(void)
 {
     static const struct CMUnitTest tests[] = {cmocka_unit_test(reads_real_checkpoints)};
     char path[PATH_MAX];
-    data_folder(path, "stories260K-sharded3-bf16");
-    if (!file_is_dir(path)) {
-        printf("skipped: no models beside the source tree (%s)\n", path);
+    if (!data_path(path, ""))
         return 77;
-    }
     return cmocka_run_group_tests_name("safetensors_published", tests, NULL, NULL);
 }
 

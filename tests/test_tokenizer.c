@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Tokenizers against the reference: ids and decoded text of small tokenizers of every kind
- * (golden/make_tokenizer_vectors.py), hostile files, very long words; with the argument "shared", the vectors and texts
- * beside the source tree.
+ * (golden/make_tokenizer_vectors.py), hostile files, very long words; with the argument "shared", published ones,
+ * with vectors and texts (data_help.h).
  */
+#include "tests/data_help.h"
 #include "tests/tokenizer_files.h"
 
 #include <utf8proc.h>
@@ -143,7 +144,7 @@ static void long_word(void **state)
     tokenizer_close(t);
 }
 
-/* ---- real tokenizers beside the source tree ---- */
+/* ---- real tokenizers ---- */
 
 static char shared[PATH_MAX];
 
@@ -261,12 +262,8 @@ int main(int argc, char **argv)
                                      cmocka_unit_test(long_word)};
     const struct CMUnitTest real[] = {cmocka_unit_test(shared_vectors), cmocka_unit_test(shared_round_trip)};
     if (argc > 1 && strcmp(argv[1], "shared") == 0) {
-        const char *source = getenv("GLOWQ_SOURCE_DIR");
-        snprintf(shared, sizeof shared, "%s/../shared/data", source ? source : ".");
-        if (!file_is_dir(shared)) {
-            printf("skipped: no test data at %s\n", shared);
+        if (!data_path(shared, ""))
             return 77;
-        }
         return cmocka_run_group_tests(real, NULL, NULL);
     }
     return cmocka_run_group_tests(own, setup, teardown);

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # eval against golden/protocols.json, which an independent PyTorch loop wrote: perplexity, standard error, counts and hashes of
-# every protocol. With the argument "data": the published models beside the source tree.
+# every protocol. With the argument "data": published models.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need python3
 where=${1:-golden}
-[ "$where" = golden ] || [ -d "$DATA" ] || skip "no published models at ../shared/data"
+[ "$where" = golden ] || need_data
 LIMIT_S=600
 python3 - "$where" "$GOLDEN" "$DATA" "$GOLDEN/protocols.json" >cases <<'END'
 import json, sys

@@ -7,7 +7,7 @@ GLOWQ=$GLOWQ_BINARY
 [ -x "$GLOWQ" ] || { echo "FAIL: $GLOWQ isn't there"; exit 1; }
 GOLDEN=$GLOWQ_SOURCE_DIR/tests/golden
 TINY=$GOLDEN/families/tp_cut                   # random weights, 2 layers, splits that cut quantization groups, a tokenizer
-DATA=$GLOWQ_SOURCE_DIR/../shared/data          # published models and texts; not part of the project
+DATA=${GLOWQ_DATA:-}                           # published models and texts; not part of the project
 export GLOWQ_THREADS="${GLOWQ_THREADS:-1}"     # many programs at a time on few cores
 LIMIT_S=${LIMIT_S:-120}                        # a run that takes longer hangs
 failures=0
@@ -18,6 +18,7 @@ rm -rf "$work" && mkdir "$work" && cd "$work" || exit 1
 why() { grep -a -m 1 "glowq.*: " "${1:-err}" || tail -n 1 "${1:-err}"; }
 fail() { echo "FAIL: $*"; failures=$((failures + 1)); }
 skip() { echo "skipped: $*"; exit 77; }
+need_data() { [ -n "$DATA" ] || skip "GLOWQ_DATA (a folder of published models) isn't set"; }
 need() { command -v "$1" >/dev/null || skip "$1 is not installed"; }
 finish() {
     echo "$(basename "$0"): $failures failures"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# Published models, where they lie beside the source tree: the perplexities that an independent PyTorch implementation gives, to
+# Published models: the perplexities that an independent PyTorch implementation gives, to
 # 4 digits, with the same bits on 1, 2 and 4 ranks; the NLL of every token of one sentence to 1e-3; and the way of every
 # tokenizer from text to ids and back.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
 need python3
-[ -d "$DATA/models" ] || skip "no published models at ../shared/data"
+need_data
 
 while read -r model reference; do
     for n in 1 2 4; do
