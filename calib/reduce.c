@@ -111,16 +111,6 @@ static struct range group_rows(const struct problem *p, const struct groups *g, 
     return (struct range){p->panels->row0[i * g->panels_each], p->panels->row0[end]};
 }
 
-static int64_t later(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
-
-static int64_t sooner(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 /* Rows of E that make up a group go to its owner, in f32, straight from the ranks that have them. All ranks walk the groups in
  * one order and only the owner receives, so nobody waits in a circle. */
 static int collect_group(struct problem *p, struct range group, int owner, struct mat *rows)
@@ -129,12 +119,12 @@ static int collect_group(struct problem *p, struct range group, int owner, struc
     void *to = NULL, *from = NULL;
     size_t row_bytes = (size_t)p->d * sizeof(float);
     struct range own = panels_rows(p->panels, me);
-    struct range mine = {later(own.begin, group.begin), sooner(own.end, group.end)};
+    struct range mine = {max_i64(own.begin, group.begin), min_i64(own.end, group.end)};
     struct mat part = mine.begin < mine.end ? mat_rows(p->e, mine.begin - own.begin, mine.end - mine.begin) : *p->e;
     if (me == owner) {
         for (int rank = 0; rank < p->comm->size; rank++) {
             struct range theirs = panels_rows(p->panels, rank);
-            int64_t begin = later(theirs.begin, group.begin), end = sooner(theirs.end, group.end);
+            int64_t begin = max_i64(theirs.begin, group.begin), end = min_i64(theirs.end, group.end);
             if (begin >= end)
                 continue;
             struct mat place = mat_rows(rows, begin - group.begin, end - begin);
@@ -232,7 +222,7 @@ static int householder(struct problem *p, struct mat *r)
     struct rounds x;
     TRY(comm_agree(p->comm, rounds_open(p, &groups, &x)));
     for (int64_t first = 0; first < groups.n; first += p->comm->size) {
-        int64_t n = sooner(groups.n - first, p->comm->size);
+        int64_t n = min_i64(groups.n - first, p->comm->size);
         struct mat rows = x.rows, wide = x.wide;
         failed = OK;
         for (int owner = 0; owner < n; owner++) {

@@ -125,7 +125,7 @@ static void name_stuck(struct watchdog *dog)
     if (dog->heard.kind != BEAT_ALIVE || dog->still_s < dog->named_s || dog->own_still_s < dog->seconds)
         return;
     describe(&dog->heard, state, sizeof state);
-    fprintf(stderr, "glowq: warning: rank %d waits for rank %d on %s, which is alive and busy since %.0f s%s\n",
+    fprintf(stderr, "glowq: warning: rank %d waits for rank %d on %s, which is alive and busy for %.0f s%s\n",
             dog->rank, dog->left, dog->hosts[dog->left], dog->still_s, state);
     dog->named_s *= 2;
 }
@@ -161,7 +161,7 @@ static void report_silence(struct watchdog *dog)
     char state[80];
     describe(&dog->heard, state, sizeof state);
     err_set(ERR_COMM, __FILE__, __LINE__,
-            "rank %d on %s gives no sign of life since %.0f s (last heard of: alive%s): "
+            "rank %d on %s gives no sign of life for %.0f s (last heard of: alive%s): "
             "all ranks end",
             dog->left, dog->hosts[dog->left], dog->silent_s, state);
     end_all(dog, dog->left);

@@ -14,15 +14,6 @@
 
 enum { NONE = -1 };
 
-struct kv_block {
-    int32_t holders;
-    int32_t before, after;  /* among the unused */
-    int32_t next_in_bucket; /* among the published */
-    uint64_t serial; /* of this publication; 0: not published. Never used twice, so that it names a whole prefix */
-    uint64_t parent; /* serial of the block before; 0: this is a first one */
-    int32_t ids[KV_BLOCK];
-};
-
 int kv_blocks_init(struct kv_blocks *pool, int64_t n, int prefix_cache)
 {
     int err = OK;
@@ -195,9 +186,4 @@ void kv_blocks_publish(struct kv_blocks *pool, const int32_t *ids, int32_t *bloc
     memcpy(b->ids, own, sizeof b->ids);
     b->next_in_bucket = *bucket;
     *bucket = blocks[i];
-}
-
-int64_t kv_blocks_holders(const struct kv_blocks *pool, int32_t block)
-{
-    return pool->blocks[block].holders;
 }

@@ -13,9 +13,18 @@
 #ifndef GLOWQ_INFER_KV_BLOCKS_H
 #define GLOWQ_INFER_KV_BLOCKS_H
 
+#include "kernels/kernels.h"
+
 #include <stdint.h>
 
-struct kv_block;
+struct kv_block {
+    int32_t holders;
+    int32_t before, after;  /* among the unused */
+    int32_t next_in_bucket; /* among the published */
+    uint64_t serial; /* of this publication; 0: not published. Never used twice, so that it names a whole prefix */
+    uint64_t parent; /* serial of the block before; 0: this is a first one */
+    int32_t ids[KV_BLOCK];
+};
 
 struct kv_blocks {
     int64_t n;
@@ -43,7 +52,5 @@ int64_t kv_blocks_match(struct kv_blocks *pool, const int32_t *ids, int64_t n_id
 /* blocks[i], held by the caller, holds the keys and values of ids[i KV_BLOCK, (i + 1) KV_BLOCK), and blocks[0, i) are published.
  * If another block with this content is, the caller's is released and blocks[i] becomes that one. */
 void kv_blocks_publish(struct kv_blocks *pool, const int32_t *ids, int32_t *blocks, int64_t i);
-/* Holders of a block. */
-int64_t kv_blocks_holders(const struct kv_blocks *pool, int32_t block);
 
 #endif

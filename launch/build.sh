@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Installs what is missing (Debian or Ubuntu; as root or with sudo) and builds into BUILD.
 set -eu
 cd "$(dirname "$0")/.."

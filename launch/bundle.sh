@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Makes a relocatable folder of an existing build that runs where nothing is installed and nobody is root:
 #   launch/bundle.sh OUT && OUT/run.sh mpirun -n 2 glowq calibrate ...
 # Inside: glowq and its modules, Open MPI with its plugins and help files, HDF5, OpenBLAS and all else they load but glibc,

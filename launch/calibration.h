@@ -50,8 +50,8 @@
     OPT_HEADING("Solver:"),                                                                                            \
         OPT_CHOICE("solver", 0, "krylov|qr-rsvd", "krylov",                                                            \
                    "block Krylov on E S E^T, or the QR-reduced randomized SVD of the GlowQ paper"),                    \
-        OPT_CHOICE("damp", 0, "diag|median|trace", "diag", "what the statistics are shrunk towards"),                  \
-        OPT_REAL("alpha", 0, "0.05", 0, 1, "how far they are shrunk"),                                                 \
+        OPT_CHOICE("damp", 0, "diag|median|trace", "diag", "what --alpha shrinks the statistics towards"),             \
+        OPT_REAL("alpha", 0, "0.05", 0, 1, "share of --damp in the statistics"),                                       \
         OPT_REAL("stop", 0, "0.005", 0, 1, "stop when a step gains less than this share of the energy left"),          \
         OPT_INT("max-steps", 0, "N", "6", 1, 64, "krylov: most blocks after the first"),                               \
         OPT_INT("oversample", 0, "P", "10", 0, 1024, "columns beyond the rank"),                                       \

@@ -32,8 +32,10 @@ static const struct option_spec table[] = {
     OPT_INT("prompt", 0, "N", "128", 1, MOST_TOKENS, "tokens of a prompt"),
     OPT_INT("generate", 0, "N", "64", 1, MOST_TOKENS, "tokens written"),
     OPT_REAL("spread", 0, "0", 0, 1, "lengths vary evenly by this share in both directions"),
-    OPT_STRING("trace", 0, "FILE",
-               "lines `PROMPT GENERATE [SECONDS]`: lengths, and when each is due, in place of the options above"),
+    OPT_STRING(
+        "trace", 0, "FILE",
+        "lines `PROMPT GENERATE [SECONDS]`, one a request: its lengths, and when it is due; in place of --requests, "
+        "--prompt, --generate, --spread and --rate"),
     OPT_INT("shared-prefix", 0, "N", "0", 0, MOST_TOKENS, "first tokens that all prompts share"),
     OPT_INT("seed", 0, "N", "0", 0, 9007199254740992.0, "seed of ids, lengths and arrivals"),
     OPT_HEADING("What is good:"),

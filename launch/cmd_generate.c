@@ -88,9 +88,9 @@ static int run(struct comm *comm, const struct options *o)
     else
         out_write("\n", 1);
     out_flush(); /* on a terminal what follows belongs on a line of its own */
-    log_info("%lld prompt tokens in %.2f s; %lld new tokens in %.2f s, %.1f a second; finish: %s",
-             (long long)g.prompt.n, g.prefill_s, (long long)g.out.n, g.decode_s,
-             g.decode_s > 0 ? (double)g.out.n / g.decode_s : 0, g.finish);
+    log_info("%lld prompt token%s in %.2f s; %lld new token%s in %.2f s, %.1f a second; finish: %s",
+             (long long)g.prompt.n, g.prompt.n == 1 ? "" : "s", g.prefill_s, (long long)g.out.n,
+             g.out.n == 1 ? "" : "s", g.decode_s, g.decode_s > 0 ? (double)g.out.n / g.decode_s : 0, g.finish);
 out:
     generation_free(&g);
     model_close(&model);

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Sourced by the scripts here: settings under which Open MPI's mpirun works on any machine, root or not, with more ranks than
 # cores, and without ssh. Set beforehand, each stands.
 export OMPI_ALLOW_RUN_AS_ROOT="${OMPI_ALLOW_RUN_AS_ROOT:-1}"

@@ -19,7 +19,7 @@ static const char *const others[] = {
     "GLOWQ_SIM_FAIL",      "GLOWQ_SIM_MEMORY", "GLOWQ_SIM_GPUS", "GLOWQ_SIM_ORDER", /* kernels/cuda/sim/sim.h */
     "GLOWQ_EXIT_FILE",                                                              /* launch/serve.sh */
     "GLOWQ_RANKS",         "GLOWQ_ROOT",                                            /* launch/systemd, launch/slurm */
-    "GLOWQ_BINARY",        "GLOWQ_SOURCE_DIR", "GLOWQ_MPIEXEC",                     /* the tests */
+    "GLOWQ_BINARY",        "GLOWQ_SOURCE_DIR", "GLOWQ_MPIEXEC",  "GLOWQ_DATA",      /* the tests */
 };
 
 /* Is it called `name`? If not, and if it is the nearest so far, it goes into nearest. */

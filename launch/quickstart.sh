@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Builds, calibrates the bundled model on MPI ranks, compares it with the original and with plain quantization, generates.
 set -eu
 cd "$(dirname "$0")/.."

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Serves a model on N ranks of this machine (or of a Slurm job) so that the loss of a rank is told to clients:
 #   launch/serve.sh N --model DIR [options of glowq serve]
 # Plain mpirun kills rank 0 a second after any rank dies. With --enable-recovery it doesn't, and rank 0 goes on to answer 503 for

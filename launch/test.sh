@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Builds and runs the test suite. The last line counts: "N passed, N failed, N skipped"; the exit code is CTest's.
 set -eu
 cd "$(dirname "$0")/.."

@@ -576,18 +576,3 @@ int decoder_vocabulary_sample(struct decoder *dec, struct mat *logits, const str
 out:
     return err;
 }
-
-int decoder_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, float *logits)
-{
-    int err = OK;
-    struct mat whole;
-    for (int64_t row = 0; row < batch->n_out; row += LOGIT_ROWS) {
-        const int64_t n = min_i64(batch->n_out - row, LOGIT_ROWS);
-        TRY(decoder_vocabulary(dec, batch, hidden, row, n));
-        TRY(decoder_vocabulary_gather(dec, 0, n, &whole));
-        if (dec->tp->rank == 0)
-            TRY(dec->be->ops->get(dec->be, logits + row * whole.cols, whole.data, mat_bytes(&whole)));
-    }
-out:
-    return err;
-}

@@ -111,8 +111,6 @@ int decoder_nll(struct decoder *dec, const struct batch *batch, const struct mat
                 double *nll);
 /* Most probable id of each output row, the lowest on ties: host [n_out], on every rank. ERR_NUMERIC where it isn't finite. */
 int decoder_argmax(struct decoder *dec, const struct batch *batch, const struct mat *hidden, int32_t *ids);
-/* Full logits of the output rows on rank 0: host f32 [n_out, vocab_size]; elsewhere logits may be NULL. */
-int decoder_logits(struct decoder *dec, const struct batch *batch, const struct mat *hidden, float *logits);
 /* The same things of rows that share one product with the vocabulary, for batches whose rows ask for different ones: output rows
  * [row0, row0 + n), n <= LOGIT_ROWS, whose logits the calls below find until the decoder's next call of another kind. nll as above; an
  * id is -1 where the largest logit isn't finite. */

@@ -42,7 +42,7 @@ struct bench {
 
 static struct solve_params params_of(const struct bench *b, const char *method)
 {
-    struct solve_params params = bench_params(b->r);
+    struct solve_params params = ordinary_params(b->r, DT_BF16);
     if (strcmp(method, "qr-rsvd") == 0)
         params.solver = SOLVER_QR_RSVD;
     if (strcmp(method, "apart") == 0)

@@ -1,30 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What the solvers' benchmarks measure them on: the round-to-nearest error of Gaussian weights, statistics of correlated tokens
- * with a falling spectrum, and the settings of an ordinary calibration.
+ * with a falling spectrum.
  */
 #ifndef GLOWQ_TESTS_BENCH_GROUP_H
 #define GLOWQ_TESTS_BENCH_GROUP_H
 
 #include "base/err.h"
-#include "calib/solve.h"
+#include "tests/solve_params.h"
 
 #include <math.h>
 #include <stdlib.h>
-
-static inline struct solve_params bench_params(int64_t rank)
-{
-    return (struct solve_params){.solver = SOLVER_KRYLOV,
-                                 .qr = QR_GRAM,
-                                 .sharing = SHARE_GROUP,
-                                 .rank = rank,
-                                 .oversample = 10,
-                                 .power = -1,
-                                 .stop = 0.005,
-                                 .max_steps = 6,
-                                 .damp = DAMP_DIAG,
-                                 .factor_dtype = DT_BF16,
-                                 .seed = 1};
-}
 
 /* e f32 = the error of 4 bits in groups of 128, of the weights that sub names. */
 static inline int bench_error(struct backend *be, uint32_t sub, struct mat *e)

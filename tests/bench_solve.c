@@ -85,7 +85,7 @@ static int run_ours(struct bench *b, enum solver solver, int max_steps, double *
                     struct solution *out)
 {
     int err = OK;
-    struct solve_params params = bench_params(b->r);
+    struct solve_params params = ordinary_params(b->r, DT_BF16);
     double *a = NULL, *right = NULL, start = now_s();
     void *stored = NULL;
     params.solver = solver;
@@ -250,7 +250,7 @@ static int bench_open(struct bench *b, int threads, const char *device)
     TRY(mat_alloc(&b->be, DT_F32, b->m, b->d, &b->e_buf, &b->e));
     TRY(bench_error(&b->be, 0, &b->e));
     TRY(bench_moment(&b->be, 1, b->d, &b->moment));
-    exact = bench_params(0);
+    exact = ordinary_params(0, DT_BF16);
     exact.exact_energy = 1;
     TRY(solve_group(&b->comm, &exact, &b->panels, &b->e, &b->moment, &none));
     b->trace = none.trace;

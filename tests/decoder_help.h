@@ -6,6 +6,7 @@
 
 #include "base/err.h"
 #include "model/decoder.h"
+#include "tests/logits_help.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -37,7 +38,7 @@ static inline float *logits_of(struct decoder *dec, const int32_t *ids, int64_t 
         }
         assert_int_equal(batch_end(&batch), OK);
         assert_int_equal(decoder_forward(dec, &batch, &kv, &hidden), OK);
-        assert_int_equal(decoder_logits(dec, &batch, &hidden, chunk), OK);
+        assert_int_equal(whole_logits(dec, &batch, &hidden, chunk), OK);
         for (int64_t s = 0; s < n_seq && dec->tp->rank == 0; s++)
             memcpy(all + (s * length + at) * vocab, chunk + s * n * vocab, (size_t)(n * vocab) * sizeof *all);
     }

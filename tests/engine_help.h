@@ -8,6 +8,7 @@
 #include "infer/engine.h"
 #include "infer/sampler.h"
 #include "tests/infer_help.h"
+#include "tests/logits_help.h"
 
 enum { LONGEST = 200, MOST_TEXT = 40, TOP = 3 };
 
@@ -196,7 +197,7 @@ static inline void run_alone(struct client *c)
         assert_int_equal(batch_add(&batch, ids + done, n - done, done, blocks, n_blocks, 0), OK);
         assert_int_equal(batch_end(&batch), OK);
         assert_int_equal(decoder_forward(&alone.dec, &batch, &kv, &hidden), OK);
-        assert_int_equal(decoder_logits(&alone.dec, &batch, &hidden, logits), OK);
+        assert_int_equal(whole_logits(&alone.dec, &batch, &hidden, logits), OK);
         if (done == 0 && r->prompt_logprobs)
             for (int64_t i = 0; i < n; i++)
                 say(&c->want.prompt[c->want.n_prompt++], ids[i], i, i > 0 ? logits + (i - 1) * vocab() : NULL,

@@ -5,7 +5,7 @@
 #define GLOWQ_TESTS_SOLVE_HELP_H
 
 #include "base/err.h"
-#include "calib/solve.h"
+#include "tests/solve_params.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -46,18 +46,9 @@ static inline int has_bits_of_one(void)
 
 static inline struct solve_params help_params(int64_t r)
 {
-    return (struct solve_params){.solver = SOLVER_KRYLOV,
-                                 .qr = QR_GRAM,
-                                 .sharing = SHARE_GROUP,
-                                 .rank = r,
-                                 .oversample = 10,
-                                 .power = -1,
-                                 .stop = 0.005,
-                                 .max_steps = 6,
-                                 .damp = DAMP_DIAG,
-                                 .factor_dtype = DT_F16,
-                                 .seed = 1,
-                                 .sub = 3};
+    struct solve_params params = ordinary_params(r, DT_F16);
+    params.sub = 3;
+    return params;
 }
 
 /* The moment of x f32 [n, d] as calibration makes it, in one leaf, and what the solvers read in it: s f64 [d, d]. */

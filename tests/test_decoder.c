@@ -171,7 +171,7 @@ static void test_bits_do_not_depend_on_batching(void **state)
     }
 }
 
-/* NLL and argmax never form full logits: against the same from decoder_logits. */
+/* NLL and argmax never form full logits: against the same from whole_logits. */
 static void test_nll_and_argmax_match_logits(void **state)
 {
     (void)state;
@@ -195,7 +195,7 @@ static void test_nll_and_argmax_match_logits(void **state)
     assert_int_equal(batch_add(&batch, f.ids, n, 0, blocks, 16, 0), OK);
     assert_int_equal(batch_end(&batch), OK);
     assert_int_equal(decoder_forward(&f.dec, &batch, &kv, &hidden), OK);
-    assert_int_equal(decoder_logits(&f.dec, &batch, &hidden, logits), OK);
+    assert_int_equal(whole_logits(&f.dec, &batch, &hidden, logits), OK);
     assert_int_equal(decoder_nll(&f.dec, &batch, &hidden, target, nll), OK);
     assert_int_equal(decoder_argmax(&f.dec, &batch, &hidden, best), OK);
     for (int64_t i = 0; world.rank == 0 && i < n; i++) {

@@ -510,7 +510,7 @@ static int tests(const char *which)
         cmocka_unit_test(test_idle_ranks_sleep_and_the_pulse_goes_on),
     };
     if (strcmp(which, "few") == 0)
-        n_random = 40; /* enough to crowd a small pool of blocks */
+        n_random = 40;                             /* enough to crowd a small pool of blocks */
     exact = strncmp(backend.name, "cuda", 4) != 0; /* sums of a GPU depend on the batch */
     return cmocka_run_group_tests(all, open_models, close_models);
 }

@@ -4,6 +4,7 @@
 #include "base/err.h"
 #include "kernels/module.h"
 
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -73,20 +74,15 @@ static void test_broken_module_is_named(void **unused)
         fail_msg("said: %s", text);
 }
 
-/* A library without our entry. */
+/* A library without our entry: cmocka's, which is there. */
 static void test_foreign_library_is_refused(void **unused)
 {
-    static const char *const known[] = {"/lib/x86_64-linux-gnu/libm.so.6", "/lib/aarch64-linux-gnu/libm.so.6",
-                                        "/lib64/libm.so.6"};
     char text[2048], path[256];
-    size_t i = 0;
+    Dl_info library;
     (void)unused;
-    while (i < 3 && access(known[i], R_OK) != 0)
-        i++;
-    if (i == 3)
-        skip();
+    assert_int_not_equal(dladdr(dlsym(RTLD_DEFAULT, "_cmocka_run_group_tests"), &library), 0);
     snprintf(path, sizeof path, "%s/libglowq_cuda.so", dir);
-    assert_int_equal(symlink(known[i], path), 0);
+    assert_int_equal(symlink(library.dli_fname, path), 0);
     assert_int_equal(open_in(dir, "cuda", text, sizeof text), ERR_UNSUPPORTED);
     unlink(path);
     if (!strstr(text, "was built for another version of glowq"))

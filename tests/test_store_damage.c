@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Damage to the store: flipped bits, truncated and edited files, and disks that fail while it is written. None is
- * silent. */
+ * silent. With the argument TIMES: flipped bits alone, TIMES as many (6: more than 10,000). */
 #include "tests/store_help.h"
 
 #include <sys/syscall.h>
+
+static int times = 1;
+static int64_t n_all; /* flips so far */
 
 /* ---- damage ----------------------------------------------------------------------------------------------------- */
 
@@ -44,19 +47,20 @@ static void flips_in(const struct plan *plan, int n_per_dataset)
     }
     err_quiet(0);
     assert_int_equal(store_verify(dir, NULL), OK);
+    n_all += n_flips;
     print_message("%d flips in datasets, all named\n", n_flips);
 }
 
 static void flips_in_datasets_are_named(void **state)
 {
     (void)state;
-    flips_in(&usual, 3);
+    flips_in(&usual, 3 * times);
 }
 
 static void flips_in_experts_are_named(void **state)
 {
     (void)state;
-    flips_in(&with_experts, 3);
+    flips_in(&with_experts, 3 * times);
 }
 
 /* Anywhere in any file, metadata and gaps included: verification always sees it; reading gives an error or the right
@@ -67,7 +71,7 @@ static void flips_anywhere_of(const struct plan *plan)
     int n_flips = 0, n_refused = 0;
     write_store(plan, dir);
     err_quiet(1);
-    for (int k = 0; k < 480; k++, n_flips++) {
+    for (int k = 0; k < 480 * times; k++, n_flips++) {
         int file = k % N_FILES;
         path_of(path, dir, files[file]);
         uint64_t r = mix(4711, (uint64_t)k);
@@ -83,6 +87,7 @@ static void flips_anywhere_of(const struct plan *plan)
     }
     err_quiet(0);
     assert_int_equal(store_verify(dir, NULL), OK);
+    n_all += n_flips;
     print_message("%d flips anywhere, all seen by verify; %d refused by reading, %d without effect\n", n_flips,
                   n_refused, n_flips - n_refused);
 }
@@ -300,16 +305,27 @@ static void failing_disks_leave_the_old_file(void **state)
     assert_int_equal(store_verify(dir, NULL), OK);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {
+    const struct CMUnitTest flips[] = {
         cmocka_unit_test(flips_in_datasets_are_named),
         cmocka_unit_test(flips_in_experts_are_named),
         cmocka_unit_test(flips_anywhere_are_seen),
+    };
+    const struct CMUnitTest others[] = {
         cmocka_unit_test(truncated_files_are_refused),
         cmocka_unit_test(an_edited_manifest_is_refused),
         cmocka_unit_test(failing_disks_leave_the_old_file),
         cmocka_unit_test(a_fifo_is_refused),
     };
-    return cmocka_run_group_tests(tests, make_root, remove_root);
+    times = argc > 1 ? atoi(argv[1]) : 1;
+    if (times < 1 || times > 1000) {
+        fprintf(stderr, "usage: %s [TIMES]\n", argv[0]);
+        return 2;
+    }
+    int failed = cmocka_run_group_tests(flips, make_root, remove_root);
+    print_message("%lld flips\n", (long long)n_all);
+    if (argc == 1)
+        failed += cmocka_run_group_tests(others, make_root, remove_root);
+    return failed;
 }

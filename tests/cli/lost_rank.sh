@@ -45,7 +45,7 @@ lose() {
     [ -e cut.glowq/manifest.json ] && return # lost behind its end: it is whole all the same
     if [ "$kind" = stops ]; then
         same "$code" 6 "exit code after a rank stopped"
-        grep -q -e "gives no sign of life since" -e "not all ranks have started" err || fail "nothing is said: $(why)"
+        grep -q -e "gives no sign of life for" -e "not all ranks have started" err || fail "nothing is said: $(why)"
     fi
     [ -d cut.glowq ] || return
     "$GLOWQ" eval --model cut.glowq --text "$DENSE_TEXT" >out 2>err && fail "an unfinished output was evaluated"

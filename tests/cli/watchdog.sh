@@ -9,11 +9,11 @@ watched() { # RANKS, WHAT
 for n in 2 4; do
     expect 0 "done" watched "$n" start
 done
-expect 0 "rank 2 waits for rank 1 on $(hostname), which is alive and busy since" watched 3 busy
+expect 0 "rank 2 waits for rank 1 on $(hostname), which is alive and busy for" watched 3 busy
 grep -q "step 7 done" err || fail "nothing is said of what the busy rank does: $(cat err)"
 same "$(grep -c "waits for rank" err)" 2 "times that a rank is named which is busy for 7 s, from 2 s on, twice as long each time"
 for n in 2 3; do
-    expect 6 "rank 1 on $(hostname) gives no sign of life since" watched "$n" stop
+    expect 6 "rank 1 on $(hostname) gives no sign of life for" watched "$n" stop
     same "$(grep -c "error: " err)" 1 "ranks of $n that tell of the stopped one"
 done
 expect 0 "done" watched 3 pause

@@ -88,7 +88,7 @@ else
     same "$?" 6 "exit code of the job that was cut in two"
     echo "mpirun has ended $(($(date +%s) - start)) s after the cut"
 fi
-grep -q "error: rank [23] on host2 gives no sign of life since" err || fail "the lost host isn't named: $(cat err)"
+grep -q "error: rank [23] on host2 gives no sign of life for" err || fail "the lost host isn't named: $(cat err)"
 [ -e cut.glowq/manifest.json ] && fail "a job that was cut in two wrote a manifest"
 
 # The survivor goes on with what is there.

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Chat templates' expected output, by transformers (>= 5, with jinja2 3.1.6): every template folder times every conversation.
 
   python3 make_chat.py                       # folders of chat/ -> chat/golden.json

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Small templates, one construct each, as transformers (>= 5, with jinja2 3.1.6) renders them -> chat/snippets.json
 (and ../fuzz/seeds/template):
 {"messages", "extra", "snippets": [[template, text or null]]}; null: rendering fails. Run again: the same bytes."""
