@@ -7,11 +7,17 @@
 # TERM and INT drain: mpirun hands USR1 on to its ranks, where it answers TERM by killing them.
 set -eu
 N=${1:-}
-case $N in "" | 0 | *[!0-9]*) echo "usage: launch/serve.sh N --model DIR [option...]" >&2; exit 2 ;; esac
+usage="usage: $0 N --model DIR [option...], with the options of glowq serve"
+case $N in
+-h | --help) echo "$usage"; exit 0 ;;
+"" | 0 | *[!0-9]*) echo "$usage" >&2; exit 2 ;;
+esac
 shift
 . "$(dirname "$0")/mpi_env.sh"
-GLOWQ="${GLOWQ:-$(dirname "$0")/../build/glowq}"   # the program
-[ -x "$GLOWQ" ] || GLOWQ=glowq
+for at in "$(dirname "$0")/../build/glowq" "$(dirname "$0")/../../../bin/glowq" glowq; do
+    [ ! -x "$at" ] || break # of this source tree, of this installation, or on PATH
+done
+GLOWQ="${GLOWQ:-$at}"                              # the program
 MPIRUN="${MPIRUN:-mpirun}"                         # and its launcher
 GLOWQ_EXIT_FILE=$(mktemp)
 export GLOWQ_EXIT_FILE

@@ -270,6 +270,12 @@ for f in j["formats"]:
 dense, low = j["formats"]
 assert dense["bits"] == 0 and low["bits"] == 4 and low["fewest_ranks"] == 3 < dense["fewest_ranks"] == 8, (low, dense)
 END
+# What docs/serving.md shows is what that command prints.
+sed -n '/^\$ glowq plan --serve/,/^```/{/^```/d;p}' "$GLOWQ_SOURCE_DIR/docs/serving.md" >shown
+shown=$(sed -n '1s/^\$ glowq //p' shown)
+[ -n "$shown" ] || fail "docs/serving.md shows no plan"
+(cd "$GLOWQ_SOURCE_DIR" && "$GLOWQ" $shown) >out 2>err || fail "the plan of docs/serving.md: $(why)"
+sed 1d shown | diff - out || fail "docs/serving.md shows another plan than is printed"
 expect 4 "each of 1 ranks needs" alone plan $serve --ranks 1
 sed -n 's/.*needs [^(]*(\(.*\), KV cache.*/\1/p' err >planned
 expect 4 "needs" alone bench --synthetic "$LLAMA" --bits 4 --rank 64
