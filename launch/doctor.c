@@ -306,8 +306,8 @@ int doctor_network(struct comm *comm, struct checks *checks)
             ? "sums come back wrong: don't compute on this network"
             : "slow: is it the fast network that MPI uses (--mca btl_tcp_if_include, UCX_NET_DEVICES), and has every "
               "rank a core?",
-        "%s; %.1f us for one number, %.2f GB/s a rank for 8 MiB", n_wrong ? "WRONG SUMS" : "sums are right", 1e6 * one_s,
-        bytes / many_s / 1e9);
+        "%s; %.1f us for one number, %.2f GB/s a rank for 8 MiB", n_wrong ? "WRONG SUMS" : "sums are right",
+        1e6 * one_s, bytes / many_s / 1e9);
 out:
     free(v);
     return err;
