@@ -274,7 +274,7 @@ END
 sed -n '/^\$ glowq plan --serve/,/^```/{/^```/d;p}' "$GLOWQ_SOURCE_DIR/docs/serving.md" >shown
 shown=$(sed -n '1s/^\$ glowq //p' shown)
 [ -n "$shown" ] || fail "docs/serving.md shows no plan"
-(cd "$GLOWQ_SOURCE_DIR" && "$GLOWQ" $shown) >out 2>err || fail "the plan of docs/serving.md: $(why)"
+(cd "$GLOWQ_SOURCE_DIR" && env -u GLOWQ_THREADS "$GLOWQ" $shown) >out 2>err || fail "the plan of docs/serving.md: $(why)"
 sed 1d shown | diff - out || fail "docs/serving.md shows another plan than is printed"
 expect 4 "each of 1 ranks needs" alone plan $serve --ranks 1
 sed -n 's/.*needs [^(]*(\(.*\), KV cache.*/\1/p' err >planned
