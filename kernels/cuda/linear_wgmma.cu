@@ -192,7 +192,7 @@ __device__ __forceinline__ void wgmma_turns(struct wgmma_state<SHAPE> &s, unsign
         }
         wgmma_commit();
         if (turn == 0) {
-            if (block + SHAPE::AHEAD <= b.last) { /* with the one of zeros, if there is one */
+            if (block + SHAPE::AHEAD <= b.last + 1) { /* with the one of zeros, and one whose codes are read in vain */
                 const int fill = s.slot >= 2 ? s.slot - 2 : s.slot + SHAPE::AHEAD;
                 wgmma_load<SHAPE>(stages + fill * layout::BYTES, call, b, block + SHAPE::AHEAD, halves);
             }
@@ -374,7 +374,7 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1)
     };
 #pragma unroll 1
     for (int i = 0; i < EARLY; i++) {
-        if (i < n_blocks)
+        if (n_blocks > 0 && i <= n_blocks)
             wgmma_load<SHAPE>(stages + i * layout::BYTES, call, b, b.first + i, halves);
         cp_async_commit();
     }
@@ -382,7 +382,7 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1)
         wgmma_low_rank<SHAPE>(s.sum, stages + EARLY * layout::BYTES, call, b);
 #pragma unroll 1
     for (int i = EARLY; i < SHAPE::AHEAD; i++) {
-        if (i < n_blocks)
+        if (n_blocks > 0 && i <= n_blocks)
             wgmma_load<SHAPE>(stages + i * layout::BYTES, call, b, b.first + i, halves);
         cp_async_commit();
     }
