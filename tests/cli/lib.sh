@@ -77,10 +77,15 @@ same_on() {
     LAUNCH=""
 }
 
-# Of a calibration that is under way: layers published; its ranks, or with PROGRAM the processes whose words begin with that one;
-# and waiting until so many layers are there or $job has ended.
+# Of a calibration that is under way: layers published; its ranks, or with PROGRAM the processes whose words begin with that one (other
+# cases run beside this one: theirs are in other folders), false if there are none; and waiting until so many layers are there or $job has
+# ended.
 n_layers() { find "$1/layers" -name '0*.h5' 2>/dev/null | wc -l; }
-processes_of() { pgrep -f "^${2:-$GLOWQ calibrate} .*--out $1 "; }
+processes_of() {
+    pgrep -f "^${2:-$GLOWQ calibrate} .*--out $1 " | while read -r pid; do
+        [ "$(readlink "/proc/$pid/cwd")" != "$(pwd -P)" ] || echo "$pid"
+    done | grep .
+}
 wait_for_layers() { # OUT N
     waited=0
     while [ "$(n_layers "$1")" -lt "$2" ] && [ "$waited" -lt 3000 ] && kill -0 "$job" 2>/dev/null; do
