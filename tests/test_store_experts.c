@@ -507,7 +507,7 @@ static void inspect_tells_of_experts(void **state)
     assert_non_null(strstr(text, "layer  expert "));
     assert_non_null(strstr(text, "\n    1       4       1028    20.304%     0.1429"));
     run_inspect(dir, "--json", text, sizeof text);
-    json_t *all = json_loads(text, 0, NULL), *layers = json_object_get(all, "experts");
+    json_t *all = json_loads(text, 0, NULL), *layers = json_object_get(all, "expert_layers");
     assert_int_equal(json_array_size(layers), 1);
     json_t *layer = json_array_get(layers, 0), *captured = json_object_get(layer, "captured");
     assert_int_equal(json_integer_value(json_object_get(layer, "layer")), 1);
@@ -532,7 +532,7 @@ static void inspect_tells_of_experts(void **state)
     run_inspect(dir, "--experts", text, sizeof text);
     assert_null(strstr(text, "expert"));
     run_inspect(dir, "--json", text, sizeof text);
-    assert_non_null(strstr(text, "\"experts\": null"));
+    assert_non_null(strstr(text, "\"expert_layers\": null"));
 }
 
 int main(void)
