@@ -44,9 +44,9 @@ complete() {
 }
 n=0
 complete 5 1 calibrate --model a --text b --out c --print-config --json
-complete 97 1 eval --model "$TINY" --text "$GOLDEN/text.txt" --ctx 32 --protocol windows --json --per-token-nll
-complete 89 2 generate --model "$TINY" --prompt "hello" --max-tokens 8 --json
-complete 41 3 inspect "$TINY" --json
+complete 151 1 eval --model "$TINY" --text "$GOLDEN/text.txt" --ctx 32 --protocol windows --json --per-token-nll
+complete 137 2 generate --model "$TINY" --prompt "hello" --max-tokens 8 --json
+complete 61 3 inspect "$TINY" --json
 
 calibrate_tiny whole.glowq || fail "calibrate: $(why)"
 whole=$(bytes_of whole.glowq)
@@ -60,7 +60,7 @@ while rm -rf cut.glowq && failing "$at" calibrate_tiny cut.glowq; do
     n=$((n + 1)) at=$((at + 211))
 done
 same "$code" 0 "exit code of calibrate without a failure"
-[ "$n" -gt 60 ] || fail "only $n allocations failed"
+[ "$n" -gt 45 ] || fail "only $n allocations failed"
 
 # The second of two ranks has no memory, and the first none of its troubles: one of them tells, and both end.
 cat >second.sh <<'END'
@@ -84,14 +84,14 @@ sweep() { # STEP all|"" options of calibrate...
         next "$step" "$which"
     done
     same "$code" 0 "exit code of calibrate $* without a failure"
-    [ "$n" -gt 8 ] || fail "calibrate $*: only $n allocations failed"
+    [ "$n" -gt 5 ] || fail "calibrate $*: only $n allocations failed"
     rm -rf cut.glowq
     FAIL_AT=$last calibrate_tiny cut.glowq "$@"
     FAIL_AT=0 calibrate_tiny cut.glowq "$@" || fail "calibrate $* after the failure at allocation $last: $(why)"
     same "$(bytes_of cut.glowq)" "$whole" "bytes of calibrate $* after a failure at allocation $last"
 }
-sweep 479 "${2:-}" --grid 1x2
-sweep 467 "${2:-}" --grid 2x1
+sweep 971 "${2:-}" --grid 1x2
+sweep 953 "${2:-}" --grid 2x1
 [ "${2:-}" != all ] || { calibrate_tiny qr.glowq --solver qr-rsvd --exact-energy && whole=$(bytes_of qr.glowq)
     sweep 1 all --grid 1x2 --solver qr-rsvd --exact-energy; }
 finish
