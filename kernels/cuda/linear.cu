@@ -95,8 +95,22 @@ __global__ void __launch_bounds__(256) linear_add_slices(struct linear_call call
     }
 }
 
+int linear_begin(struct backend *be, struct linear_call *call)
+{
+    int err = OK;
+    void *partial = NULL;
+    if (call->n_slices > 1)
+        TRY(cuda_scratch(be, (size_t)(call->n_slices * call->n_parts * call->rows * call->w.d_out) * sizeof(float),
+                         &partial));
+    call->partial = (float *)partial;
+out:
+    return err;
+}
+
 int linear_finish(struct backend *be, const struct linear_call *call)
 {
+    if (call->n_slices == 1)
+        return OK;
     const int64_t rows = min_i64(call->n_parts * call->rows, 4096);
     const dim3 grid((unsigned)((call->w.d_out + 255) / 256), (unsigned)rows);
     return LAUNCH(be, grid, 256, 0, linear_add_slices, *call);

@@ -25,7 +25,9 @@ struct linear_call {
 
 struct linear_call linear_call_of(const struct mat *x, const struct linear_args *args, const struct mat *y);
 
-/* Queue the sum of the slices, with bias and what y holds already. */
+/* Around the kernel of a tier that cuts: scratch for the partial sums of n_slices; then the sum of the slices, with bias and what y
+ * holds already. Nothing where there is one slice. */
+int linear_begin(struct backend *be, struct linear_call *call);
 int linear_finish(struct backend *be, const struct linear_call *call);
 
 /* ERR_UNSUPPORTED, silently, where a weight would have to be rounded that no one asked to. */
@@ -61,6 +63,27 @@ int linear_self_check(struct backend *be);
 __device__ inline int64_t linear_shift(const struct weight_view *w)
 {
     return w->bits ? w->group_offset : 0;
+}
+
+/* Blocks of columns [first, last) of one slice of a part, and the columns of x that count (linear_fits_mma: below 2^31). */
+struct linear_range {
+    int first, last, x_begin, x_end;
+};
+
+__device__ __forceinline__ struct linear_range linear_range_of(const struct linear_call &call, int part, int slice)
+{
+    const int shift = (int)linear_shift(&call.w);
+    struct linear_range r;
+    r.x_begin = (int)call.begin[part];
+    r.x_end = (int)call.end[part];
+    r.first = r.last = 0;
+    if (r.x_end > r.x_begin) {
+        const int first = (r.x_begin + shift) / PACK_COLUMNS;
+        const int n = (r.x_end + shift + PACK_COLUMNS - 1) / PACK_COLUMNS - first;
+        r.first = first + n * slice / call.n_slices;
+        r.last = first + n * (slice + 1) / call.n_slices;
+    }
+    return r;
 }
 
 /* Which group a half block of 32 positions belongs to: half / n, for halves below 2^20 and n below 2^12, as half *

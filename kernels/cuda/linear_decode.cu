@@ -85,31 +85,10 @@ __device__ __forceinline__ void decode_fold(float sum[MT][NT][4], float group[MT
         fold_group<NT>(sum[m], group[m], record[m]);
 }
 
-/* Blocks of columns [begin, end) of this slice, and the columns of x that count. (linear_fits_mma: all are below 2^31.) */
-struct decode_range {
-    int begin, end, x_begin, x_end;
-};
-
-__device__ __forceinline__ struct decode_range decode_range_of(const struct linear_call &call, int part, int slice)
-{
-    const int shift = (int)linear_shift(&call.w);
-    struct decode_range r;
-    r.x_begin = (int)call.begin[part];
-    r.x_end = (int)call.end[part];
-    r.begin = r.end = 0;
-    if (r.x_end > r.x_begin) {
-        const int first = (r.x_begin + shift) / PACK_COLUMNS;
-        const int n = (r.x_end + shift + PACK_COLUMNS - 1) / PACK_COLUMNS - first;
-        r.begin = first + n * slice / call.n_slices;
-        r.end = first + n * (slice + 1) / call.n_slices;
-    }
-    return r;
-}
-
 /* sum += 64 columns, the first of them k0; row: where row g of each 8 rows of x begins. */
 template <int KIND, int FINE, int MT, int NT>
 __device__ __forceinline__ void decode_block(float sum[MT][NT][4], const struct decode_words<KIND, FINE> words[MT],
-                                             const struct decode_range &range, const uint16_t *x, const int row[NT],
+                                             const struct linear_range &range, const uint16_t *x, const int row[NT],
                                              int k0)
 {
     constexpr bool IS_DENSE = KIND == KIND_BF16 || KIND == KIND_F16;
@@ -179,7 +158,7 @@ __device__ __forceinline__ void decode_product(const struct linear_call &call, s
     __shared__ float sums[DECODE_WARPS][TOKENS][OUTPUTS + 8]; /* + 8: a warp's stores meet 32 banks */
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int n_tiles = (int)((call.w.d_out + PACK_ROWS - 1) / PACK_ROWS);
-    const struct decode_range range = decode_range_of(call, part, slice);
+    const struct linear_range range = linear_range_of(call, part, slice);
     const int shift = (int)linear_shift(&call.w), stride = DECODE_WARPS * UN;
     float sum[MT][NT][4] = {};
     const uint16_t *x = (const uint16_t *)call.x;
@@ -193,27 +172,27 @@ __device__ __forceinline__ void decode_product(const struct linear_call &call, s
 #pragma unroll
     for (int j = 0; j < NT; j++)
         row[j] = (GATHER ? at[8 * j + g] : min(8 * j + g, (int)call.rows - 1)) * (int)call.x_ld;
-    int block = range.begin + warp * UN;
+    int block = range.first + warp * UN;
 #pragma unroll
     for (int u = 0; u < UN; u++)
 #pragma unroll
         for (int m = 0; m < MT; m++)
-            if (block + u < range.end)
+            if (block + u < range.last)
                 decode_load<KIND, FINE>(next[u][m], call.w, source[m], block + u, halves);
 #pragma unroll(NT == 1 ? 2 : 1) /* twice: next becomes words without copies, where registers allow */
-    for (; block < range.end; block += stride) {
+    for (; block < range.last; block += stride) {
         struct decode_words<KIND, FINE> words[UN][MT];
 #pragma unroll
         for (int u = 0; u < UN; u++)
 #pragma unroll
             for (int m = 0; m < MT; m++) {
                 words[u][m] = next[u][m];
-                if (block + stride + u < range.end)
+                if (block + stride + u < range.last)
                     decode_load<KIND, FINE>(next[u][m], call.w, source[m], block + stride + u, halves);
             }
 #pragma unroll
         for (int u = 0; u < UN; u++)
-            if (block + u < range.end)
+            if (block + u < range.last)
                 decode_block<KIND, FINE, MT, NT>(sum, words[u], range, x, row, (block + u) * PACK_COLUMNS - shift);
     }
 #pragma unroll
@@ -353,21 +332,15 @@ int linear_decode(struct backend *be, const struct mat *x, const struct linear_a
 {
     int err = OK;
     struct linear_call call = linear_call_of(x, args, y);
-    void *partial = NULL;
     if (call.rows == 0 || call.w.d_out == 0)
         return OK;
     if (call.rows > DECODE_MAX_ROWS || call.x_ld > INT32_MAX / DECODE_MAX_ROWS || !linear_fits_mma(x, &call))
         return ERR_UNSUPPORTED;
     const int mt = decode_tiles(be, &call.w, call.rows, call.n_parts);
     call.n_slices = decode_slices(be, &call, mt);
-    if (call.n_slices > 1) {
-        TRY(cuda_scratch(be, (size_t)(call.n_slices * call.n_parts * call.rows * call.w.d_out) * sizeof(float),
-                         &partial));
-        call.partial = (float *)partial;
-    }
+    TRY(linear_begin(be, &call));
     TRY(call.rows <= 8 ? launch<1>(be, &call, mt) : launch<2>(be, &call, mt));
-    if (call.n_slices > 1)
-        TRY(linear_finish(be, &call));
+    TRY(linear_finish(be, &call));
 out:
     return err;
 }

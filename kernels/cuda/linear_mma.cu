@@ -35,8 +35,7 @@ struct mma_block {
     int part, slice;
     int tile0, n_tiles; /* row tiles of W */
     int token0;
-    int first, last; /* blocks of 64 columns */
-    int x_begin, x_end;
+    struct linear_range range;
 };
 
 /* Start the copies of one stage. A thread's pieces of x are rows apart, all at the same columns: what depends on the columns
@@ -52,7 +51,7 @@ __device__ __forceinline__ void mma_load(unsigned char *stage, const struct line
     static_assert(BN % ROWS == 0 && BM * 8 % THREADS == 0 && ROWS % 8 == 0, "whole rounds, and rows of one swizzle");
     const unsigned thread = threadIdx.x, c = thread % 8, r = thread / 8;
     const int k = block * PACK_COLUMNS + 8 * (int)c, x_k = k - (int)linear_shift(&call.w);
-    const int inside = x_k >= b.x_begin ? min(b.x_end - x_k, 8) : 0;
+    const int inside = x_k >= b.range.x_begin ? min(b.range.x_end - x_k, 8) : 0;
     const int bytes = inside > 0 ? inside * 2 : 0;
     const uint16_t *x = (const uint16_t *)call.x + (inside > 0 ? x_k : 0);
     unsigned char *to = stage + swizzled((int)r, (int)c);
@@ -199,20 +198,12 @@ __device__ __forceinline__ void mma_product(unsigned char *stages, const struct 
     b.n_tiles = (int)((call.w.d_out + PACK_ROWS - 1) / PACK_ROWS);
     b.tile0 = tile0;
     b.token0 = token0;
-    b.x_begin = (int)call.begin[b.part];
-    b.x_end = (int)call.end[b.part];
-    b.first = b.last = 0;
-    if (b.x_end > b.x_begin) {
-        const int shift = (int)linear_shift(&call.w), first = (b.x_begin + shift) / PACK_COLUMNS;
-        const int n = (b.x_end + shift + PACK_COLUMNS - 1) / PACK_COLUMNS - first;
-        b.first = first + n * b.slice / call.n_slices;
-        b.last = first + n * (b.slice + 1) / call.n_slices;
-    }
+    b.range = linear_range_of(call, b.part, b.slice);
     float sum[MT][NT][4] = {};
 #pragma unroll 1
     for (int s = 0; s < STAGES - 1; s++) {
-        if (b.first + s < b.last)
-            mma_load<KIND, BM, BN, THREADS, GATHER>(stages + s * layout::BYTES, call, b, at, b.first + s, halves);
+        if (b.range.first + s < b.range.last)
+            mma_load<KIND, BM, BN, THREADS, GATHER>(stages + s * layout::BYTES, call, b, at, b.range.first + s, halves);
         cp_async_commit();
     }
     if (call.a.data && b.slice == 0) { /* while the first stages come; the last slot is still free */
@@ -229,11 +220,11 @@ __device__ __forceinline__ void mma_product(unsigned char *stages, const struct 
         }
     }
     float group[MT][NT][4] = {};
-    int slot = 0, left = (int)halves.n - (2 * b.first - group_of_half(halves, 2 * b.first) * (int)halves.n);
-    for (int block = b.first; block < b.last; block++) {
+    int slot = 0, left = (int)halves.n - (2 * b.range.first - group_of_half(halves, 2 * b.range.first) * (int)halves.n);
+    for (int block = b.range.first; block < b.range.last; block++) {
         cp_async_wait<STAGES - 2>();
         __syncthreads(); /* everyone's copies are here, and everyone has left the slot that is filled next */
-        if (block + STAGES - 1 < b.last)
+        if (block + STAGES - 1 < b.range.last)
             mma_load<KIND, BM, BN, THREADS, GATHER>(stages + (slot == 0 ? STAGES - 1 : slot - 1) * layout::BYTES, call,
                                                     b, at, block + STAGES - 1, halves);
         cp_async_commit();
@@ -258,7 +249,7 @@ __device__ __forceinline__ void mma_product(unsigned char *stages, const struct 
                     }
                 }
             }
-            if (!layout::IS_DENSE && (--left == 0 || (h == 1 && block + 1 == b.last))) {
+            if (!layout::IS_DENSE && (--left == 0 || (h == 1 && block + 1 == b.range.last))) {
                 left = (int)halves.n;
 #pragma unroll
                 for (int m = 0; m < MT; m++) {
@@ -433,7 +424,6 @@ int linear_mma(struct backend *be, const struct mat *x, const struct linear_args
 {
     int err = OK;
     struct linear_call call = linear_call_of(x, args, y);
-    void *partial = NULL;
     int tile;
     if (call.rows == 0 || call.w.d_out == 0)
         return OK;
@@ -441,14 +431,9 @@ int linear_mma(struct backend *be, const struct mat *x, const struct linear_args
         return ERR_UNSUPPORTED;
     tile = choose_tile(be, &call);
     call.n_slices = choose_slices(be, &call, tile);
-    if (call.n_slices > 1) {
-        TRY(cuda_scratch(be, (size_t)(call.n_slices * call.n_parts * call.rows * call.w.d_out) * sizeof(float),
-                         &partial));
-        call.partial = (float *)partial;
-    }
+    TRY(linear_begin(be, &call));
     TRY(launch(be, &call, linear_kind(&call.w), tile));
-    if (call.n_slices > 1)
-        TRY(linear_finish(be, &call));
+    TRY(linear_finish(be, &call));
 out:
     return err;
 }

@@ -49,8 +49,7 @@ struct wgmma_block {
     int part, slice;
     int tile0; /* row tile of W */
     int token0;
-    int first, last; /* blocks of 64 columns */
-    int x_begin, x_end;
+    struct linear_range range;
 };
 
 #if GLOWQ_WGMMA
@@ -86,7 +85,8 @@ __device__ __forceinline__ void wgmma_load(unsigned char *stage, const struct li
     constexpr unsigned PIECES = layout::TILE_BYTES / PIECE, RECORDS = layout::RECORD_BYTES / PIECE;
     const unsigned thread = wgmma_thread(), c = thread % 8, r = thread / 8;
     const int k = block * PACK_COLUMNS + 8 * (int)c - (int)linear_shift(&call.w);
-    const int is_read = k >= b.x_begin && k < b.x_end && block < b.last; /* ranges end at multiples of 8 */
+    const int is_read =
+        k >= b.range.x_begin && k < b.range.x_end && block < b.range.last; /* ranges end at multiples of 8 */
     const void *x = wgmma_at(call.x, is_read ? (unsigned)k : 0, sizeof(uint16_t));
     unsigned char *to = stage + wgmma_swizzled((int)r, (int)c);
     hold(x); /* one addend of a row's address, not two */
@@ -192,7 +192,8 @@ __device__ __forceinline__ void wgmma_turns(struct wgmma_state<SHAPE> &s, unsign
         }
         wgmma_commit();
         if (turn == 0) {
-            if (block + SHAPE::AHEAD <= b.last + 1) { /* with the one of zeros, and one whose codes are read in vain */
+            if (block + SHAPE::AHEAD <=
+                b.range.last + 1) { /* with the one of zeros, and one whose codes are read in vain */
                 const int fill = s.slot >= 2 ? s.slot - 2 : s.slot + SHAPE::AHEAD;
                 wgmma_load<SHAPE>(stages + fill * layout::BYTES, call, b, block + SHAPE::AHEAD, halves);
             }
@@ -306,15 +307,7 @@ template <class SHAPE> __device__ __forceinline__ struct wgmma_block wgmma_block
     b.slice = (int)blockIdx.z % call.n_slices;
     b.token0 = (band * TOKEN_TILES + i % width) * SHAPE::BN;
     b.tile0 = i / width * WGMMA_TILES;
-    b.x_begin = (int)call.begin[b.part];
-    b.x_end = (int)call.end[b.part];
-    b.first = b.last = 0;
-    if (b.x_end > b.x_begin) {
-        const int shift = (int)linear_shift(&call.w), first = (b.x_begin + shift) / PACK_COLUMNS;
-        const int n = (b.x_end + shift + PACK_COLUMNS - 1) / PACK_COLUMNS - first;
-        b.first = first + n * b.slice / call.n_slices;
-        b.last = first + n * (b.slice + 1) / call.n_slices;
-    }
+    b.range = linear_range_of(call, b.part, b.slice);
     return b;
 }
 
@@ -369,13 +362,13 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1)
     SHARED(unsigned char, shared);
     unsigned char *stages = shared + (-shared_address(shared) & (WGMMA_ATOM_BYTES - 1));
     const struct wgmma_block b = wgmma_block_of<SHAPE>(call);
-    const int n_blocks = (b.last - b.first + 1) / 2 * 2; /* two a round, the last one perhaps of zeros */
+    const int n_blocks = (b.range.last - b.range.first + 1) / 2 * 2; /* two a round, the last one perhaps of zeros */
     struct wgmma_state<SHAPE> s = {
     };
 #pragma unroll 1
     for (int i = 0; i < EARLY; i++) {
         if (n_blocks > 0 && i <= n_blocks)
-            wgmma_load<SHAPE>(stages + i * layout::BYTES, call, b, b.first + i, halves);
+            wgmma_load<SHAPE>(stages + i * layout::BYTES, call, b, b.range.first + i, halves);
         cp_async_commit();
     }
     if (call.a.data && b.slice == 0) /* while the first stages come */
@@ -383,7 +376,7 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1)
 #pragma unroll 1
     for (int i = EARLY; i < SHAPE::AHEAD; i++) {
         if (n_blocks > 0 && i <= n_blocks)
-            wgmma_load<SHAPE>(stages + i * layout::BYTES, call, b, b.first + i, halves);
+            wgmma_load<SHAPE>(stages + i * layout::BYTES, call, b, b.range.first + i, halves);
         cp_async_commit();
     }
     if (n_blocks > 0) {
@@ -392,7 +385,7 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1)
         __syncthreads();
         wgmma_fragments<SHAPE>(s.a[0], s.scale[0], stages);
 #pragma unroll 1
-        for (int block = b.first; block < b.last; block += 2) {
+        for (int block = b.range.first; block < b.range.last; block += 2) {
             wgmma_turns<SHAPE, 0>(s, stages, call, b, block, halves);
             wgmma_turns<SHAPE, 1>(s, stages, call, b, block + 1, halves);
         }
@@ -483,7 +476,6 @@ int linear_wgmma(struct backend *be, const struct mat *x, const struct linear_ar
 {
     int err = OK;
     struct linear_call call = linear_call_of(x, args, y);
-    void *partial = NULL;
     int tile;
     if (call.rows == 0 || call.w.d_out == 0)
         return OK;
@@ -491,14 +483,9 @@ int linear_wgmma(struct backend *be, const struct mat *x, const struct linear_ar
         return ERR_UNSUPPORTED;
     tile = choose_tile(be, &call);
     call.n_slices = choose_slices(be, &call, tile);
-    if (call.n_slices > 1) {
-        TRY(cuda_scratch(be, (size_t)(call.n_slices * call.n_parts * call.rows * call.w.d_out) * sizeof(float),
-                         &partial));
-        call.partial = (float *)partial;
-    }
+    TRY(linear_begin(be, &call));
     TRY(launch(be, &call, tile));
-    if (call.n_slices > 1)
-        TRY(linear_finish(be, &call));
+    TRY(linear_finish(be, &call));
 out:
     return err;
 }
