@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * "cpu:check" finds what it is for: each crime against the contract of kernels.h in a child that has to die of it, with the words
  * that name it; and what the contract allows does no harm and has the bits of "cpu". */
+#include "tests/child_help.h"
 #include "tests/kernels_help.h"
 
 #include <limits.h>
-#include <signal.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 /* ---- crimes ---- */
 
@@ -274,33 +272,19 @@ static const struct {
 /* A child with a backend of its own commits it, in a step or outside; its status and what it said. */
 static int watch(void (*commit)(struct scene *), int in_a_step, char *said, size_t n_said)
 {
-    int pipes[2], status;
-    size_t n = 0;
-    ssize_t got;
-    fflush(NULL);
-    assert_int_equal(pipe(pipes), 0);
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
+    struct child child;
+    if (child_begins(&child)) {
         struct scene s;
         struct step step = {0};
         const struct rlimit no_core = {0, 0};
         setrlimit(RLIMIT_CORE, &no_core);
-        signal(SIGSEGV, SIG_DFL); /* cmocka's handlers would report it as ours */
-        signal(SIGABRT, SIG_DFL);
-        dup2(pipes[1], STDERR_FILENO);
         scene_open(&s);
         if (in_a_step)
             step_begin(&s, &step);
         commit(&s);
         _exit(0);
     }
-    close(pipes[1]);
-    while (n + 1 < n_said && (got = read(pipes[0], said + n, n_said - 1 - n)) > 0)
-        n += (size_t)got;
-    said[n] = 0;
-    close(pipes[0]);
-    assert_true(waitpid(child, &status, 0) == child);
+    const int status = child_ends(&child, said, n_said);
     return status;
 }
 

@@ -3,47 +3,31 @@
  * Each in a child, since a module stays loaded. */
 #include "base/err.h"
 #include "kernels/module.h"
+#include "tests/child_help.h"
 
 #include <dlfcn.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 static char dir[] = "/tmp/glowq_module.XXXXXX";
 
 /* The error of opening device with modules sought in folder alone; its message in text. */
 static int open_in(const char *folder, const char *device, char *text, size_t n_text)
 {
-    int ends[2], status;
-    size_t n = 0;
-    ssize_t got;
-    fflush(NULL);
-    assert_int_equal(pipe(ends), 0);
-    const pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
+    struct child child;
+    if (child_begins(&child)) {
         struct backend be;
         setenv("GLOWQ_MODULE_DIR", folder, 1);
         err_quiet(1);
         const int err = backend_open(&be, device, 1);
-        if (write(ends[1], err_last(), strlen(err_last())) < 0)
+        if (write(STDERR_FILENO, err_last(), strlen(err_last())) < 0)
             _exit(99);
         backend_close(&be);
         _exit(-err);
     }
-    close(ends[1]);
-    while (n + 1 < n_text && (got = read(ends[0], text + n, n_text - n - 1)) > 0)
-        n += (size_t)got;
-    text[n] = 0;
-    close(ends[0]);
-    assert_true(waitpid(child, &status, 0) == child);
+    const int status = child_ends(&child, text, n_text);
     assert_true(WIFEXITED(status));
     return -WEXITSTATUS(status);
 }

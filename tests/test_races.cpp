@@ -2,23 +2,14 @@
  * The simulator that finds races (kernels/cuda/sim/races.h): each kind in a child that has to die of it, with the words that name it,
  * in whatever order threads run; and kernels without one, which have to end well. */
 extern "C" {
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include "base/err.h"
 }
 
 #include "kernels/cuda/mma.h"
+#include "tests/child_help.h"
 
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 enum kind {
     /* without a race */
@@ -168,28 +159,15 @@ __global__ void run_kind(enum kind kind, int *global)
 /* Runs it in a child; what that says on stderr is in text. 1 if it was ended by abort. */
 static int dies(enum kind kind, char *text, size_t n_text)
 {
-    int ends[2], status;
-    size_t n = 0;
-    ssize_t got;
-    fflush(NULL);
-    assert_int_equal(pipe(ends), 0);
-    const pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
+    struct child child;
+    if (child_begins(&child)) {
         alignas(16) static int global[256];
         struct backend be;
         memset(&be, 0, sizeof be);
         be.n_threads = 1;
-        signal(SIGABRT, SIG_DFL); /* cmocka's handler would report it as the test's */
-        dup2(ends[1], STDERR_FILENO);
         _exit(LAUNCH(&be, 2, 64, 64 * sizeof(int), run_kind, kind, global));
     }
-    close(ends[1]);
-    while (n + 1 < n_text && (got = read(ends[0], text + n, n_text - n - 1)) > 0)
-        n += (size_t)got;
-    text[n] = 0;
-    close(ends[0]);
-    assert_true(waitpid(child, &status, 0) == child);
+    const int status = child_ends(&child, text, n_text);
     assert_true(WIFSIGNALED(status) ? WTERMSIG(status) == SIGABRT : WEXITSTATUS(status) == OK);
     return WIFSIGNALED(status);
 }

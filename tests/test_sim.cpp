@@ -2,24 +2,15 @@
  * The simulator of kernels/cuda/sim/: that it computes what the card would, in whatever order GLOWQ_SIM_ORDER names; and that it
  * finds what it is for: each bug in a child that has to die of it, with the words that name it. */
 extern "C" {
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include "base/err.h"
 }
 
 #include "kernels/cuda/device.h"
+#include "tests/child_help.h"
 
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 static struct backend with_threads(int n)
 {
@@ -285,27 +276,14 @@ __global__ void nothing(void)
 /* Runs a launch in a child; what it says on stderr is in text. 1 if it was ended by abort. */
 static int dies(int bug, dim3 grid, dim3 block, size_t shared, char *text, size_t n_text)
 {
-    int ends[2], status;
-    size_t n = 0;
-    ssize_t got;
-    fflush(NULL);
-    assert_int_equal(pipe(ends), 0);
-    const pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
+    struct child child;
+    if (child_begins(&child)) {
         const struct backend be = with_threads(1);
         int out[1024];
-        signal(SIGABRT, SIG_DFL); /* cmocka's handler would report it as the test's */
-        dup2(ends[1], STDERR_FILENO);
         _exit(bug < 0 ? LAUNCH(&be, grid, block, shared, nothing)
                       : LAUNCH(&be, grid, block, shared, do_bug, (enum bug)bug, out));
     }
-    close(ends[1]);
-    while (n + 1 < n_text && (got = read(ends[0], text + n, n_text - n - 1)) > 0)
-        n += (size_t)got;
-    text[n] = 0;
-    close(ends[0]);
-    assert_true(waitpid(child, &status, 0) == child);
+    const int status = child_ends(&child, text, n_text);
     return WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT;
 }
 

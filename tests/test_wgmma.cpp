@@ -2,25 +2,16 @@
  * What linear_wgmma rests on, on the host: codes read in the columns' order, the swizzle and its descriptor, the simulator's
  * instruction against plain loops; and that the simulator ends a kernel that breaks one of the instruction's rules. */
 extern "C" {
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include "base/err.h"
 }
 
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/wgmma.h"
+#include "tests/child_help.h"
 
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 static struct backend simulated()
 {
@@ -290,30 +281,17 @@ static void test_product(void **)
 /* The kernel has to end its process with these words. */
 static void expect(enum bug bug, const char *words)
 {
-    int pipes[2], status;
     char text[4096];
-    size_t n = 0;
-    ssize_t got;
-    assert_int_equal(pipe(pipes), 0);
-    fflush(NULL);
-    const pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
+    struct child child;
+    if (child_begins(&child)) {
         const struct backend be = simulated();
         float out[64 * 64], early;
         uint16_t *b = right_operand(64);
-        signal(SIGABRT, SIG_DFL); /* cmocka's handler would report it as the test's */
-        dup2(pipes[1], STDERR_FILENO);
         if (b)
             LAUNCH(&be, 1, 128, B_BYTES + 1024, multiply<64>, b, 4, bug, out, &early);
         _exit(0);
     }
-    close(pipes[1]);
-    while (n < sizeof text - 1 && (got = read(pipes[0], text + n, sizeof text - 1 - n)) > 0)
-        n += (size_t)got;
-    text[n] = 0;
-    close(pipes[0]);
-    assert_int_equal(waitpid(child, &status, 0), child);
+    const int status = child_ends(&child, text, sizeof text);
     if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGABRT || !strstr(text, words))
         fail_msg("bug %d: wanted an abort with \"%s\", got status %d and: %s", (int)bug, words, status, text);
 }
