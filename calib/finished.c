@@ -8,7 +8,6 @@
 #include "calib/facts.h"
 #include "model/manifest.h"
 
-#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -70,12 +69,10 @@ int finished_read(const struct calibrate_options *options, const struct model_co
 {
     int err = OK;
     const char *dir = options->out;
-    char path[PATH_MAX];
     struct list differs = {0};
     json_t *manifest = NULL, *model = NULL, *settings = NULL;
     *finished = 0;
-    TRY(file_join(path, sizeof path, dir, "manifest.json"));
-    if (!file_exists(path))
+    if (!file_is_in(dir, "manifest.json"))
         goto out;
     const int before = err_quiet(1);
     err = manifest_read(dir, &manifest);

@@ -109,7 +109,7 @@ static void print_text(const struct options *o, int64_t prompt, const struct ben
     out_print("%5s  %22s  %22s  %18s  %9s  %9s\n", "batch", "prefill tokens/s", "decode tokens/s", "ms a step",
               "it reads", "of copy");
     for (int i = 0; i < n; i++) {
-        format_bytes((double)r[i].step_bytes, read, sizeof read);
+        format_bytes(r[i].step_bytes, read, sizeof read);
         spread(&r[i].prefill, 6, 1, prefill, sizeof prefill);
         spread(&r[i].decode, 6, 1, decode, sizeof decode);
         spread(&r[i].step_ms, 5, 3, step, sizeof step);
