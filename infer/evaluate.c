@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Evaluation: see evaluate.h. text -> ids -> windows -> batches of windows -> NLL of every scored token. */
+ * Evaluation: see evaluate.h. text -> ids -> windows -> batches of windows -> NLL of every scored token, and what a reference says
+ * of it. */
 #include "infer/evaluate.h"
 
 #include "base/err.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "model/divergence.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -75,57 +77,115 @@ static int64_t window_ids(const struct windows *w, int64_t i, int32_t *out)
     return n + lead;
 }
 
+/* One model's part of a batch. */
+struct pass {
+    struct model *model; /* NULL: nobody */
+    struct kv_cache kv;
+    struct mat hidden;
+    double *nll;  /* of every scored token */
+    int32_t *top; /* its most probable id, where two models are compared */
+};
+
 struct runner {
-    struct model *model;
+    struct pass own, reference;
     const struct windows *windows;
     struct batch batch;
-    struct kv_cache kv;
     int64_t per_batch, blocks_each;
     int32_t *ids, *target, *blocks;
-    double *nll;
+    double *kl;
 };
+
+static void pass_free(struct pass *pass)
+{
+    kv_free(&pass->kv);
+    free(pass->nll);
+    free(pass->top);
+}
 
 static void runner_free(struct runner *r)
 {
+    pass_free(&r->own);
+    pass_free(&r->reference);
     batch_free(&r->batch);
-    kv_free(&r->kv);
     free(r->ids);
     free(r->target);
     free(r->blocks);
-    free(r->nll);
+    free(r->kl);
 }
 
-/* Each window is a sequence of its own with its own run of KV blocks; the pool of one layer serves all layers in turn. */
-static int runner_create(struct model *model, const struct windows *w, struct runner *r)
+/* The pool of one layer serves all layers in turn. */
+static int pass_create(struct model *model, int64_t n_blocks, int64_t n_tokens, struct pass *pass)
 {
     int err = OK;
-    struct decoder *dec = &model->dec;
-    const int64_t kv_width = (dec->shape.kv_heads.end - dec->shape.kv_heads.begin) * model->config.head_dim;
-    memset(r, 0, sizeof *r);
-    r->model = model;
-    r->windows = w;
-    r->per_batch = dec->max_tokens / w->ctx;
-    if (r->per_batch > w->n_windows)
-        r->per_batch = w->n_windows;
-    r->blocks_each = (w->ctx + KV_BLOCK - 1) / KV_BLOCK;
-    TRY(batch_create(dec->be, r->per_batch * w->ctx, r->per_batch, r->blocks_each, &r->batch));
-    TRY(kv_create(dec->be, 1, r->per_batch * r->blocks_each, kv_width, &r->kv));
-    r->ids = malloc((size_t)w->ctx * sizeof *r->ids);
-    r->target = malloc((size_t)(r->per_batch * w->ctx) * sizeof *r->target);
-    r->blocks = malloc((size_t)r->blocks_each * sizeof *r->blocks);
-    r->nll = malloc((size_t)(r->per_batch * w->ctx) * sizeof *r->nll);
-    if (!r->ids || !r->target || !r->blocks || !r->nll)
-        FAIL(ERR_NOMEM, "evaluation buffers of %lld tokens", (long long)(r->per_batch * w->ctx));
+    const struct range kv_heads = model->dec.shape.kv_heads;
+    pass->model = model;
+    TRY(kv_create(model->dec.be, 1, n_blocks, (kv_heads.end - kv_heads.begin) * model->config.head_dim, &pass->kv));
+    pass->nll = malloc((size_t)n_tokens * sizeof *pass->nll);
+    pass->top = malloc((size_t)n_tokens * sizeof *pass->top);
+    if (!pass->nll || !pass->top)
+        FAIL(ERR_NOMEM, "evaluation buffers of %lld tokens", (long long)n_tokens);
 out:
     return err;
 }
 
-/* Scores windows [first, first + n); *n_scored NLLs in order in r->nll, counts[i] of window first + i. */
+/* Each window is a sequence of its own with its own run of KV blocks, the same ones in both models' pools. */
+static int runner_create(struct model *model, struct model *reference, const struct windows *w, struct runner *r)
+{
+    int err = OK;
+    r->windows = w;
+    r->per_batch = model->dec.max_tokens / w->ctx;
+    if (reference)
+        r->per_batch = min_i64(r->per_batch, reference->dec.max_tokens / w->ctx);
+    r->per_batch = min_i64(r->per_batch, w->n_windows);
+    r->blocks_each = (w->ctx + KV_BLOCK - 1) / KV_BLOCK;
+    const int64_t n_blocks = r->per_batch * r->blocks_each, n_tokens = r->per_batch * w->ctx;
+    TRY(batch_create(model->dec.be, n_tokens, r->per_batch, r->blocks_each, &r->batch));
+    TRY(pass_create(model, n_blocks, n_tokens, &r->own));
+    if (reference)
+        TRY(pass_create(reference, n_blocks, n_tokens, &r->reference));
+    r->ids = malloc((size_t)w->ctx * sizeof *r->ids);
+    r->target = malloc((size_t)n_tokens * sizeof *r->target);
+    r->blocks = malloc((size_t)r->blocks_each * sizeof *r->blocks);
+    r->kl = malloc((size_t)n_tokens * sizeof *r->kl);
+    if (!r->ids || !r->target || !r->blocks || !r->kl)
+        FAIL(ERR_NOMEM, "evaluation buffers of %lld tokens", (long long)n_tokens);
+out:
+    return err;
+}
+
+/* What a model says of output rows [row, row + n): its logits stay. */
+static int predict(const struct runner *r, struct pass *pass, int64_t row, int64_t n)
+{
+    int err = OK;
+    struct decoder *dec = &pass->model->dec;
+    TRY(decoder_vocabulary(dec, &r->batch, &pass->hidden, row, n));
+    TRY(decoder_vocabulary_nll(dec, n, r->target + row, pass->nll + row));
+    TRY(decoder_vocabulary_argmax(dec, n, pass->top + row));
+out:
+    return err;
+}
+
+static int compare(struct runner *r)
+{
+    int err = OK;
+    struct decoder *dec = &r->reference.model->dec;
+    TRY(decoder_forward(dec, &r->batch, &r->reference.kv, &r->reference.hidden));
+    for (int64_t row = 0; row < r->batch.n_out; row += LOGIT_ROWS) {
+        const int64_t n = min_i64(r->batch.n_out - row, LOGIT_ROWS);
+        TRY(predict(r, &r->own, row, n));
+        TRY(predict(r, &r->reference, row, n));
+        TRY(divergence_rows(dec, &r->own.model->dec, n, r->kl + row));
+    }
+out:
+    return err;
+}
+
+/* Scores windows [first, first + n); *n_scored NLLs in order in r->own.nll, counts[i] of window first + i. */
 static int run_batch(struct runner *r, int64_t first, int64_t n, int64_t *counts, int64_t *n_scored)
 {
     int err = OK;
     const struct windows *w = r->windows;
-    struct mat hidden;
+    struct pass *own = &r->own;
     *n_scored = 0;
     batch_begin(&r->batch);
     for (int64_t i = 0; i < n; i++) {
@@ -139,28 +199,80 @@ static int run_batch(struct runner *r, int64_t first, int64_t n, int64_t *counts
         *n_scored += counts[i];
     }
     TRY(batch_end(&r->batch));
-    TRY(decoder_forward(&r->model->dec, &r->batch, &r->kv, &hidden));
-    TRY(decoder_nll(&r->model->dec, &r->batch, &hidden, r->target, r->nll));
+    TRY(decoder_forward(&own->model->dec, &r->batch, &own->kv, &own->hidden));
+    if (r->reference.model)
+        TRY(compare(r));
+    else
+        TRY(decoder_nll(&own->model->dec, &r->batch, &own->hidden, r->target, own->nll));
 out:
     return err;
 }
 
-static int summarize(struct evaluation *e)
+/* means[w] of the values of window w, which come in order. */
+static void means_of_windows(const double *values, const int64_t *counts, int64_t n, double *means)
 {
-    int err = OK;
-    double sum = 0, spread = 0;
-    for (int64_t i = 0; i < e->n_windows; i++)
-        sum += e->window_nll[i] * (double)e->window_tokens[i];
-    e->nll = sum / (double)e->n_tokens;
-    if (!isfinite(e->nll))
-        FAIL(ERR_NUMERIC, "the mean negative log-likelihood is not finite: the model computes NaN or infinity");
-    for (int64_t i = 0; i < e->n_windows; i++) {
-        double delta = (double)e->window_tokens[i] * (e->window_nll[i] - e->nll);
+    for (int64_t w = 0; w < n; w++) {
+        double sum = 0;
+        for (int64_t i = 0; i < counts[w]; i++)
+            sum += values[i];
+        means[w] = sum / (double)counts[w];
+        values += counts[w];
+    }
+}
+
+/* Mean over tokens of what the windows' means are of; of two of them (b may be NULL), of their difference. */
+static double mean_of(const struct evaluation *e, const double *a, const double *b)
+{
+    double sum = 0;
+    for (int64_t w = 0; w < e->n_windows; w++)
+        sum += (a[w] - (b ? b[w] : 0)) * (double)e->window_tokens[w];
+    return sum / (double)e->n_tokens;
+}
+
+/* And its standard error; one window has no spread. */
+static double stderr_of(const struct evaluation *e, const double *a, const double *b)
+{
+    const double mean = mean_of(e, a, b);
+    double spread = 0;
+    for (int64_t w = 0; w < e->n_windows; w++) {
+        const double delta = (double)e->window_tokens[w] * (a[w] - (b ? b[w] : 0) - mean);
         spread += delta * delta;
     }
-    e->nll_stderr = e->n_windows > 1 ? sqrt(spread) / (double)e->n_tokens : NAN; /* one window has no spread */
+    return e->n_windows > 1 ? sqrt(spread) / (double)e->n_tokens : NAN;
+}
+
+/* The reference's share, from window_nll and window_kl; agreements: tokens of one most probable id. */
+static int summarize_comparison(struct evaluation *e, int64_t agreements)
+{
+    int err = OK;
+    struct comparison *c = &e->reference;
+    c->nll = mean_of(e, c->window_nll, NULL);
+    if (!isfinite(c->nll))
+        FAIL(ERR_NUMERIC, "the reference's mean negative log-likelihood is not finite: it computes NaN or infinity");
+    c->perplexity = exp(c->nll);
+    c->nll_difference = mean_of(e, e->window_nll, c->window_nll);
+    c->nll_difference_stderr = stderr_of(e, e->window_nll, c->window_nll);
+    c->kl = mean_of(e, c->window_kl, NULL);
+    c->kl_stderr = stderr_of(e, c->window_kl, NULL);
+    if (!isfinite(c->kl))
+        FAIL(ERR_NUMERIC,
+             "the divergence is not finite: the model gives no probability at all to what the reference expects");
+    c->top1_agreement = (double)agreements / (double)e->n_tokens;
+out:
+    return err;
+}
+
+static int summarize(struct evaluation *e, int64_t agreements)
+{
+    int err = OK;
+    e->nll = mean_of(e, e->window_nll, NULL);
+    if (!isfinite(e->nll))
+        FAIL(ERR_NUMERIC, "the mean negative log-likelihood is not finite: the model computes NaN or infinity");
+    e->nll_stderr = stderr_of(e, e->window_nll, NULL);
     e->perplexity = exp(e->nll);
     e->perplexity_stderr = e->perplexity * e->nll_stderr;
+    if (e->reference.window_kl)
+        TRY(summarize_comparison(e, agreements));
 out:
     return err;
 }
@@ -175,64 +287,86 @@ out:
     return err;
 }
 
-static int evaluation_create(const struct windows *w, int keep_tokens, struct evaluation *out)
+static int evaluation_create(const struct windows *w, const struct evaluate_options *options, struct evaluation *out)
 {
     int err = OK;
+    struct comparison *c = &out->reference;
+    const size_t n = (size_t)w->n_windows;
     out->n_windows = w->n_windows;
-    out->window_nll = malloc((size_t)w->n_windows * sizeof *out->window_nll);
-    out->window_tokens = malloc((size_t)w->n_windows * sizeof *out->window_tokens);
-    if (keep_tokens)
-        out->token_nll = malloc((size_t)(w->n_windows * w->ctx) * sizeof *out->token_nll);
-    if (!out->window_nll || !out->window_tokens || (keep_tokens && !out->token_nll))
+    out->window_nll = malloc(n * sizeof *out->window_nll);
+    out->window_tokens = malloc(n * sizeof *out->window_tokens);
+    if (options->print_nll)
+        out->token_nll = malloc(n * (size_t)w->ctx * sizeof *out->token_nll);
+    if (options->reference) {
+        c->window_nll = malloc(n * sizeof *c->window_nll);
+        c->window_kl = malloc(n * sizeof *c->window_kl);
+    }
+    if (!out->window_nll || !out->window_tokens || (options->print_nll && !out->token_nll) ||
+        (options->reference && (!c->window_nll || !c->window_kl)))
         FAIL(ERR_NOMEM, "results of %lld windows", (long long)w->n_windows);
 out:
     return err;
 }
 
-static int run_all(struct model *model, const struct windows *w, int keep_tokens, struct evaluation *out)
+/* What a batch, windows [first, first + n), found out. */
+static void keep_batch(const struct runner *r, int64_t first, int64_t n, int64_t n_scored, struct evaluation *out,
+                       int64_t *agreements)
+{
+    const int64_t *counts = out->window_tokens + first;
+    means_of_windows(r->own.nll, counts, n, out->window_nll + first);
+    if (out->token_nll)
+        memcpy(out->token_nll + out->n_tokens, r->own.nll, (size_t)n_scored * sizeof *r->own.nll);
+    out->n_tokens += n_scored;
+    if (!r->reference.model)
+        return;
+    means_of_windows(r->reference.nll, counts, n, out->reference.window_nll + first);
+    means_of_windows(r->kl, counts, n, out->reference.window_kl + first);
+    for (int64_t i = 0; i < n_scored; i++)
+        *agreements += r->own.top[i] == r->reference.top[i];
+}
+
+static int run_all(struct model *model, const struct windows *w, const struct evaluate_options *options,
+                   struct evaluation *out)
 {
     int err = OK;
-    struct runner r;
+    struct runner r = {0};
     struct progress progress;
-    TRY(comm_agree(model->dec.tp, runner_create(model, w, &r)));
-    TRY(comm_agree(model->dec.tp, evaluation_create(w, keep_tokens, out)));
+    struct comm *tp = model->dec.tp;
+    int64_t agreements = 0;
+    TRY(comm_agree(tp, runner_create(model, options->reference, w, &r)));
+    TRY(comm_agree(tp, evaluation_create(w, options, out)));
     progress_begin(&progress, "windows", w->n_windows);
     for (int64_t first = 0; first < w->n_windows; first += r.per_batch) {
-        int64_t n = w->n_windows - first < r.per_batch ? w->n_windows - first : r.per_batch, n_scored = 0;
+        int64_t n = min_i64(w->n_windows - first, r.per_batch), n_scored = 0;
         TRY(run_batch(&r, first, n, out->window_tokens + first, &n_scored));
-        const double *nll = r.nll;
-        for (int64_t i = 0; i < n; i++) {
-            double sum = 0;
-            for (int64_t j = 0; j < out->window_tokens[first + i]; j++)
-                sum += nll[j];
-            out->window_nll[first + i] = sum / (double)out->window_tokens[first + i];
-            nll += out->window_tokens[first + i];
-        }
-        if (keep_tokens)
-            memcpy(out->token_nll + out->n_tokens, r.nll, (size_t)n_scored * sizeof *r.nll);
-        out->n_tokens += n_scored;
+        keep_batch(&r, first, n, n_scored, out, &agreements);
         progress_update(&progress, first + n, "");
     }
     progress_end(&progress);
+    TRY(summarize(out, agreements));
 out:
     runner_free(&r);
     return err;
 }
 
-/* ctx as the options and the model have it. */
+/* ctx as the options and the models have it. */
 static int context_of(const struct model *model, const struct evaluate_options *options, int64_t *out)
 {
     int err = OK;
     static const int64_t own_ctx[] = {2048, 512, 256};
-    int64_t ctx = options->ctx > 0 ? options->ctx : own_ctx[options->protocol];
-    if (options->ctx == 0 && ctx > model->config.max_position)
-        ctx = model->config.max_position;
-    if (ctx < 4 || ctx > model->config.max_position)
-        FAIL(ERR_ARG, "--ctx %lld: this model takes 4 to %lld positions", (long long)ctx,
-             (long long)model->config.max_position);
-    if (ctx > model->dec.max_tokens)
+    const struct model *reference = options->reference ? options->reference : model;
+    const int64_t longest = min_i64(model->config.max_position, reference->config.max_position);
+    const int64_t ctx = options->ctx > 0 ? options->ctx : min_i64(own_ctx[options->protocol], longest);
+    if (ctx < 4 || ctx > longest)
+        FAIL(ERR_ARG, "--ctx %lld: %s takes 4 to %lld positions", (long long)ctx,
+             longest < model->config.max_position ? "the reference" : "this model", (long long)longest);
+    if (ctx > min_i64(model->dec.max_tokens, reference->dec.max_tokens))
         FAIL(ERR_ARG, "--ctx %lld is larger than the batch of %lld tokens", (long long)ctx,
-             (long long)model->dec.max_tokens);
+             (long long)min_i64(model->dec.max_tokens, reference->dec.max_tokens));
+    if (model->config.vocab_size != reference->config.vocab_size)
+        FAIL(ERR_ARG,
+             "the reference has a vocabulary of %lld ids, the model one of %lld: they predict different things",
+             (long long)reference->config.vocab_size, (long long)model->config.vocab_size);
     *out = ctx;
 out:
     return err;
@@ -246,8 +380,7 @@ static int score(struct model *model, const struct token_ids *ids, const struct 
     const int64_t bos = model->tokenizer ? tokenizer_bos(model->tokenizer) : -1;
     TRY(sha256_hex(ids->ids, (size_t)ids->n * sizeof *ids->ids, out->ids_sha256));
     TRY(comm_agree(model->dec.tp, windows_of(options->protocol, out->ctx, (int32_t)bos, ids, &w)));
-    TRY(run_all(model, &w, options->print_nll, out));
-    TRY(summarize(out));
+    TRY(run_all(model, &w, options, out));
 out:
     free(w.stream);
     return err;
@@ -295,7 +428,11 @@ void evaluation_free(struct evaluation *evaluation)
     free(evaluation->window_nll);
     free(evaluation->window_tokens);
     free(evaluation->token_nll);
+    free(evaluation->reference.window_nll);
+    free(evaluation->reference.window_kl);
     evaluation->window_nll = NULL;
     evaluation->window_tokens = NULL;
     evaluation->token_nll = NULL;
+    evaluation->reference.window_nll = NULL;
+    evaluation->reference.window_kl = NULL;
 }

@@ -274,6 +274,12 @@ struct backend_ops {
      * target[t] (-inf if not among them). n = 0: -inf, 0, -inf. */
     int (*logsumexp_target)(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
                             struct mat *out);
+    /* What the divergence of q from p is made of, each row by itself: logits p, q f32 [T, n] of the same ids; out f64 [T, 5] = max p,
+     * sum e^(p - max p), max q, sum e^(q - max q), sum e^(p - max p) (p - q). All in f64: the five are put together by differences
+     * (model/divergence.h), which f32's 1e-7 would drown where p and q are close. Each sum is within (n / 16 + 40) 2^-53 (cpu:ref:
+     * n + 40) of the sum of its terms' magnitudes. Where e^(p - max p) is 0, or below 1e-300 and taken for it, the last sum gets 0 whatever q is.
+     * NaN and infinities show in the sums as they do above. n = 0: -inf, 0, -inf, 0, 0. */
+    int (*divergence)(struct backend *be, const struct mat *p, const struct mat *q, struct mat *out);
     /* Largest logit of each row and its id, the lowest on ties: value f32 [T, 1], id i32 [T, 1]. n = 0: -inf, -1. */
     int (*argmax)(struct backend *be, const struct mat *logits, int64_t first_id, struct mat *value, struct mat *id);
     /* One id from each of args' rows of logits f32 [T, n], n <= 2^22: id i32 [args->n, 1]; -1 where a logit is NaN or the largest

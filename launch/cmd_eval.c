@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * glowq eval: perplexity of a text. The protocols are defined in infer/evaluate.h.
+ * glowq eval: perplexity of a text, and how far a model's predictions are from a reference's. Definitions: infer/evaluate.h.
  */
 #include "launch/commands.h"
 
@@ -7,12 +7,15 @@
 #include "base/log.h"
 #include "infer/evaluate.h"
 #include "launch/source.h"
+#include "model/memory.h"
 
 #include <stdlib.h>
 
 static const struct option_spec table[] = {
     OPT_HEADING("What to evaluate:"),
     OPT_STRING("model", 'm', "DIR", "Hugging Face or .glowq folder"),
+    OPT_STRING("reference", 0, "DIR",
+               "Hugging Face or .glowq folder to compare with, token by token: KL divergence, top-1 agreement"),
     OPT_LIST("text", 0, "FILE", "UTF-8 text; several are joined byte by byte"),
     OPT_FLAG("no-correction", 0, ".glowq: leave the low-rank correction out (plain low-bit weights)"),
     OPTIONS_SYNTHETIC,
@@ -38,6 +41,8 @@ static int check(struct options *o)
     options_list(o, "text", &n_texts);
     if (n_texts == 0 && !options_string(o, "synthetic"))
         return options_refuse(o, "missing --text FILE");
+    if (options_string(o, "reference") && options_string(o, "synthetic"))
+        return options_refuse(o, "--reference goes with --model: a synthetic model was made from none");
     if (n_texts > 0 && options_string(o, "synthetic"))
         return options_refuse(o, "--text goes with --model: a synthetic model has no tokenizer");
     return OK;
@@ -49,6 +54,17 @@ static json_t *array_of(const double *v, int64_t n)
     for (int64_t i = 0; list && i < n; i++)
         json_array_append_new(list, json_number(v[i]));
     return list;
+}
+
+static json_t *reference_json(const struct options *o, const struct evaluation *e)
+{
+    const struct comparison *c = &e->reference;
+    return json_pack("{s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "model", options_string(o, "reference"), "perplexity",
+                     json_number(c->perplexity), "nll", json_number(c->nll), "nll_difference",
+                     json_number(c->nll_difference), "nll_difference_stderr", json_number(c->nll_difference_stderr),
+                     "kl", json_number(c->kl), "kl_stderr", json_number(c->kl_stderr), "top1_agreement",
+                     json_number(c->top1_agreement), "window_nll", array_of(c->window_nll, e->n_windows), "window_kl",
+                     array_of(c->window_kl, e->n_windows));
 }
 
 static int print_json(const struct options *o, int n_ranks, const struct evaluation *e)
@@ -66,7 +82,23 @@ static int print_json(const struct options *o, int n_ranks, const struct evaluat
         n_ranks, "window_nll", array_of(e->window_nll, e->n_windows), "window_tokens", tokens);
     if (page && e->token_nll)
         json_object_set_new(page, "token_nll", array_of(e->token_nll, e->n_tokens));
+    if (page && e->reference.window_kl)
+        json_object_set_new(page, "reference", reference_json(o, e));
     return out_json(page);
+}
+
+static void print_comparison(const struct options *o, const struct evaluation *e)
+{
+    const struct comparison *c = &e->reference;
+    char difference[32] = "", kl[32] = "";
+    if (e->n_windows > 1) {
+        snprintf(difference, sizeof difference, " +- %.6f", c->nll_difference_stderr);
+        snprintf(kl, sizeof kl, " +- %.6f", c->kl_stderr);
+    }
+    out_print("reference   %s: perplexity %.5f, nll %.6f\n", options_string(o, "reference"), c->perplexity, c->nll);
+    out_print("difference  nll %+.6f%s\n", c->nll_difference, difference);
+    out_print("divergence  %.6f%s nats a token, KL(reference || model)\n", c->kl, kl);
+    out_print("top-1       %.3f%% of tokens: the same id is most probable to both\n", 100 * c->top1_agreement);
 }
 
 static void print_text(const struct options *o, const struct evaluation *e)
@@ -78,6 +110,8 @@ static void print_text(const struct options *o, const struct evaluation *e)
         out_print("perplexity  %.5f (one window: no standard error)\n", e->perplexity);
         out_print("nll         %.6f\n", e->nll);
     }
+    if (e->reference.window_kl)
+        print_comparison(o, e);
     out_print("protocol    %s, ctx %lld: %lld tokens scored in %lld window%s\n", options_string(o, "protocol"),
               (long long)e->ctx, (long long)e->n_tokens, (long long)e->n_windows, e->n_windows == 1 ? "" : "s");
     out_print("text        sha256 %s\n", e->text_sha256);
@@ -101,17 +135,58 @@ out:
     return err;
 }
 
+/* A model and its reference, to be opened on one backend. */
+struct pair {
+    const char *path[2];
+    struct model_options load[2];
+};
+
+/* What a rank can find out alone. */
+static int pair_needs(const struct comm *comm, const struct pair *pair, struct memory_needs *needs)
+{
+    int err = OK;
+    struct model_config config[2];
+    for (int i = 0; i < 2; i++) {
+        struct model_options load = pair->load[i];
+        struct weight_format format;
+        struct shape shape;
+        load.no_tokenizer = 1; /* it has no part in this, and takes its time */
+        TRY(model_format(comm->be, pair->path[i], &load, &config[i], &format));
+        TRY(shape_of(&config[i], format.group_size, comm->rank, comm->size, &shape));
+        memory_of_model(&config[i], &shape, &format, comm->be->act, load.max_batch_tokens, load.kv_layers,
+                        load.kv_tokens, needs);
+    }
+    if (config[0].vocab_size != config[1].vocab_size)
+        FAIL(ERR_ARG, "--reference %s has a vocabulary of %lld ids, %s one of %lld: they predict different things",
+             pair->path[1], (long long)config[1].vocab_size, pair->path[0], (long long)config[0].vocab_size);
+out:
+    return err;
+}
+
+/* Before the first of them is loaded: do they go together, and is there memory for both? Collective. */
+static int pair_check(struct comm *comm, const struct pair *pair)
+{
+    int err = OK;
+    struct memory_needs needs = {0};
+    const int was_quiet = err_quiet(1);
+    err = pair_needs(comm, pair, &needs);
+    TRY(comm_agree_alike(comm, err, was_quiet));
+    TRY(memory_check(comm, &needs, 0, "more ranks on more machines: model and reference are held together"));
+out:
+    return err;
+}
+
 static int run(struct comm *comm, const struct options *o)
 {
     const int64_t least_batch = 2048; /* rows: short windows share a batch, so that products are large */
     int err = OK, n_texts = 0;
     struct backend be = {0};
-    struct model model = {0};
+    struct model model = {0}, reference = {0};
     struct evaluation e = {0};
     char *text = NULL;
     size_t n_bytes = 0;
     const char *const *paths = options_list(o, "text", &n_texts);
-    const struct evaluate_options how = {
+    struct evaluate_options how = {
         .protocol = (enum protocol)options_choice(o, "protocol"),
         .ctx = options_int(o, "ctx"),
         .max_tokens = options_int(o, "max-tokens"),
@@ -122,12 +197,22 @@ static int run(struct comm *comm, const struct options *o)
                                  .max_batch_tokens = batch,
                                  .kv_layers = 1,
                                  .kv_tokens = batch};
+    const char *other = options_string(o, "reference");
+    struct pair pair = {{options_string(o, "model"), other}, {load, load}};
+    pair.load[1].no_correction = 0;
+    pair.load[1].no_tokenizer = 1; /* ids are the model's */
     source_format(o, &load);
     TRY(source_find(comm, o, 0));
     if (n_texts > 0)
         TRY(read_texts(comm, paths, n_texts, &text, &n_bytes));
     TRY(open_backend(comm, o, &be));
+    if (other)
+        TRY(pair_check(comm, &pair));
     TRY(model_open(comm, options_string(o, "model"), &load, &model));
+    if (other) {
+        TRY(model_open(comm, other, &pair.load[1], &reference));
+        how.reference = &reference;
+    }
     if (n_texts > 0)
         TRY(evaluate(&model, text, (int64_t)n_bytes, &how, &e));
     else
@@ -138,6 +223,7 @@ static int run(struct comm *comm, const struct options *o)
         print_text(o, &e);
 out:
     evaluation_free(&e);
+    model_close(&reference);
     model_close(&model);
     backend_close(&be);
     comm->be = NULL;
@@ -147,14 +233,17 @@ out:
 
 const struct command command_eval = {
     .name = "eval",
-    .summary = "perplexity of a text, with its standard error",
-    .about = "Perplexity of a text under one of three exact protocols, on a Hugging Face or a .glowq folder, "
-             "tensor-parallel "
-             "over the ranks. The digits are the same on 1, 2, 4 and 8 ranks.",
+    .summary = "perplexity of a text, and divergence from a reference",
+    .about =
+        "Perplexity of a text under one of three exact protocols, on a Hugging Face or a .glowq folder, "
+        "tensor-parallel "
+        "over the ranks. The digits are the same on 1, 2, 4 and 8 ranks. With --reference the model is compared with "
+        "another, normally the one it was made from, on the same tokens.",
     .examples = "Examples:\n"
                 "  glowq eval --model llama --text wiki.test.raw\n"
                 "  mpirun -n 2 glowq eval -m llama.glowq --text wiki.test.raw \\\n"
                 "      --no-correction --json\n"
+                "  glowq eval -m llama.glowq --reference llama --text wiki.test.raw\n"
                 "  glowq eval -m stories --text stories.txt \\\n"
                 "      --protocol windows --ctx 256 --max-tokens 40000\n"
                 "  glowq eval --synthetic examples/shapes/llama-3-8b.json --layers 2 \\\n"

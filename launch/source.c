@@ -44,11 +44,12 @@ int source_check(struct options *options)
 
 /* ---- is it there? --------------------------------------------------------------------------------------------------- */
 
-static int find_model(const char *model, int checkpoint)
+/* option: "model" or "reference". */
+static int find_model(const char *option, const char *model, int checkpoint)
 {
     int err = OK;
     if (!file_is_dir(model))
-        FAIL(ERR_IO, "%s: no such folder; --model takes a Hugging Face%s folder", model,
+        FAIL(ERR_IO, "%s: no such folder; --%s takes a Hugging Face%s folder", model, option,
              checkpoint ? "" : " or a .glowq");
     if (!file_is_in(model, "config.json") && file_is_in(model, "snapshots"))
         FAIL(ERR_IO,
@@ -57,7 +58,7 @@ static int find_model(const char *model, int checkpoint)
     if (!file_is_in(model, "config.json") && file_is_in(model, "layers"))
         FAIL(ERR_FORMAT, "%s: a calibration that isn't finished: `glowq status` says how far it is", model);
     if (!file_is_in(model, "config.json"))
-        FAIL(ERR_IO, "%s: no config.json in this folder; --model takes a Hugging Face%s folder", model,
+        FAIL(ERR_IO, "%s: no config.json in this folder; --%s takes a Hugging Face%s folder", model, option,
              checkpoint ? "" : " or a .glowq");
     if (checkpoint && file_is_in(model, "layers") && file_is_in(model, "head.h5") && !checkpoint_is_in(model))
         FAIL(ERR_FORMAT,
@@ -95,10 +96,13 @@ static int find_all(const struct options *o, int checkpoint)
     int err = OK, n_texts = 0;
     const char *synthetic = has_option(o, "synthetic") ? options_string(o, "synthetic") : NULL;
     const char *model = options_string(o, "model"), *stats = has_option(o, "stats") ? options_string(o, "stats") : NULL;
+    const char *reference = has_option(o, "reference") ? options_string(o, "reference") : NULL;
     if (synthetic)
         TRY(find_file("synthetic", synthetic));
     if (model)
-        TRY(find_model(model, checkpoint));
+        TRY(find_model("model", model, checkpoint));
+    if (reference)
+        TRY(find_model("reference", reference, 0));
     if (has_option(o, "text")) {
         const char *const *texts = options_list(o, "text", &n_texts);
         for (int i = 0; i < n_texts; i++)

@@ -23,7 +23,7 @@
 /* For struct command's check: exactly one of the two, and nothing beside --model that only --synthetic takes. */
 int source_check(struct options *options);
 /* What the options name is there and of the kind that the command takes: its --model (checkpoint: it has to be one, a .glowq folder
- * won't do), --synthetic, --text and --stats. For the slips that a path invites, before ranks open anything: told once, by rank 0.
+ * won't do), --reference, --synthetic, --text and --stats. For the slips that a path invites, before ranks open anything: told once, by rank 0.
  * ERR_IO, ERR_FORMAT. Collective. */
 int source_find(struct comm *comm, const struct options *options, int checkpoint);
 struct synthetic source_synthetic(const struct options *options);

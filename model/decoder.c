@@ -155,7 +155,7 @@ static size_t activations_place(struct decoder *dec, enum dtype act, char *base)
         {(void **)&dec->logits, LOGIT_ROWS * vocab, DT_F32},
         {(void **)&dec->shards, gathers ? LOGIT_ROWS * (config->vocab_size - vocab) : 0, DT_F32},
         {(void **)&dec->whole, gathers ? LOGIT_ROWS * config->vocab_size : 0, DT_F32},
-        {(void **)&dec->stats, LOGIT_ROWS * (3 * TREE_LEAVES + 1), DT_F32},
+        {(void **)&dec->stats, LOGIT_ROWS * TREE_LEAVES * LANE_ROW_BYTES / (int64_t)sizeof(float), DT_F32},
         {(void **)&dec->router, t * config->n_experts, DT_F32},
         {(void **)&dec->route_weight, choices, DT_F32},
         {(void **)&dec->route_id, choices, DT_I32},
@@ -427,30 +427,44 @@ static double nll_of_lanes(const float *lanes, int64_t row, int64_t n)
     return max + log(sum) - target;
 }
 
+struct mat decoder_lane_logits(const struct decoder *dec, int64_t n, int64_t lane, int64_t *first_id)
+{
+    const struct mat logits = local_logits(dec, n);
+    const int64_t begin = shard_boundary(dec->config->vocab_size, VOCAB_UNIT, lane);
+    const int64_t end = shard_boundary(dec->config->vocab_size, VOCAB_UNIT, lane + 1);
+    *first_id = begin;
+    return mat_cols(&logits, begin - dec->shape.vocab.begin, end - begin);
+}
+
+int decoder_lanes_gather(struct decoder *dec, size_t lane_bytes, void *lanes)
+{
+    int err = OK;
+    char mine[TREE_LEAVES * LOGIT_ROWS * LANE_ROW_BYTES];
+    size_t bytes[TREE_LEAVES];
+    for (int p = 0; p < dec->tp->size; p++) {
+        const struct range leaves = shard_leaves(p, dec->tp->size);
+        bytes[p] = (size_t)(leaves.end - leaves.begin) * lane_bytes;
+    }
+    TRY(dec->be->ops->get(dec->be, mine, dec->stats, bytes[dec->tp->rank]));
+    TRY(comm_allgather(dec->tp, mine, bytes, lanes));
+out:
+    return err;
+}
+
 int decoder_vocabulary_nll(struct decoder *dec, int64_t n, const int32_t *target, double *nll)
 {
     int err = OK;
     struct backend *be = dec->be;
-    struct mat logits = local_logits(dec, n);
     float lanes[TREE_LEAVES * LOGIT_ROWS * 3];
-    size_t bytes[TREE_LEAVES];
     const struct range own = shard_leaves(dec->tp->rank, dec->tp->size);
     int32_t *device_target = (int32_t *)(dec->stats + LOGIT_ROWS * 3 * TREE_LEAVES);
     TRY(be->ops->put(be, device_target, target, (size_t)n * sizeof *target));
-    for (int64_t lane = own.begin; lane < own.end; lane++) {
-        int64_t begin = shard_boundary(dec->config->vocab_size, VOCAB_UNIT, lane);
-        int64_t end = shard_boundary(dec->config->vocab_size, VOCAB_UNIT, lane + 1);
-        struct mat columns = mat_cols(&logits, begin - dec->shape.vocab.begin, end - begin);
+    for (int64_t lane = own.begin, first_id; lane < own.end; lane++) {
+        const struct mat columns = decoder_lane_logits(dec, n, lane, &first_id);
         struct mat stats = mat_view(dec->stats + (lane - own.begin) * n * 3, DT_F32, n, 3);
-        TRY(be->ops->logsumexp_target(be, &columns, begin, device_target, &stats));
+        TRY(be->ops->logsumexp_target(be, &columns, first_id, device_target, &stats));
     }
-    float mine[TREE_LEAVES * LOGIT_ROWS * 3];
-    TRY(be->ops->get(be, mine, dec->stats, (size_t)((own.end - own.begin) * n * 3) * sizeof(float)));
-    for (int p = 0; p < dec->tp->size; p++) {
-        struct range leaves = shard_leaves(p, dec->tp->size);
-        bytes[p] = (size_t)((leaves.end - leaves.begin) * n * 3) * sizeof(float);
-    }
-    TRY(comm_allgather(dec->tp, mine, bytes, lanes));
+    TRY(decoder_lanes_gather(dec, (size_t)(n * 3) * sizeof *lanes, lanes));
     for (int64_t i = 0; i < n; i++)
         nll[i] = nll_of_lanes(lanes, i, n);
 out:

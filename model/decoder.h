@@ -24,6 +24,10 @@
  * needs less than twice that to gather them). */
 enum { LOGIT_ROWS = 64 };
 
+/* Vocabularies are worked on in TREE_LEAVES lanes, columns whose bounds don't know how many ranks there are; what is found out of a row
+ * by lane takes at most this many bytes a lane: the five doubles of the op `divergence`. */
+enum { LANE_ROW_BYTES = 5 * sizeof(double) };
+
 /* What of each dimension this rank holds. */
 struct shape {
     struct range heads, kv_heads, ff, vocab;
@@ -118,6 +122,11 @@ int decoder_vocabulary(struct decoder *dec, const struct batch *batch, const str
                        int64_t n);
 int decoder_vocabulary_nll(struct decoder *dec, int64_t n, const int32_t *target, double *nll);
 int decoder_vocabulary_argmax(struct decoder *dec, int64_t n, int32_t *ids);
+/* Columns `lane` (one of this rank's, shard_leaves) of those n rows' logits, ids *first_id and on: f32 [n, lane's width]. Not
+ * collective. */
+struct mat decoder_lane_logits(const struct decoder *dec, int64_t n, int64_t lane, int64_t *first_id);
+/* What was left in dec->stats, lane_bytes of each lane of this rank, side by side: to the host, of all TREE_LEAVES lanes in order. */
+int decoder_lanes_gather(struct decoder *dec, size_t lane_bytes, void *lanes);
 /* Logits of the n rows from row on, counted from row0, whole on rank 0: f32 [n, vocab_size] in the backend's memory. On one rank a
  * view of the product itself; of several the last call's. Elsewhere logits becomes empty. */
 int decoder_vocabulary_gather(struct decoder *dec, int64_t row, int64_t n, struct mat *logits);

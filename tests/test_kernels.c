@@ -394,6 +394,42 @@ static void one_logsumexp(struct backend *be, int64_t rows, int64_t cols)
     buf_free(&dl.buf), buf_free(&dt.buf), buf_free(&out.buf);
 }
 
+/* Against plain sums in f64; larger ones, and what is no number: test_rows.c. */
+static void one_divergence(struct backend *be, int64_t rows, int64_t cols)
+{
+    float *p = draw_floats(rows * cols), *q = draw_floats(rows * cols);
+    for (int64_t i = 0; i < rows * cols; i++) {
+        p[i] *= 20;
+        q[i] *= 20;
+    }
+    struct device_mat dp = device_of(be, DT_F32, rows, cols, p), dq = device_of(be, DT_F32, rows, cols, q);
+    struct device_mat out = device_alloc(be, DT_F64, rows, 5, 1);
+    assert_ok(be->ops->divergence(be, &dp.m, &dq.m, &out.m));
+    double *got = device_get(be, &out);
+    const double bound = (double)(2 * cols + 40) / 9007199254740992.0; /* either side's sums */
+    for (int64_t t = 0; t < rows; t++) {
+        const float *a = p + t * cols, *b = q + t * cols;
+        double top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, cross = 0, size = 0;
+        for (int64_t i = 0; i < cols; i++) {
+            top[0] = a[i] > top[0] ? a[i] : top[0];
+            top[1] = b[i] > top[1] ? b[i] : top[1];
+        }
+        for (int64_t i = 0; i < cols; i++) {
+            sum[0] += exp(a[i] - top[0]);
+            sum[1] += exp(b[i] - top[1]);
+            cross += exp(a[i] - top[0]) * ((double)a[i] - b[i]);
+            size += exp(a[i] - top[0]) * fabs((double)a[i] - b[i]);
+        }
+        check_close(got[t * 5], top[0], 0, "the largest of p", t);
+        check_close(got[t * 5 + 1], sum[0], bound * sum[0], "sum of p", t);
+        check_close(got[t * 5 + 2], top[1], 0, "the largest of q", t);
+        check_close(got[t * 5 + 3], sum[1], bound * sum[1], "sum of q", t);
+        check_close(got[t * 5 + 4], cross, bound * size, "sum of differences", t);
+    }
+    free(got), free(p), free(q);
+    buf_free(&dp.buf), buf_free(&dq.buf), buf_free(&out.buf);
+}
+
 static void one_argmax(struct backend *be, int64_t rows, int64_t cols)
 {
     const int64_t first = 500;
@@ -417,40 +453,46 @@ static void one_argmax(struct backend *be, int64_t rows, int64_t cols)
     buf_free(&dl.buf), buf_free(&value.buf), buf_free(&id.buf);
 }
 
-static void test_logsumexp_and_argmax(void **unused)
+static void test_logsumexp_divergence_and_argmax(void **unused)
 {
     struct backend be;
     (void)unused;
     for_all_shapes(one_logsumexp);
+    for_all_shapes(one_divergence);
     for_all_shapes(one_argmax);
     /* a rank without vocabulary */
     assert_ok(backend_open(&be, backend_name, 1));
     const int32_t target[2] = {0, 5};
     struct device_mat none = device_alloc(&be, DT_F32, 2, 0, 1), dt = device_of(&be, DT_I32, 1, 2, target);
     struct device_mat out = device_alloc(&be, DT_F32, 2, 3, 0), value = device_alloc(&be, DT_F32, 2, 1, 0);
-    struct device_mat id = device_alloc(&be, DT_I32, 2, 1, 0);
+    struct device_mat id = device_alloc(&be, DT_I32, 2, 1, 0), five = device_alloc(&be, DT_F64, 2, 5, 0);
     assert_ok(be.ops->logsumexp_target(&be, &none.m, 0, dt.m.data, &out.m));
+    assert_ok(be.ops->divergence(&be, &none.m, &none.m, &five.m));
     assert_ok(be.ops->argmax(&be, &none.m, 0, &value.m, &id.m));
+    double *apart = device_get(&be, &five);
     float *got = device_get(&be, &out), *values = device_get(&be, &value);
     int32_t *ids = device_get(&be, &id);
     for (int t = 0; t < 2; t++) {
         assert_true(got[t * 3] == -INFINITY && got[t * 3 + 1] == 0 && got[t * 3 + 2] == -INFINITY);
         assert_true(values[t] == -INFINITY && ids[t] == -1);
+        assert_true(apart[t * 5] == -INFINITY && apart[t * 5 + 1] == 0 && apart[t * 5 + 2] == -INFINITY);
+        assert_true(apart[t * 5 + 3] == 0 && apart[t * 5 + 4] == 0);
     }
-    free(got), free(values), free(ids);
+    free(got), free(values), free(ids), free(apart);
+    buf_free(&five.buf);
     buf_free(&none.buf), buf_free(&dt.buf), buf_free(&out.buf), buf_free(&value.buf), buf_free(&id.buf);
     backend_close(&be);
 }
 
 /* ---- row ops: to the bit ----------------------------------------------------------------------------------------- */
 
-enum { BIT_ROWS = 65, BIT_COLS = 330 };
+enum { BIT_ROWS = 65, BIT_COLS = 330, BIT_RESULTS = BIT_COLS + 3 + 5 * 2 }; /* floats a row: f64 takes two */
 
-/* rmsnorm, silu_mul, rope, add_gated and logsumexp of rows [t0, t0 + rows): host [rows, BIT_COLS + 3]. */
+/* rmsnorm, silu_mul, rope, add_gated, logsumexp and divergence of rows [t0, t0 + rows): host [rows, BIT_RESULTS]. */
 static float *row_ops(struct backend *be, const float *x, const float *y, int64_t t0, int64_t rows)
 {
     enum { DIM = 66 };
-    float inv_freq[DIM / 2], *all = must(malloc((size_t)(rows * (BIT_COLS + 3)) * sizeof *all));
+    float inv_freq[DIM / 2], *all = must(malloc((size_t)(rows * BIT_RESULTS) * sizeof *all));
     int32_t pos[BIT_ROWS];
     for (int i = 0; i < DIM / 2; i++)
         inv_freq[i] = 1.0f / (float)(i + 1);
@@ -460,18 +502,23 @@ static float *row_ops(struct backend *be, const float *x, const float *y, int64_
     struct device_mat dy = device_of(be, DT_F32, rows, BIT_COLS, y + t0 * BIT_COLS);
     struct device_mat dw = device_of(be, DT_F32, 1, BIT_COLS, y), dp = device_of(be, DT_I32, 1, rows, pos);
     struct device_mat df = device_of(be, DT_F32, 1, DIM / 2, inv_freq), out = device_alloc(be, DT_F32, rows, 3, 0);
+    struct device_mat five = device_alloc(be, DT_F64, rows, 5, 0);
     assert_ok(be->ops->rmsnorm(be, &dx.m, &dw.m, 1e-5f, &dx.m));
     assert_ok(be->ops->rope(be, &dx.m, dp.m.data, df.m.data, DIM));
     assert_ok(be->ops->silu_mul(be, &dx.m, &dy.m, &dx.m));
     const struct mat gate = mat_cols(&dy.m, 7, 1);
     assert_ok(be->ops->add_gated(be, &dx.m, &gate, &dy.m));
     assert_ok(be->ops->logsumexp_target(be, &dx.m, 0, dp.m.data, &out.m));
+    assert_ok(be->ops->divergence(be, &dx.m, &dy.m, &five.m));
     float *a = device_get(be, &dx), *b = device_get(be, &out);
+    double *c = device_get(be, &five);
     for (int64_t t = 0; t < rows; t++) {
-        memcpy(all + t * (BIT_COLS + 3), a + t * BIT_COLS, BIT_COLS * sizeof *a);
-        memcpy(all + t * (BIT_COLS + 3) + BIT_COLS, b + t * 3, 3 * sizeof *b);
+        memcpy(all + t * BIT_RESULTS, a + t * BIT_COLS, BIT_COLS * sizeof *a);
+        memcpy(all + t * BIT_RESULTS + BIT_COLS, b + t * 3, 3 * sizeof *b);
+        memcpy(all + t * BIT_RESULTS + BIT_COLS + 3, c + t * 5, 5 * sizeof *c);
     }
-    free(a), free(b);
+    free(a), free(b), free(c);
+    buf_free(&five.buf);
     buf_free(&dx.buf), buf_free(&dy.buf), buf_free(&dw.buf), buf_free(&dp.buf), buf_free(&df.buf), buf_free(&out.buf);
     return all;
 }
@@ -482,7 +529,7 @@ static void test_row_ops_keep_their_bits(void **unused)
         int n_threads;
         const char *disable;
     } runs[] = {{1, ""}, {2, ""}, {3, ""}, {2, "avx512"}, {2, "avx2,avx512"}};
-    const size_t row_bytes = (BIT_COLS + 3) * sizeof(float);
+    const size_t row_bytes = BIT_RESULTS * sizeof(float);
     char *kept = disabled_before();
     float *x = draw_floats(BIT_ROWS * BIT_COLS), *y = draw_floats(BIT_ROWS * BIT_COLS), *first = NULL;
     (void)unused;
@@ -496,7 +543,7 @@ static void test_row_ops_keep_their_bits(void **unused)
         for (int64_t rows = 1; rows < BIT_ROWS; rows += rows < 4 ? 1 : 17) {
             int64_t t0 = (BIT_ROWS - rows) / 2;
             float *part = row_ops(&be, x, y, t0, rows);
-            assert_memory_equal(part, whole + t0 * (BIT_COLS + 3), (size_t)rows * row_bytes);
+            assert_memory_equal(part, whole + t0 * BIT_RESULTS, (size_t)rows * row_bytes);
             free(part);
         }
         if (first)
@@ -512,7 +559,7 @@ static void test_row_ops_keep_their_bits(void **unused)
 /* Elsewhere sums have another order than on the CPU, but always the same one: no atomics on floats. */
 static void test_row_ops_repeat_their_bits(void **unused)
 {
-    const size_t row_bytes = (BIT_COLS + 3) * sizeof(float);
+    const size_t row_bytes = BIT_RESULTS * sizeof(float);
     float *x = draw_floats(BIT_ROWS * BIT_COLS), *y = draw_floats(BIT_ROWS * BIT_COLS), *first = NULL;
     (void)unused;
     for (int run = 0; run < 3; run++) {
@@ -565,7 +612,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_embed),
         cmocka_unit_test(test_rope),
         cmocka_unit_test(test_kv_append_and_gather_rows),
-        cmocka_unit_test(test_logsumexp_and_argmax),
+        cmocka_unit_test(test_logsumexp_divergence_and_argmax),
     };
     const struct CMUnitTest cpu[] = {
         cmocka_unit_test(test_exponential),

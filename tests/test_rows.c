@@ -158,6 +158,60 @@ static void check_logits(struct backend *be, const float *l, int64_t rows, int64
     buf_free(&dl.buf), buf_free(&dt.buf), buf_free(&out.buf), buf_free(&value.buf), buf_free(&id.buf);
 }
 
+/* Within which the sums of the op `divergence` are, relative to those of their terms' magnitudes. */
+static double divergence_bound(const struct backend *be, int64_t cols)
+{
+    return ((strcmp(be->name, "cpu:ref") == 0 ? (double)cols : (double)cols / 16) + 40) / 9007199254740992.0;
+}
+
+/* Five f64 a row; the caller frees them. */
+static double *divergence_of(struct backend *be, const float *p, const float *q, int64_t rows, int64_t cols)
+{
+    struct device_mat dp = device_of(be, DT_F32, rows, cols, p), dq = device_alloc(be, DT_F32, rows, cols, 1);
+    struct device_mat out = device_alloc(be, DT_F64, rows, 5, 1);
+    device_put(be, &dq, q);
+    assert_ok(be->ops->divergence(be, &dp.m, &dq.m, &out.m));
+    double *got = device_get(be, &out);
+    buf_free(&dp.buf), buf_free(&dq.buf), buf_free(&out.buf);
+    return got;
+}
+
+/* Infinite, NaN or within bound * size of each other. */
+static int agrees(double got, double want, double bound, double size)
+{
+    if (isnan(want) || isinf(want))
+        return isnan(want) ? isnan(got) : got == want;
+    return fabs(got - want) <= bound * size;
+}
+
+/* The op against the definition: exponentials of f64, summed in more. */
+static void check_divergence(struct backend *be, const float *p, const float *q, int64_t rows, int64_t cols,
+                             const char *what)
+{
+    double *all = divergence_of(be, p, q, rows, cols);
+    for (int64_t t = 0; t < rows; t++) {
+        const float *a = p + t * cols, *b = q + t * cols;
+        const double *got = all + t * 5, bound = divergence_bound(be, cols);
+        double p_top = -INFINITY, q_top = -INFINITY;
+        long double p_sum = 0, q_sum = 0, cross = 0, size = 0;
+        for (int64_t i = 0; i < cols; i++) {
+            p_top = a[i] > p_top ? a[i] : p_top;
+            q_top = b[i] > q_top ? b[i] : q_top;
+        }
+        for (int64_t i = 0; i < cols; i++) {
+            const double weight = exp(a[i] - p_top), term = weight == 0 ? 0 : weight * ((double)a[i] - b[i]);
+            p_sum += weight, q_sum += exp(b[i] - q_top);
+            cross += term, size += fabs(term);
+        }
+        if (got[0] != p_top || got[2] != q_top || !agrees(got[1], (double)p_sum, bound, (double)p_sum) ||
+            !agrees(got[3], (double)q_sum, bound, (double)q_sum) || !agrees(got[4], (double)cross, bound, (double)size))
+            fail_msg("%s, row %d of %d columns: %.17g %.17g %.17g %.17g %.17g, expected %.17g %.17g %.17g %.17g %.17g",
+                     what, (int)t, (int)cols, got[0], got[1], got[2], got[3], got[4], p_top, (double)p_sum, q_top,
+                     (double)q_sum, (double)cross);
+    }
+    free(all);
+}
+
 static const int64_t vocabularies[] = {3, 4095, 4096, 4097, 12291, 151936};
 enum { N_VOCABULARIES = sizeof vocabularies / sizeof vocabularies[0] };
 
@@ -213,12 +267,111 @@ static void test_no_numbers_among_logits(void **unused)
     backend_close(&be);
 }
 
+static void test_divergence_of_whole_vocabularies(void **unused)
+{
+    enum { ROWS = 3 };
+    struct backend be;
+    (void)unused;
+    assert_ok(backend_open(&be, backend_name, 2));
+    for (int v = 0; v < N_VOCABULARIES; v++) {
+        const int64_t n = vocabularies[v];
+        float *p = draw_floats(ROWS * n), *q = draw_floats(ROWS * n);
+        for (int64_t i = 0; i < ROWS * n; i++) {
+            p[i] *= 15;
+            q[i] = p[i] + q[i] / 64 + 7;
+        }
+        check_divergence(&be, p, q, ROWS, n, "almost the same");
+        for (int64_t i = 0; i < ROWS * n; i++) {
+            p[i] += 30;
+            q[i] = (float)draw() * 20 - 40;
+        }
+        check_divergence(&be, p, q, ROWS, n, "nothing in common");
+        for (int64_t i = 0; i < n; i++) {
+            p[i] = q[n + i] = i < n - 1 ? -900 : 1; /* all but the last vanish, here in p, there in q */
+            q[i] = p[n + i] = 0;
+        }
+        check_divergence(&be, p, q, ROWS, n, "plains");
+        free(p), free(q);
+    }
+    backend_close(&be);
+}
+
+static void test_no_numbers_in_divergence(void **unused)
+{
+    enum { ROWS = 8 };
+    struct backend be;
+    (void)unused;
+    assert_ok(backend_open(&be, backend_name, 2));
+    for (int v = 0; v < N_VOCABULARIES; v++) {
+        const int64_t n = vocabularies[v], middle = n / 2;
+        float *p = draw_floats(ROWS * n), *q = draw_floats(ROWS * n);
+        p[middle] = NAN;
+        q[n + middle] = NAN;
+        q[2 * n + middle] = -INFINITY; /* what q rules out and p doesn't: infinitely far */
+        p[3 * n + middle] = -INFINITY; /* the other way round it says nothing */
+        p[4 * n + middle] = q[4 * n + middle] = -INFINITY;
+        for (int64_t i = 0; i < n; i++) {
+            p[5 * n + i] = -INFINITY;
+            q[6 * n + i] = -INFINITY;
+        }
+        p[7 * n + middle] = INFINITY;
+        check_divergence(&be, p, q, ROWS, n, "no numbers");
+        double *got = divergence_of(&be, p, q, ROWS, n);
+        assert_true(isnan(got[0 * 5 + 1]) && isnan(got[1 * 5 + 3]) && isnan(got[5 * 5 + 1]) && isnan(got[7 * 5 + 1]));
+        assert_true(got[2 * 5 + 4] == INFINITY && isfinite(got[3 * 5 + 4]) && isfinite(got[4 * 5 + 4]));
+        free(p), free(q), free(got);
+    }
+    backend_close(&be);
+}
+
+/* KL from the op's five. */
+static double kl_of(const double *s)
+{
+    return s[4] / s[1] + (s[2] - s[0]) + (log(s[3]) - log(s[1]));
+}
+
+/* A divergence of 1e-4 nats of logits around 30 keeps its digits, and neither knows of a shift of q (exact here: all logits are multiples
+ * of 2^-10) nor of who computes it. Of itself it is 0. */
+static void test_small_divergence_keeps_its_digits(void **unused)
+{
+    struct backend be;
+    (void)unused;
+    assert_ok(backend_open(&be, backend_name, 2));
+    for (int v = 0; v < N_VOCABULARIES; v++) {
+        const int64_t n = vocabularies[v];
+        float *p = draw_floats(n), *q = draw_floats(n), *shifted = draw_floats(n);
+        long double p_sum = 0, q_sum = 0, want = 0, apart = 0;
+        for (int64_t i = 0; i < n; i++) {
+            p[i] = 30 + rintf(p[i] * 4 * 1024) / 1024;
+            q[i] = p[i] + rintf(q[i] * 24) / 1024;
+            shifted[i] = q[i] + 9;
+            p_sum += expl(p[i]), q_sum += expl(q[i]);
+        }
+        for (int64_t i = 0; i < n; i++) {
+            const long double share = expl(p[i]) / p_sum;
+            want += share * (logl(share) - logl(expl(q[i]) / q_sum));
+            apart += share * fabsl((long double)p[i] - shifted[i]);
+        }
+        double *here = divergence_of(&be, p, q, 1, n), *there = divergence_of(&be, p, shifted, 1, n);
+        double *none = divergence_of(&be, p, p, 1, n);
+        const double bound = divergence_bound(&be, n) * ((double)apart + 2);
+        assert_true(want > 1e-6 && want < 3e-4 && bound < 1e-3 * (double)want);
+        if (!(fabs(kl_of(here) - (double)want) <= bound) || !(fabs(kl_of(there) - (double)want) <= bound))
+            fail_msg("%d columns: %.12g, shifted %.12g, expected %.12Lg to %.1g", (int)n, kl_of(here), kl_of(there),
+                     want, bound);
+        assert_true(kl_of(none) == 0);
+        free(p), free(q), free(shifted), free(here), free(there), free(none);
+    }
+    backend_close(&be);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rmsnorm_of_models),         cmocka_unit_test(test_rope_of_many_rows),
         cmocka_unit_test(test_gather_rows_of_every_type), cmocka_unit_test(test_whole_vocabularies),
-        cmocka_unit_test(test_no_numbers_among_logits),
+        cmocka_unit_test(test_no_numbers_among_logits),   cmocka_unit_test(test_divergence_of_whole_vocabularies),
+        cmocka_unit_test(test_no_numbers_in_divergence),  cmocka_unit_test(test_small_divergence_keeps_its_digits),
     };
     backend_name = argc > 1 ? argv[1] : "cpu";
     open_or_skip(backend_name);

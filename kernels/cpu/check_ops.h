@@ -31,6 +31,7 @@
 #define ARGS_gather_rows(A, _) A(const struct mat *, x) _ A(const int32_t *, rows) _ A(struct mat *, out)
 #define ARGS_logsumexp_target(A, _) \
     A(const struct mat *, logits) _ A(int64_t, first_id) _ A(const int32_t *, target) _ A(struct mat *, out)
+#define ARGS_divergence(A, _) A(const struct mat *, p) _ A(const struct mat *, q) _ A(struct mat *, out)
 #define ARGS_argmax(A, _) \
     A(const struct mat *, logits) _ A(int64_t, first_id) _ A(struct mat *, value) _ A(struct mat *, id)
 #define ARGS_sample(A, _) A(struct mat *, logits) _ A(const struct sample_args *, args) _ A(struct mat *, id)
@@ -84,8 +85,8 @@
 /* Ops that queue. Those of the second list read a host array among their arguments. */
 #define QUEUED_OPS(Q) \
     Q(copy) Q(zero) Q(page_out) Q(weight_put_dense) Q(weight_put_codes) Q(embed) Q(rmsnorm) Q(linear) Q(rope) Q(kv_append) \
-    Q(attention) Q(silu_mul) Q(add) Q(add_bias) Q(add_gated) Q(gather_rows) Q(logsumexp_target) Q(argmax) \
-    Q(moe_route) Q(moe_sort) Q(grouped_linear) Q(moe_combine) Q(gemm) Q(convert) Q(transpose) Q(scale) Q(randn) Q(rand_sign) \
+    Q(attention) Q(silu_mul) Q(add) Q(add_bias) Q(add_gated) Q(gather_rows) Q(logsumexp_target) Q(divergence) \
+    Q(argmax) Q(moe_route) Q(moe_sort) Q(grouped_linear) Q(moe_combine) Q(gemm) Q(convert) Q(transpose) Q(scale) Q(randn) Q(rand_sign) \
     Q(col_absmax) Q(col_sumsq) Q(trsm_right) Q(fixed_add) Q(fixed_get) Q(moment_add) Q(moment_get) Q(quantize)
 #define QUEUED_OPS_WITH_ARRAYS(Q) Q(put) Q(sample) Q(gemm_fixed)
 /* Ops that wait for the queue and run at once. */

@@ -61,6 +61,7 @@ int rmsnorm_cpu(struct backend *be, const struct mat *x, const struct mat *weigh
 int silu_mul_cpu(struct backend *be, const struct mat *gate, const struct mat *up, struct mat *out);
 int logsumexp_target_cpu(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
                          struct mat *out);
+int divergence_cpu(struct backend *be, const struct mat *p, const struct mat *q, struct mat *out);
 int kv_append_cpu(struct backend *be, const struct mat *x, const int32_t *slot, struct mat *cache);
 int add_cpu(struct backend *be, struct mat *x, const struct mat *y);
 int add_bias_cpu(struct backend *be, struct mat *x, const struct mat *bias);
@@ -105,6 +106,7 @@ int silu_mul_ref(struct backend *be, const struct mat *gate, const struct mat *u
 int add_gated_ref(struct backend *be, struct mat *x, const struct mat *gate, const struct mat *y);
 int logsumexp_target_ref(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
                          struct mat *out);
+int divergence_ref(struct backend *be, const struct mat *p, const struct mat *q, struct mat *out);
 
 /* dense.c and, from qr on, factor.c: OpenBLAS and LAPACKE, one thread a call, fixed tiles spread over threads */
 int gemm_cpu(struct backend *be, int trans_a, int trans_b, double alpha, const struct mat *a, const struct mat *b,

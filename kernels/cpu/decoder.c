@@ -86,6 +86,17 @@ int logsumexp_target_cpu(struct backend *be, const struct mat *logits, int64_t f
     return OK;
 }
 
+int divergence_cpu(struct backend *be, const struct mat *p, const struct mat *q, struct mat *out)
+{
+    assert(is_f32(p) && is_f32(q) && p->rows == q->rows && p->cols == q->cols);
+    assert(out->dtype == DT_F64 && out->rows == p->rows && out->cols == 5);
+    const struct row_loops *loops = loops_of(be);
+#pragma omp parallel for num_threads(be->n_threads) if (p->rows * p->cols > THREADS_FROM)
+    for (int64_t t = 0; t < p->rows; t++)
+        loops->divergence(row_of(p, t), row_of(q, t), p->cols, (double *)out->data + t * out->ld);
+    return OK;
+}
+
 int rope_cpu(struct backend *be, struct mat *x, const int32_t *pos, const float *inv_freq, int64_t head_dim)
 {
     assert(is_f32(x) && head_dim % 2 == 0 && head_dim <= MAX_HEAD_DIM && x->cols % head_dim == 0);

@@ -202,6 +202,29 @@ int logsumexp_target_ref(struct backend *be, const struct mat *logits, int64_t f
     return OK;
 }
 
+int divergence_ref(struct backend *be, const struct mat *p, const struct mat *q, struct mat *out)
+{
+    (void)be;
+    assert(p->rows == q->rows && p->cols == q->cols && out->rows == p->rows && out->cols == 5 && out->dtype == DT_F64);
+    for (int64_t t = 0; t < p->rows; t++) {
+        const float *a = row_of(p, t), *b = row_of(q, t);
+        double *to = (double *)out->data + t * out->ld;
+        to[0] = to[2] = -INFINITY;
+        to[1] = to[3] = to[4] = 0;
+        for (int64_t i = 0; i < p->cols; i++) {
+            to[0] = a[i] > to[0] ? a[i] : to[0];
+            to[2] = b[i] > to[2] ? b[i] : to[2];
+        }
+        for (int64_t i = 0; i < p->cols; i++) {
+            const double weight = exp(a[i] - to[0]);
+            to[1] += weight;
+            to[3] += exp(b[i] - to[2]);
+            to[4] += weight == 0 ? 0 : weight * ((double)a[i] - b[i]);
+        }
+    }
+    return OK;
+}
+
 /* ---- draws: candidates sorted, and taken in that order. Weights are sample.h's, integers that every backend agrees on ------------ */
 
 struct candidate {

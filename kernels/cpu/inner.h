@@ -57,6 +57,7 @@ struct row_loops {
     void (*rmsnorm)(const float *x, const float *weight, float eps, int64_t n, float *out);
     void (*silu_mul)(const float *gate, const float *up, int64_t n, float *out);
     void (*max_exp_sum)(const float *s, int64_t n, float *largest, float *sum);
+    void (*divergence)(const float *p, const float *q, int64_t n, double out[5]);
     void (*softmax)(float *s, int64_t lo, int64_t hi, float scale, float *largest, float *sum);
     void (*merge)(float *out, float a, const float *span, float b, int64_t n);
     void (*add_scaled)(float *out, float a, const float *x, int64_t n);

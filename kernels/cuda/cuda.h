@@ -58,8 +58,11 @@ int add_cuda(struct backend *be, struct mat *x, const struct mat *y);
 int add_bias_cuda(struct backend *be, struct mat *x, const struct mat *bias);
 int add_gated_cuda(struct backend *be, struct mat *x, const struct mat *gate, const struct mat *y);
 int gather_rows_cuda(struct backend *be, const struct mat *x, const int32_t *rows, struct mat *out);
+
+/* ---- logits.cu ---- */
 int logsumexp_target_cuda(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
                           struct mat *out);
+int divergence_cuda(struct backend *be, const struct mat *p, const struct mat *q, struct mat *out);
 int argmax_cuda(struct backend *be, const struct mat *logits, int64_t first_id, struct mat *value, struct mat *id);
 
 /* ---- sample.cu ---- */

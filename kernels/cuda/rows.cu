@@ -1,49 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Decoder ops on rows: norms, rotary embedding, cache writes, gated activation, sums, and what is asked of logits.
- *
- * All of them are bound by memory: a thread takes four neighbouring elements (a quad), 16 bytes of f32, in one access where
- * pointer and ld allow it, one by one elsewhere. Which of the two it was doesn't show in the results: a row's sums run in an
- * order that depends on its width alone, so that a row has the same bits in every batch.
+ * Decoder ops on rows: norms, rotary embedding, cache writes, gated activation, sums. How rows are read: rows.h.
  */
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/pack.h"
+#include "kernels/cuda/rows.h"
 
 #include <math.h>
 
 enum {
-    WARP = 32,
-    QUAD = 4,
     FLAT_THREADS = 256,  /* of element-wise kernels */
     SHORT_ROW = 1024,    /* rows up to this width are normed by one warp */
     SHORT_ROWS = 8,      /* such rows a block */
-    CHUNK_THREADS = 256, /* logits: a block takes this many threads x */
-    CHUNK_QUADS = 4,     /* this many quads, all of them loaded before the first is used */
-    CHUNK = CHUNK_THREADS * CHUNK_QUADS * QUAD,
     ROPE_HEADS = 4, /* heads a block of rope where rows are few */
     ROPE_MANY_ROWS = 256,
     MAX_HALF_DIM = 256 /* of a rotated head */
 };
-
-static int64_t ceil_div(int64_t n, int64_t by)
-{
-    return (n + by - 1) / by;
-}
-
-/* Every row of m begins at an address that a quad of its elements may be read from at once. */
-static int is_wide(const struct mat *m)
-{
-    return m->ld % QUAD == 0 && (uintptr_t)m->data % (QUAD * dtype_bytes(m->dtype)) == 0;
-}
-
-static int is_f32(const struct mat *m)
-{
-    return m->dtype == DT_F32;
-}
-
-static int same_shape(const struct mat *a, const struct mat *b)
-{
-    return a->rows == b->rows && a->cols == b->cols;
-}
 
 /* Rows along x, where grids may be long, quads of a row along y. */
 static dim3 flat_grid(int64_t rows, int64_t cols)
@@ -55,19 +26,6 @@ static dim3 flat_grid(int64_t rows, int64_t cols)
 __device__ static inline int64_t flat_col(void)
 {
     return ((int64_t)blockIdx.y * FLAT_THREADS + threadIdx.x) * QUAD;
-}
-
-/* left: elements from p to the end of the row; those past it read as `past` and are not written. */
-__device__ static inline void load_quad(const float *p, int64_t left, int wide, float past, float v[QUAD])
-{
-    if (wide && left >= QUAD) {
-        const float4 q = *(const float4 *)p;
-        v[0] = q.x, v[1] = q.y, v[2] = q.z, v[3] = q.w;
-        return;
-    }
-#pragma unroll
-    for (int e = 0; e < QUAD; e++)
-        v[e] = e < left ? p[e] : past;
 }
 
 __device__ static inline void store_wide(float *p, const float v[QUAD])
@@ -405,220 +363,6 @@ int add_gated_cuda(struct backend *be, struct mat *x, const struct mat *gate, co
         goto out;
     TRY(LAUNCH(be, flat_grid(x->rows, x->cols), FLAT_THREADS, 0, add_gated_kernel, (float *)x->data, x->ld,
                (const float *)gate->data, gate->ld, (const float *)y->data, y->ld, x->cols, is_wide(x) && is_wide(y)));
-out:
-    return err;
-}
-
-/* ---- logits ------------------------------------------------------------------------------------------------------------ */
-
-/* A row is cut into chunks of CHUNK columns, a block each, so that one row of a whole vocabulary keeps 37 blocks busy and each
- * logit is read once: a thread holds its 16 in registers. Then a warp merges a row's chunks. */
-
-static int64_t n_chunks(const struct mat *logits)
-{
-    return ceil_div(logits->cols, CHUNK);
-}
-
-/* This thread's quads of a chunk; past the row's end `past`. Element e of quad k is column chunk_col(k) + e. */
-__device__ static inline int64_t chunk_col(int k)
-{
-    return (int64_t)blockIdx.y * CHUNK + (k * CHUNK_THREADS + (int)threadIdx.x) * QUAD;
-}
-
-__device__ static inline void load_chunk(const float *row, int64_t cols, int wide, float past,
-                                         float v[CHUNK_QUADS][QUAD])
-{
-#pragma unroll
-    for (int k = 0; k < CHUNK_QUADS; k++)
-        load_quad(row + chunk_col(k), cols - chunk_col(k), wide, past, v[k]);
-}
-
-/* A NaN is passed over by the maximum and comes to light in the sum. A sum is of the finite and infinite logits and the NaNs of
- * its chunk, relative to the chunk's maximum; where that is -inf the sum is 0, or NaN if there was one. */
-struct exp_sum {
-    double sum;
-    float largest;
-};
-
-__global__ void __launch_bounds__(CHUNK_THREADS)
-    exp_sum_kernel(const float *logits, int64_t ld, int64_t cols, int wide, struct exp_sum *parts)
-{
-    __shared__ float top[CHUNK_THREADS / WARP];
-    __shared__ double sums[CHUNK_THREADS / WARP];
-    const int thread = (int)threadIdx.x, warp = thread / WARP;
-    const int64_t t = blockIdx.x;
-    float v[CHUNK_QUADS][QUAD], largest = -INFINITY;
-    double sum = 0;
-    load_chunk(logits + t * ld, cols, wide, -INFINITY, v);
-#pragma unroll
-    for (int k = 0; k < CHUNK_QUADS; k++)
-#pragma unroll
-        for (int e = 0; e < QUAD; e++)
-            largest = fmaxf(largest, v[k][e]);
-    largest = warp_max(largest);
-    if (thread % WARP == 0)
-        top[warp] = largest;
-    __syncthreads();
-    for (int i = 0; i < CHUNK_THREADS / WARP; i++)
-        largest = fmaxf(largest, top[i]);
-    const float from = largest == -INFINITY ? 0 : largest; /* -inf - 0: e^-inf = 0 */
-#pragma unroll
-    for (int k = 0; k < CHUNK_QUADS; k++)
-#pragma unroll
-        for (int e = 0; e < QUAD; e++)
-            sum += (double)expf(v[k][e] - from);
-    sum = warp_sum(sum);
-    if (thread % WARP == 0)
-        sums[warp] = sum;
-    __syncthreads();
-    if (thread != 0)
-        return;
-    sum = 0;
-    for (int i = 0; i < CHUNK_THREADS / WARP; i++)
-        sum += sums[i];
-    parts[t * gridDim.y + blockIdx.y].sum = sum;
-    parts[t * gridDim.y + blockIdx.y].largest = largest;
-}
-
-/* Rows of nothing but -inf (and NaN) have no sum relative to their maximum: NaN, as e^(-inf + inf) is. */
-__global__ void merge_exp_sum_kernel(const struct exp_sum *parts, int64_t n_parts, const float *logits, int64_t ld,
-                                     int64_t rows, int64_t cols, int64_t first_id, const int32_t *target, float *out,
-                                     int64_t ldo)
-{
-    const int lane = (int)threadIdx.x;
-    const int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
-    float largest = -INFINITY;
-    double sum = 0;
-    if (t >= rows)
-        return;
-    for (int64_t i = lane; i < n_parts; i += WARP)
-        largest = fmaxf(largest, parts[t * n_parts + i].largest);
-    largest = warp_max(largest);
-    for (int64_t i = lane; i < n_parts; i += WARP)
-        sum += parts[t * n_parts + i].sum * exp((double)parts[t * n_parts + i].largest - (double)largest);
-    sum = warp_sum(sum);
-    if (lane != 0)
-        return;
-    const int64_t i = target[t] - first_id;
-    out[t * ldo] = largest;
-    out[t * ldo + 1] = (float)sum;
-    out[t * ldo + 2] = i >= 0 && i < cols ? logits[t * ld + i] : -INFINITY;
-}
-
-int logsumexp_target_cuda(struct backend *be, const struct mat *logits, int64_t first_id, const int32_t *target,
-                          struct mat *out)
-{
-    int err = OK;
-    void *parts = NULL;
-    const int64_t chunks = n_chunks(logits), rows = logits->rows;
-    assert(is_f32(logits) && is_f32(out) && out->rows == rows && out->cols == 3);
-    if (rows == 0)
-        goto out;
-    if (chunks > 0) {
-        TRY(cuda_scratch(be, (size_t)(rows * chunks) * sizeof(struct exp_sum), &parts));
-        TRY(LAUNCH(be, dim3((unsigned)rows, (unsigned)chunks), CHUNK_THREADS, 0, exp_sum_kernel,
-                   (const float *)logits->data, logits->ld, logits->cols, is_wide(logits), (struct exp_sum *)parts));
-    }
-    TRY(LAUNCH(be, (unsigned)ceil_div(rows, SHORT_ROWS), dim3(WARP, SHORT_ROWS), 0, merge_exp_sum_kernel,
-               (const struct exp_sum *)parts, chunks, (const float *)logits->data, logits->ld, rows, logits->cols,
-               first_id, target, (float *)out->data, out->ld));
-out:
-    return err;
-}
-
-/* A candidate for the largest logit; id is a column, -1 none. */
-struct best {
-    float value;
-    int32_t id;
-};
-
-/* The order of a scan from the left that takes what is larger than the best so far, and every NaN: a NaN is shown, not passed
- * over. So the last NaN if there is one, else the lowest id of the largest. Total, so that any tree of comparisons agrees. */
-__device__ static inline struct best better(struct best a, struct best b)
-{
-    if (a.id < 0 || b.id < 0)
-        return a.id < 0 ? b : a;
-    const int a_nan = isnan(a.value), b_nan = isnan(b.value);
-    if (a_nan || b_nan) {
-        if (a_nan && b_nan)
-            return a.id > b.id ? a : b;
-        return a_nan ? a : b;
-    }
-    if (a.value != b.value)
-        return a.value > b.value ? a : b;
-    return a.id < b.id ? a : b;
-}
-
-__device__ static inline struct best warp_best(struct best mine)
-{
-    for (int by = WARP / 2; by > 0; by /= 2) {
-        struct best other;
-        other.value = __shfl_xor_sync(0xffffffffu, mine.value, by);
-        other.id = __shfl_xor_sync(0xffffffffu, mine.id, by);
-        mine = better(mine, other);
-    }
-    return mine;
-}
-
-__global__ void __launch_bounds__(CHUNK_THREADS)
-    argmax_kernel(const float *logits, int64_t ld, int64_t cols, int wide, struct best *parts)
-{
-    __shared__ struct best warps[CHUNK_THREADS / WARP];
-    const int thread = (int)threadIdx.x;
-    const int64_t t = blockIdx.x;
-    float v[CHUNK_QUADS][QUAD];
-    struct best mine = {0, -1};
-    load_chunk(logits + t * ld, cols, wide, 0, v);
-#pragma unroll
-    for (int k = 0; k < CHUNK_QUADS; k++)
-#pragma unroll
-        for (int e = 0; e < QUAD; e++) {
-            struct best other = {v[k][e], chunk_col(k) + e < cols ? (int32_t)(chunk_col(k) + e) : -1};
-            mine = better(mine, other);
-        }
-    mine = warp_best(mine);
-    if (thread % WARP == 0)
-        warps[thread / WARP] = mine;
-    __syncthreads();
-    if (thread != 0)
-        return;
-    for (int i = 1; i < CHUNK_THREADS / WARP; i++)
-        mine = better(mine, warps[i]);
-    parts[t * gridDim.y + blockIdx.y] = mine;
-}
-
-__global__ void merge_argmax_kernel(const struct best *parts, int64_t n_parts, int64_t rows, int64_t first_id,
-                                    float *value, int64_t ld_value, int32_t *id, int64_t ld_id)
-{
-    const int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
-    struct best mine = {0, -1};
-    if (t >= rows)
-        return;
-    for (int64_t i = threadIdx.x; i < n_parts; i += WARP)
-        mine = better(mine, parts[t * n_parts + i]);
-    mine = warp_best(mine);
-    if (threadIdx.x != 0)
-        return;
-    value[t * ld_value] = mine.id < 0 ? -INFINITY : mine.value;
-    id[t * ld_id] = mine.id < 0 ? -1 : (int32_t)(first_id + mine.id);
-}
-
-int argmax_cuda(struct backend *be, const struct mat *logits, int64_t first_id, struct mat *value, struct mat *id)
-{
-    int err = OK;
-    void *parts = NULL;
-    const int64_t chunks = n_chunks(logits), rows = logits->rows;
-    assert(is_f32(logits) && is_f32(value) && id->dtype == DT_I32 && value->rows == rows && id->rows == rows);
-    if (rows == 0)
-        goto out;
-    if (chunks > 0) {
-        TRY(cuda_scratch(be, (size_t)(rows * chunks) * sizeof(struct best), &parts));
-        TRY(LAUNCH(be, dim3((unsigned)rows, (unsigned)chunks), CHUNK_THREADS, 0, argmax_kernel,
-                   (const float *)logits->data, logits->ld, logits->cols, is_wide(logits), (struct best *)parts));
-    }
-    TRY(LAUNCH(be, (unsigned)ceil_div(rows, SHORT_ROWS), dim3(WARP, SHORT_ROWS), 0, merge_argmax_kernel,
-               (const struct best *)parts, chunks, rows, first_id, (float *)value->data, value->ld, (int32_t *)id->data,
-               id->ld));
 out:
     return err;
 }

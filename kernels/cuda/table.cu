@@ -66,6 +66,7 @@ static const struct backend_ops table = {
     .add_gated = add_gated_cuda,
     .gather_rows = gather_rows_cuda,
     .logsumexp_target = logsumexp_target_cuda,
+    .divergence = divergence_cuda,
     .argmax = argmax_cuda,
     .sample = sample_cuda,
     .moe_route = moe_route_cuda,
