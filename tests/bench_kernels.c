@@ -286,6 +286,13 @@ static void logsumexp_ours(struct job *job)
     need(be.ops->logsumexp_target(&be, &job->x, 0, target, &out));
 }
 
+static void divergence_ours(struct job *job)
+{
+    double out[5 * 64];
+    struct mat five = mat_view(out, DT_F64, job->x.rows, 5);
+    need(be.ops->divergence(&be, &job->x, &job->y, &five));
+}
+
 static void bench_rows(void)
 {
     static const struct {
@@ -295,7 +302,8 @@ static void bench_rows(void)
         double streams; /* matrices read and written */
     } ops[] = {{"silu_mul", silu_ours, 64, 14336, 3},
                {"rmsnorm", rmsnorm_ours, 64, 4096, 2},
-               {"logsumexp_target", logsumexp_ours, 8, 128256, 2}};
+               {"logsumexp_target", logsumexp_ours, 8, 128256, 2},
+               {"divergence", divergence_ours, 8, 128256, 2}};
     for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++) {
         int64_t n = ops[i].rows * ops[i].cols;
         float *a = random_floats(n), *b = random_floats(n), *c = random_floats(n), out[3 * 64];

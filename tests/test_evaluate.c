@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Perplexity against independent PyTorch loops (golden/protocols.json, golden.jsonl of the shared models, examples/golden.json), the
- * same bits on any number of ranks and in any batch, and texts and settings that can't be evaluated.
+ * divergence from a reference too (golden/comparisons.json), the same bits on any number of ranks and in any batch, and texts and
+ * settings that can't be evaluated.
  * Arguments: device, then nothing (committed models), "data" (published models, data_help.h), "examples" (bundled models). */
 #include "infer/evaluate.h"
 
@@ -275,6 +276,178 @@ static void test_bundled_models(void **state)
     check_bundled("moe");
 }
 
+/* ---- beside a reference ---- */
+
+/* Rows of a tensor of the scratch folder's copy, times a power of two, which bf16 holds exactly. */
+static void scale_rows(const json_t *change)
+{
+    char path[PATH_MAX];
+    struct checkpoint *ck = NULL;
+    assert_int_equal(checkpoint_open(scratch, &ck), OK);
+    const struct tensor *t = checkpoint_find(ck, string_of(change, "tensor"));
+    assert_true(t && t->dtype == DT_BF16);
+    const int64_t width = t->n_dims > 1 ? t->shape[1] : 1, first = (int64_t)number_of(change, "first") * width;
+    scratch_path(path, "model.safetensors");
+    int fd = open(path, O_RDWR);
+    for (int64_t i = 0; i < (int64_t)number_of(change, "n") * width; i++) {
+        const off_t at = (off_t)(t->offset + (uint64_t)(first + i) * sizeof(uint16_t));
+        uint16_t v;
+        float value;
+        assert_int_equal(pread(fd, &v, sizeof v, at), sizeof v);
+        convert(&value, DT_F32, &v, DT_BF16, 1);
+        value *= (float)number_of(change, "by");
+        convert(&v, DT_BF16, &value, DT_F32, 1);
+        assert_int_equal(pwrite(fd, &v, sizeof v, at), sizeof v);
+    }
+    assert_int_equal(close(fd), 0);
+    checkpoint_close(ck);
+}
+
+static void open_reference(struct comm *comm, const char *dir, int64_t batch, struct model *reference)
+{
+    const struct model_options options = {.max_batch_tokens = batch, .no_tokenizer = 1};
+    assert_int_equal(model_open(comm, dir, &options, reference), OK);
+}
+
+static void compare_entry(struct comm *comm, const char *root, const json_t *entry, int64_t batch,
+                          struct evaluation *out)
+{
+    struct model model, reference;
+    char dir[PATH_MAX], path[PATH_MAX];
+    size_t n = 0;
+    const json_t *change = json_object_get(entry, "change");
+    const struct evaluate_options options = {.protocol = protocol_of(string_of(entry, "protocol")),
+                                             .ctx = (int64_t)number_of(entry, "ctx"),
+                                             .max_tokens = json_integer_value(json_object_get(entry, "max_tokens")),
+                                             .print_nll = 1,
+                                             .reference = &reference};
+    assert_int_equal(file_join(path, sizeof path, root, string_of(entry, "text")), OK);
+    char *text = read_text(path, &n);
+    assert_int_equal(file_join(dir, sizeof dir, root, string_of(entry, "model")), OK);
+    if (json_is_object(change)) {
+        assert_string_equal(string_of(entry, "model"), "families/tp_cut");
+        copy_tiny_model();
+        scale_rows(change);
+    }
+    model_on(comm, json_is_object(change) ? scratch : dir, max_i64(batch, options.ctx), &model);
+    assert_int_equal(file_join(dir, sizeof dir, root, string_of(entry, "reference")), OK);
+    open_reference(comm, dir, max_i64(batch, options.ctx), &reference);
+    assert_int_equal(evaluate(&model, text, (int64_t)n, &options, out), OK);
+    model_close(&model);
+    model_close(&reference);
+    free(text);
+}
+
+/* Logits that are d apart move a KL by d times the deviation of log P / Q, which is about sqrt(2 KL). Two f32 passes are about 2e-6
+ * apart: 1e-4 of a KL of 1e-3, and the less the larger it is. A GPU's libraries: ten times that. */
+static void assert_equals_comparison(const struct evaluation *e, const json_t *want)
+{
+    const struct comparison *c = &e->reference;
+    const json_t *windows = json_object_get(want, "window_kl");
+    const double kl = number_of(want, "kl"), wide = is_gpu() ? 10 : 1, within = 2e-6 * wide * sqrt(2 * kl) + 1e-9;
+    if (world.rank == 0)
+        print_message("%s against %s: kl %.9f +- %.9f, reference %.9f +- %.9f\n", string_of(want, "model"),
+                      string_of(want, "reference"), c->kl, c->kl_stderr, kl, number_of(want, "kl_stderr"));
+    assert_int_equal(e->n_tokens, (int64_t)number_of(want, "tokens"));
+    assert_int_equal(e->n_windows, (int64_t)number_of(want, "windows"));
+    assert_true(fabs(c->kl - kl) < within);
+    assert_true(fabs(c->kl_stderr - number_of(want, "kl_stderr")) < within);
+    assert_true(fabs(e->nll - number_of(want, "nll")) < 5e-6 * wide);
+    assert_true(fabs(c->nll - number_of(want, "reference_nll")) < 5e-6 * wide);
+    assert_true(fabs(c->perplexity / exp(c->nll) - 1) < 1e-15);
+    assert_true(fabs(c->nll_difference - number_of(want, "nll_difference")) < 5e-6 * wide);
+    assert_true(fabs(c->nll_difference - (e->nll - c->nll)) < 1e-12);
+    assert_true(fabs(c->nll_difference_stderr - number_of(want, "nll_difference_stderr")) < 5e-6 * wide);
+    assert_int_equal(lrint(c->top1_agreement * (double)e->n_tokens), (int64_t)number_of(want, "agreements"));
+    assert_int_equal(e->n_windows, json_array_size(windows));
+    for (int64_t w = 0; w < e->n_windows; w++) {
+        const double mean = json_number_value(json_array_get(windows, (size_t)w));
+        assert_true(fabs(c->window_kl[w] - mean) < 1e-5 * wide * sqrt(2 * mean) + 1e-9);
+    }
+}
+
+static void assert_same_comparison(const struct evaluation *a, const struct evaluation *b)
+{
+    const struct comparison *x = &a->reference, *y = &b->reference;
+    assert_same_bits(a, b);
+    assert_memory_equal(x->window_nll, y->window_nll, (size_t)a->n_windows * sizeof *x->window_nll);
+    assert_memory_equal(x->window_kl, y->window_kl, (size_t)a->n_windows * sizeof *x->window_kl);
+    assert_true(x->kl == y->kl && x->kl_stderr == y->kl_stderr && x->top1_agreement == y->top1_agreement);
+    assert_true(x->nll_difference == y->nll_difference && x->nll_difference_stderr == y->nll_difference_stderr);
+}
+
+/* Every entry of comparisons.json of that folder, on all ranks; on the CPU also alone and window by window. */
+static void check_comparisons(const char *where, const char *folder)
+{
+    json_t *list = NULL;
+    char root[PATH_MAX];
+    int n = 0;
+    snprintf(root, sizeof root, "%s", source_path(folder));
+    assert_int_equal(json_read(source_path("tests/golden/comparisons.json"), 1 << 20, &list), OK);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *entry = json_array_get(list, i);
+        struct evaluation together, other;
+        if (strcmp(string_of(entry, "where"), where) != 0)
+            continue;
+        compare_entry(&world, root, entry, 1024, &together);
+        assert_equals_comparison(&together, entry);
+        if (!is_gpu()) {
+            compare_entry(&world, root, entry, 0, &other);
+            assert_same_comparison(&together, &other);
+            evaluation_free(&other);
+        }
+        if (!is_gpu() && world.size > 1) {
+            compare_entry(&self, root, entry, 1024, &other);
+            assert_same_comparison(&together, &other);
+            evaluation_free(&other);
+        }
+        evaluation_free(&together);
+        n++;
+    }
+    assert_true(n >= 1);
+    json_decref(list);
+}
+
+static void test_comparisons_of_committed_models(void **state)
+{
+    (void)state;
+    check_comparisons("golden", "tests/golden");
+}
+
+static void test_comparisons_of_bundled_models(void **state)
+{
+    (void)state;
+    check_comparisons("examples", "examples");
+}
+
+/* Nothing apart, to the bit; and what a model says by itself isn't touched by who is beside it. */
+static void test_model_beside_itself(void **state)
+{
+    (void)state;
+    struct evaluate_options options = {.protocol = PROTOCOL_LLAMACPP, .ctx = 64, .print_nll = 1};
+    struct model model, reference;
+    struct evaluation alone, beside;
+    size_t n = 0;
+    char *text = read_text(source_path(tiny_text), &n);
+    model_on(&world, source_path(tiny), 256, &model);
+    open_reference(&world, source_path(tiny), 192, &reference); /* batches of three windows, not four */
+    assert_int_equal(evaluate(&model, text, (int64_t)n, &options, &alone), OK);
+    assert_null(alone.reference.window_kl);
+    options.reference = &reference;
+    assert_int_equal(evaluate(&model, text, (int64_t)n, &options, &beside), OK);
+    const struct comparison *c = &beside.reference;
+    assert_same_bits(&alone, &beside);
+    assert_true(c->kl == 0 && c->kl_stderr == 0 && c->top1_agreement == 1);
+    assert_true(c->nll == beside.nll && c->nll_difference == 0 && c->nll_difference_stderr == 0);
+    for (int64_t w = 0; w < beside.n_windows; w++)
+        assert_true(c->window_kl[w] == 0 && c->window_nll[w] == beside.window_nll[w]);
+    evaluation_free(&alone);
+    evaluation_free(&beside);
+    model_close(&reference);
+    model_close(&model);
+    free(text);
+}
+
 /* ---- what can't be evaluated ---- */
 
 static void assert_refused(struct model *model, const char *text, struct evaluate_options options, int code,
@@ -288,6 +461,7 @@ static void assert_refused(struct model *model, const char *text, struct evaluat
     if (!strstr(err_last(), word))
         fail_msg("no \"%s\" in: %s", word, err_last());
     assert_true(!e.window_nll && !e.window_tokens && !e.token_nll);
+    assert_true(!e.reference.window_nll && !e.reference.window_kl);
 }
 
 static void test_settings_out_of_range(void **state)
@@ -372,19 +546,57 @@ static void test_nan_is_an_error(void **state)
     free(text);
 }
 
+static void test_references_that_do_not_fit(void **state)
+{
+    (void)state;
+    struct model model, reference;
+    struct evaluate_options options = {
+        .protocol = PROTOCOL_WINDOWS, .ctx = 64, .max_tokens = 200, .reference = &reference};
+    size_t n = 0;
+    char *text = read_text(source_path(tiny_text), &n);
+    model_on(&world, source_path(tiny), 128, &model);
+    open_reference(&world, source_path("tests/golden/families/qwen3"), 128, &reference);
+    assert_refused(&model, text, options, ERR_ARG, "a vocabulary of 131 ids, the model one of 288");
+    model_close(&reference);
+
+    open_reference(&world, source_path(tiny), 100, &reference);
+    options.ctx = 101;
+    assert_refused(&model, text, options, ERR_ARG, "the batch of 100");
+    reference.config.max_position = 63;
+    options.ctx = 64;
+    assert_refused(&model, text, options, ERR_ARG, "the reference takes 4 to 63");
+    reference.config.max_position = 512;
+
+    poison_norm(&reference);
+    assert_refused(&model, text, options, ERR_NUMERIC, "the reference's mean");
+    model_close(&reference);
+    open_reference(&world, source_path(tiny), 128, &reference);
+    poison_norm(&model);
+    assert_refused(&model, text, options, ERR_NUMERIC, "the model computes NaN");
+    model_close(&reference);
+    model_close(&model);
+    free(text);
+}
+
 static int tests(const char *which)
 {
     const struct CMUnitTest committed[] = {
         cmocka_unit_test(test_protocols_on_committed_models),
+        cmocka_unit_test_teardown(test_comparisons_of_committed_models, scratch_clear),
+        cmocka_unit_test(test_model_beside_itself),
         cmocka_unit_test(test_settings_out_of_range),
         cmocka_unit_test(test_shortest_windows),
         cmocka_unit_test_teardown(test_nan_is_an_error, scratch_clear),
+        cmocka_unit_test(test_references_that_do_not_fit),
     };
     const struct CMUnitTest published[] = {
         cmocka_unit_test(test_sentences_of_published_models),
         cmocka_unit_test(test_protocols_on_published_models),
     };
-    const struct CMUnitTest bundled[] = {cmocka_unit_test(test_bundled_models)};
+    const struct CMUnitTest bundled[] = {
+        cmocka_unit_test(test_bundled_models),
+        cmocka_unit_test(test_comparisons_of_bundled_models),
+    };
     if (strcmp(which, "data") == 0) {
         char path[PATH_MAX];
         return data_path(path, "models") ? cmocka_run_group_tests(published, NULL, NULL) : SKIPPED;

@@ -39,7 +39,7 @@ MOE=$GLOWQ_SOURCE_DIR/examples/moe
 states="empty running stopped failed killed finished"
 documented calibrate "" calibrate --model "$MOE" --text "$DENSE_TEXT" --out moe.glowq --samples 2 --seq-len 64 --rank 8 --keep-stats
 documented solve "" solve --stats moe.glowq --model "$MOE" --out solved.glowq --rank 4
-documented eval "" eval --model "$DENSE" --text "$DENSE_TEXT" --max-tokens 600 --per-token-nll
+documented eval "" eval --model "$MOE" --reference "$DENSE" --text "$DENSE_TEXT" --max-tokens 600 --per-token-nll
 documented generate "stop length" generate --model "$DENSE" --prompt hi --max-tokens 3
 documented plan "spilled_to" plan --model "$MOE" --ranks 2 --gpu-memory 80 --profile "$GLOWQ_SOURCE_DIR/docs/results/plan-h100-assumed.json"
 documented plan "spilled_to expert_traffic stages" plan --model "$DENSE"
