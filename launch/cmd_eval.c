@@ -14,8 +14,6 @@
 static const struct option_spec table[] = {
     OPT_HEADING("What to evaluate:"),
     OPT_STRING("model", 'm', "DIR", "Hugging Face or .glowq folder"),
-    OPT_STRING("reference", 0, "DIR",
-               "Hugging Face or .glowq folder to compare with, token by token: KL divergence, top-1 agreement"),
     OPT_LIST("text", 0, "FILE", "UTF-8 text; several are joined byte by byte"),
     OPT_FLAG("no-correction", 0, ".glowq: leave the low-rank correction out (plain low-bit weights)"),
     OPTIONS_SYNTHETIC,
@@ -28,6 +26,7 @@ static const struct option_spec table[] = {
     OPT_INT("ctx", 'l', "N", "0", 0, 1 << 24, "tokens per window; 0: the protocol's own (2048, 512, 256)"),
     OPT_INT("max-tokens", 'n', "N", "0", 0, 9007199254740992.0,
             "use the first N tokens of the text; 0: all (--synthetic: four windows)"),
+    OPT_STRING("reference", 0, "DIR", "folder to compare with, token by token: KL divergence, top-1 agreement"),
     OPT_FLAG("per-token-nll", 0, "with --json: the negative log-likelihood of every scored token"),
     OPTIONS_COMPUTE,
     OPT_END,
@@ -236,9 +235,8 @@ const struct command command_eval = {
     .summary = "perplexity of a text, and divergence from a reference",
     .about =
         "Perplexity of a text under one of three exact protocols, on a Hugging Face or a .glowq folder, "
-        "tensor-parallel "
-        "over the ranks. The digits are the same on 1, 2, 4 and 8 ranks. With --reference the model is compared with "
-        "another, normally the one it was made from, on the same tokens.",
+        "tensor-parallel over the ranks. The digits are the same on 1, 2, 4 and 8 ranks. With --reference: how far "
+        "the model's predictions are from another's, normally the one that it was made from.",
     .examples = "Examples:\n"
                 "  glowq eval --model llama --text wiki.test.raw\n"
                 "  mpirun -n 2 glowq eval -m llama.glowq --text wiki.test.raw \\\n"

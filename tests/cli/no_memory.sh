@@ -45,6 +45,7 @@ complete() {
 n=0
 complete 5 1 calibrate --model a --text b --out c --print-config --json
 complete 151 1 eval --model "$TINY" --text "$GOLDEN/text.txt" --ctx 32 --protocol windows --json --per-token-nll
+complete 307 1 eval --model "$TINY" --reference "$TINY" --text "$GOLDEN/text.txt" --ctx 32 --max-tokens 300 --json
 complete 137 2 generate --model "$TINY" --prompt "hello" --max-tokens 8 --json
 complete 61 3 inspect "$TINY" --json
 
