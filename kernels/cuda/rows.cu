@@ -8,10 +8,10 @@
 #include <math.h>
 
 enum {
-    FLAT_THREADS = 256,  /* of element-wise kernels */
-    SHORT_ROW = 1024,    /* rows up to this width are normed by one warp */
-    SHORT_ROWS = 8,      /* such rows a block */
-    ROPE_HEADS = 4, /* heads a block of rope where rows are few */
+    FLAT_THREADS = 256, /* of element-wise kernels */
+    SHORT_ROW = 1024,   /* rows up to this width are normed by one warp */
+    SHORT_ROWS = 8,     /* such rows a block */
+    ROPE_HEADS = 4,     /* heads a block of rope where rows are few */
     ROPE_MANY_ROWS = 256,
     MAX_HALF_DIM = 256 /* of a rotated head */
 };
