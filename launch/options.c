@@ -110,7 +110,8 @@ int spec_concerns(const struct option_spec *spec, const struct command *command)
     return !(command->own_watch && spec->name && strcmp(spec->name, "watchdog") == 0);
 }
 
-int spec_key(const struct options *options, int i)
+/* What argp calls option i. */
+static int spec_key(const struct options *options, int i)
 {
     const int long_only = 1000; /* beyond any letter */
     return options->specs[i].key ? options->specs[i].key : long_only + i;

@@ -6,82 +6,64 @@
 #include "base/err.h"
 #include "base/json.h"
 
-#include <argp.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* The option's help with what is valid and what it is when not given. Caller frees. */
-static char *help_text(const struct option_spec *spec)
+/* Words of a text from a column on, broken before the page's width; later lines are indented. Returns the column behind them. */
+static int print_words(FILE *f, const char *text, int column, int indent)
 {
-    char *text = NULL;
-    if (spec->required && asprintf(&text, "%s (required)", spec->help) >= 0)
-        return text;
-    if (spec->fallback && spec->type != OPTION_FLAG &&
-        asprintf(&text, "%s (default: %s)", spec->help, spec->fallback) >= 0)
-        return text;
-    return strdup(spec->help);
+    const int width = 79;
+    while (*(text += strspn(text, " "))) {
+        const int n = (int)strcspn(text, " ");
+        if (column > indent && column + 1 + n > width) {
+            fprintf(f, "\n%*s", indent, "");
+            column = indent;
+        }
+        column += fprintf(f, "%s%.*s", column > indent ? " " : "", n, text);
+        text += n;
+    }
+    return column;
 }
 
-/* argp leaves a line of spaces where a help text just fills its column. */
-static void print_trimmed(FILE *f, const char *text)
+/* "  -r, --rank=R    what it is (default: 64)", the text in a column of its own. */
+static void print_option(FILE *f, const struct option_spec *spec)
 {
-    while (*text) {
-        const int n = (int)strcspn(text, "\n");
-        int used = n;
-        while (used > 0 && text[used - 1] == ' ')
-            used--;
-        if (used > 0 || n == 0)
-            fprintf(f, "%.*s\n", used, text);
-        text += n + (text[n] != 0);
-    }
+    const int text_column = 29, has_value = spec->type != OPTION_FLAG;
+    char unless_given[256] = "";
+    int column = spec->key ? fprintf(f, "  -%c, ", spec->key) : fprintf(f, "      ");
+    column += fprintf(f, "--%s%s%s", spec->name, has_value ? "=" : "", has_value ? spec->arg : "");
+    if (column >= text_column)
+        fprintf(f, "\n%*s", text_column, "");
+    else
+        fprintf(f, "%*s", text_column - column, "");
+    if (spec->required)
+        snprintf(unless_given, sizeof unless_given, "(required)");
+    else if (spec->fallback && has_value)
+        snprintf(unless_given, sizeof unless_given, "(default: %s)", spec->fallback);
+    column = print_words(f, spec->help, text_column, text_column);
+    print_words(f, unless_given, column, text_column);
+    fprintf(f, "\n");
 }
 
 void options_help(const struct options *options, FILE *f)
 {
     const struct command *command = options->command;
-    char *page = NULL;
-    size_t n_page = 0;
-    FILE *memory = open_memstream(&page, &n_page);
-    struct argp_option *table = calloc((size_t)options->n + 1, sizeof *table);
-    char **helps = calloc((size_t)options->n, sizeof *helps);
-    char *name = NULL;
-    int group = 0;
-    if (!memory || !table || !helps || asprintf(&name, "glowq %s", command->name) < 0)
-        goto out;
+    const char *positional = command->positional;
+    fprintf(f, "Usage: glowq %s [OPTION...]%s%s\n", command->name, positional ? " " : "", positional ? positional : "");
+    print_words(f, command->about, 0, 0);
+    fprintf(f, "\n");
     for (int i = 0; i < options->n; i++) {
         const struct option_spec *spec = &options->specs[i];
-        if (spec->type == OPTION_HEADING) {
-            table[i] = (struct argp_option){.doc = spec->help, .group = ++group};
-            continue;
-        }
-        if (!(helps[i] = help_text(spec)))
-            goto out;
-        table[i] = (struct argp_option){.name = spec->name,
-                                        .key = spec_key(options, i),
-                                        .arg = spec->type == OPTION_FLAG ? NULL : spec->arg,
-                                        .doc = helps[i],
-                                        .group = group};
+        if (spec->type == OPTION_HEADING)
+            fprintf(f, "\n %s\n", spec->help);
+        else
+            print_option(f, spec);
     }
-    setenv("ARGP_HELP_FMT", "no-dup-args-note",
-           0); /* glibc's remark on short options: true everywhere, useful nowhere */
-    struct argp argp = {.options = table, .doc = command->about, .args_doc = command->positional};
-    argp_help(&argp, memory, ARGP_HELP_STD_HELP & ~(unsigned)(ARGP_HELP_EXIT_ERR | ARGP_HELP_EXIT_OK), name);
-    fflush(memory);
-    print_trimmed(f, page);
-    /* not by way of argp, which would break lines that are there to be copied */
+    /* examples are there to be copied: no line of theirs is broken */
     fprintf(f,
             "\n%s\nEvery option can also be set in the environment (GLOWQ_NAME, upper case) or in\n"
             "the file of --config; a flag wins over the environment, that over the file.\n",
             command->examples);
-out:
-    if (memory)
-        fclose(memory);
-    free(page);
-    for (int i = 0; helps && i < options->n; i++)
-        free(helps[i]);
-    free(helps);
-    free(table);
-    free(name);
 }
 
 static void origin_text(const struct options *options, int i, char *out, size_t size)

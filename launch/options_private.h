@@ -18,8 +18,6 @@ int spec_is_section(const struct options *options, const struct option_spec *spe
 int options_no_memory(struct options *options);
 /* Does the command heed this common option? One that watches its ranks itself has no watchdog. */
 int spec_concerns(const struct option_spec *spec, const struct command *command);
-/* What argp calls option i. */
-int spec_key(const struct options *options, int i);
 /* GLOWQ_GROUP_SIZE of group-size. */
 void spec_variable(const struct option_spec *spec, char *out, size_t size);
 /* Text becomes the value of option i (a LIST grows); `from` names the source in messages: "--bits", "GLOWQ_BITS =",
