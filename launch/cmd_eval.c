@@ -7,13 +7,14 @@
 #include "base/log.h"
 #include "infer/evaluate.h"
 #include "launch/source.h"
-#include "model/memory.h"
 
 #include <stdlib.h>
 
 static const struct option_spec table[] = {
     OPT_HEADING("What to evaluate:"),
     OPT_STRING("model", 'm', "DIR", "Hugging Face or .glowq folder"),
+    OPT_STRING("reference", 0, "DIR",
+               "Hugging Face or .glowq folder to compare with, token by token: KL divergence, top-1 agreement"),
     OPT_LIST("text", 0, "FILE", "UTF-8 text; several are joined byte by byte"),
     OPT_FLAG("no-correction", 0, ".glowq: leave the low-rank correction out (plain low-bit weights)"),
     OPTIONS_SYNTHETIC,
@@ -26,7 +27,6 @@ static const struct option_spec table[] = {
     OPT_INT("ctx", 'l', "N", "0", 0, 1 << 24, "tokens per window; 0: the protocol's own (2048, 512, 256)"),
     OPT_INT("max-tokens", 'n', "N", "0", 0, 9007199254740992.0,
             "use the first N tokens of the text; 0: all (--synthetic: four windows)"),
-    OPT_STRING("reference", 0, "DIR", "folder to compare with, token by token: KL divergence, top-1 agreement"),
     OPT_FLAG("per-token-nll", 0, "with --json: the negative log-likelihood of every scored token"),
     OPTIONS_COMPUTE,
     OPT_END,
@@ -134,47 +134,6 @@ out:
     return err;
 }
 
-/* A model and its reference, to be opened on one backend. */
-struct pair {
-    const char *path[2];
-    struct model_options load[2];
-};
-
-/* What a rank can find out alone. */
-static int pair_needs(const struct comm *comm, const struct pair *pair, struct memory_needs *needs)
-{
-    int err = OK;
-    struct model_config config[2];
-    for (int i = 0; i < 2; i++) {
-        struct model_options load = pair->load[i];
-        struct weight_format format;
-        struct shape shape;
-        load.no_tokenizer = 1; /* it has no part in this, and takes its time */
-        TRY(model_format(comm->be, pair->path[i], &load, &config[i], &format));
-        TRY(shape_of(&config[i], format.group_size, comm->rank, comm->size, &shape));
-        memory_of_model(&config[i], &shape, &format, comm->be->act, load.max_batch_tokens, load.kv_layers,
-                        load.kv_tokens, needs);
-    }
-    if (config[0].vocab_size != config[1].vocab_size)
-        FAIL(ERR_ARG, "--reference %s has a vocabulary of %lld ids, %s one of %lld: they predict different things",
-             pair->path[1], (long long)config[1].vocab_size, pair->path[0], (long long)config[0].vocab_size);
-out:
-    return err;
-}
-
-/* Before the first of them is loaded: do they go together, and is there memory for both? Collective. */
-static int pair_check(struct comm *comm, const struct pair *pair)
-{
-    int err = OK;
-    struct memory_needs needs = {0};
-    const int was_quiet = err_quiet(1);
-    err = pair_needs(comm, pair, &needs);
-    TRY(comm_agree_alike(comm, err, was_quiet));
-    TRY(memory_check(comm, &needs, 0, "more ranks on more machines: model and reference are held together"));
-out:
-    return err;
-}
-
 static int run(struct comm *comm, const struct options *o)
 {
     const int64_t least_batch = 2048; /* rows: short windows share a batch, so that products are large */
@@ -196,22 +155,13 @@ static int run(struct comm *comm, const struct options *o)
                                  .max_batch_tokens = batch,
                                  .kv_layers = 1,
                                  .kv_tokens = batch};
-    const char *other = options_string(o, "reference");
-    struct pair pair = {{options_string(o, "model"), other}, {load, load}};
-    pair.load[1].no_correction = 0;
-    pair.load[1].no_tokenizer = 1; /* ids are the model's */
     source_format(o, &load);
     TRY(source_find(comm, o, 0));
     if (n_texts > 0)
         TRY(read_texts(comm, paths, n_texts, &text, &n_bytes));
     TRY(open_backend(comm, o, &be));
-    if (other)
-        TRY(pair_check(comm, &pair));
-    TRY(model_open(comm, options_string(o, "model"), &load, &model));
-    if (other) {
-        TRY(model_open(comm, other, &pair.load[1], &reference));
-        how.reference = &reference;
-    }
+    TRY(source_open(comm, o, &load, &model, &reference));
+    how.reference = options_string(o, "reference") ? &reference : NULL;
     if (n_texts > 0)
         TRY(evaluate(&model, text, (int64_t)n_bytes, &how, &e));
     else

@@ -4,9 +4,13 @@
 
 #include "base/err.h"
 #include "base/file.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "model/memory.h"
 #include "model/safetensors.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -143,4 +147,71 @@ const char *source_name(const struct options *options)
 {
     const char *model = options_string(options, "model");
     return model ? model : options_string(options, "synthetic");
+}
+
+/* ---- a model and its reference ------------------------------------------------------------------------------------ */
+
+/* What a rank can find out alone: do the two go together, and what do they need? */
+static int pair_needs(const struct comm *comm, const char *const path[2], const struct model_options load[2],
+                      struct memory_needs *needs)
+{
+    int err = OK;
+    struct model_config config[2];
+    for (int i = 0; i < 2; i++) {
+        struct model_options headers = load[i];
+        struct weight_format format;
+        struct shape shape;
+        headers.no_tokenizer = 1; /* it has no part in this, and takes its time */
+        TRY(model_format(comm->be, path[i], &headers, &config[i], &format));
+        TRY(shape_of(&config[i], format.group_size, comm->rank, comm->size, &shape));
+        memory_of_model(&config[i], &shape, &format, comm->be->act, headers.max_batch_tokens, headers.kv_layers,
+                        headers.kv_tokens, needs);
+    }
+    if (config[0].vocab_size != config[1].vocab_size)
+        FAIL(ERR_ARG, "--reference %s has a vocabulary of %lld ids, %s one of %lld: they predict different things",
+             path[1], (long long)config[1].vocab_size, path[0], (long long)config[0].vocab_size);
+out:
+    return err;
+}
+
+/* As many ids that stand for other texts would be compared all the same. */
+static int pair_tokenizers(const char *const path[2])
+{
+    int err = OK;
+    char file[PATH_MAX], hex[2][65];
+    for (int i = 0; i < 2; i++) {
+        if (!file_is_in(path[i], "tokenizer.json"))
+            goto out;
+        TRY(file_join(file, sizeof file, path[i], "tokenizer.json"));
+        TRY(sha256_file(file, hex[i]));
+    }
+    if (strcmp(hex[0], hex[1]) != 0)
+        log_warn("%s and %s have different tokenizers: text becomes the ids of the first, which may mean others to the "
+                 "second",
+                 path[0], path[1]);
+out:
+    return err;
+}
+
+int source_open(struct comm *comm, const struct options *o, const struct model_options *load, struct model *model,
+                struct model *reference)
+{
+    int err = OK;
+    const char *const path[2] = {options_string(o, "model"), options_string(o, "reference")};
+    struct model_options loads[2] = {*load, *load};
+    struct memory_needs needs = {0};
+    loads[1].no_correction = 0;
+    loads[1].no_tokenizer = 1; /* ids are the model's */
+    if (path[1]) {
+        const int was_quiet = err_quiet(1);
+        err = pair_needs(comm, path, loads, &needs);
+        err = err ? err : pair_tokenizers(path);
+        TRY(comm_agree_alike(comm, err, was_quiet));
+        TRY(memory_check(comm, &needs, 0, "more ranks on more machines: model and reference are held together"));
+    }
+    TRY(model_open(comm, path[0], &loads[0], model));
+    if (path[1])
+        TRY(model_open(comm, path[1], &loads[1], reference));
+out:
+    return err;
 }

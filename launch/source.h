@@ -29,6 +29,11 @@ int source_find(struct comm *comm, const struct options *options, int checkpoint
 struct synthetic source_synthetic(const struct options *options);
 /* The part of model_options that OPTIONS_SYNTHETIC_FORMAT gives. */
 void source_format(const struct options *options, struct model_options *model);
+/* Opens --model, or --synthetic, and the --reference that it is to be compared with (none: reference stays as it is), both by load but
+ * for what only the model has. Before either is read: ERR_ARG where their vocabularies differ in size, ERR_FIT where there is no memory
+ * for both. Collective over comm, on its backend. */
+int source_open(struct comm *comm, const struct options *options, const struct model_options *load, struct model *model,
+                struct model *reference);
 /* What messages and JSON call the model. */
 const char *source_name(const struct options *options);
 

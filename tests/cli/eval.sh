@@ -88,6 +88,8 @@ kl, plain = (json.load(open(f))["reference"]["kl"] for f in ("kl.json", "kl--no-
 assert 0 < kl < plain, (kl, plain)
 END
     expect 0 "+0.000000 +- 0.000000" alone eval --model "$TINY" --reference "$TINY" --text "$GOLDEN/text.txt" --ctx 64
+    cp -r "$TINY" other && echo >>other/tokenizer.json
+    expect 0 "different tokenizers" alone eval --model "$TINY" --reference other --text "$GOLDEN/text.txt" --ctx 64
     expect 1 "nowhere: no such folder; --reference takes" alone eval --model "$TINY" --reference nowhere --text "$GOLDEN/text.txt"
     expect 2 "dense has a vocabulary of 2048 ids" alone eval --model "$TINY" --reference "$DENSE" --text "$GOLDEN/text.txt"
     expect 2 "one of 288" ranks 2 eval --model "$TINY" --reference "$DENSE" --text "$GOLDEN/text.txt"
