@@ -10,5 +10,7 @@ enum { BYTES_TEXT = 16 }; /* room for any text of it */
 
 /* "999 B", "1.5 MiB". Returns out. */
 char *format_bytes(double bytes, char *out, size_t size);
+/* "5G", "800M", "0.5" (of a G); 0: that is no size. */
+size_t parse_bytes(const char *text);
 
 #endif

@@ -99,7 +99,6 @@ void progress_update(struct progress *p, int64_t done, const char *note)
 
 void progress_end(struct progress *p)
 {
-    (void)p;
-    if (talks && isatty(STDERR_FILENO))
+    if (p->n_units > 0 && talks && isatty(STDERR_FILENO))
         fprintf(stderr, "\n");
 }

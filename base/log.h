@@ -17,8 +17,8 @@ double now_s(void);
  * change of `done` at most every 30 s, or each unit when n_units is small. */
 struct progress {
     const char *what;
-    int64_t n_units;
-    int64_t before; /* units that were done when it began: they tell nothing of the pace */
+    int64_t n_units; /* 0: of a part of something longer, which tells its own: nothing is printed */
+    int64_t before;  /* units that were done when it began: they tell nothing of the pace */
     double start_s, last_s;
 };
 void progress_begin(struct progress *p, const char *what, int64_t n_units);

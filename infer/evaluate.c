@@ -335,7 +335,7 @@ static int run_all(struct model *model, const struct windows *w, const struct ev
     int64_t agreements = 0;
     TRY(comm_agree(tp, runner_create(model, options->reference, w, &r)));
     TRY(comm_agree(tp, evaluation_create(w, options, out)));
-    progress_begin(&progress, "windows", w->n_windows);
+    progress_begin(&progress, "windows", options->is_part ? 0 : w->n_windows);
     for (int64_t first = 0; first < w->n_windows; first += r.per_batch) {
         int64_t n = min_i64(w->n_windows - first, r.per_batch), n_scored = 0;
         TRY(run_batch(&r, first, n, out->window_tokens + first, &n_scored));

@@ -26,6 +26,7 @@ struct evaluate_options {
     int64_t ctx; /* 0: the protocol's own: gptq 2048, llamacpp 512, windows 256; clipped to the model's positions */
     int64_t max_tokens; /* ids of the text used; 0: all */
     int print_nll;      /* keep the NLL of every token */
+    int is_part;        /* of a longer measurement, which tells its own progress */
     struct model
         *reference; /* of the same backend, communicator and vocabulary; NULL: none. Its tokenizer isn't asked */
 };

@@ -4,7 +4,6 @@
 
 #include "base/err.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,23 +67,10 @@ void grid_options(const struct options *o, struct calibrate_options *c)
     c->waves = options_int(o, "waves");
 }
 
-/* "5G", "800M", "0.5"; 0: that is no size. */
-static size_t parse_size(const char *text)
-{
-    static const char units[] = "KMGT";
-    char *end = NULL;
-    double size = strtod(text, &end);
-    const char *unit = *end ? strchr(units, *end) : strchr(units, 'G');
-    if (end == text || !unit || (*end && end[1]) || !(size > 0))
-        return 0;
-    size = ldexp(size, 10 * (int)(unit - units + 1));
-    return size >= 1 && size < 0x1p62 ? (size_t)size : 0;
-}
-
 int memory_option_check(struct options *o)
 {
     const char *memory = options_string(o, "memory");
-    if (memory && parse_size(memory) == 0)
+    if (memory && parse_bytes(memory) == 0)
         return options_refuse(o, "--memory \"%s\": give a size like 5G or 800M", memory);
     return OK;
 }
@@ -92,7 +78,7 @@ int memory_option_check(struct options *o)
 void memory_options(const struct options *o, struct calibrate_options *c)
 {
     const char *memory = options_string(o, "memory");
-    c->memory = memory ? parse_size(memory) : 0;
+    c->memory = memory ? parse_bytes(memory) : 0;
     c->scratch = options_string(o, "scratch");
 }
 

@@ -222,6 +222,16 @@ out:
     return err;
 }
 
+/* Of a folder that `select` made. */
+static void print_selection(const json_t *selection)
+{
+    const char *score = json_string_value(json_object_get(selection, "score"));
+    if (score)
+        out_print("%-18s %lld of %lld groups keep their correction, by %s\n", "selection",
+                  (long long)json_integer_value(json_object_get(selection, "groups")),
+                  (long long)json_integer_value(json_object_get(selection, "of_groups")), score);
+}
+
 static int inspect_glowq(const char *path, int as_json, int each_expert)
 {
     int err = OK, known;
@@ -251,6 +261,7 @@ static int inspect_glowq(const char *path, int as_json, int each_expert)
         out_print("%-18s %s\n", key, text ? text : "");
         free(text);
     }
+    print_selection(json_object_get(manifest, "selection"));
     out_print("\n");
     TRY(print_groups(groups, name));
     TRY(print_experts_of_store(path, n_layers, each_expert));

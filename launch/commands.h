@@ -15,7 +15,7 @@
 
 extern const struct command command_calibrate, command_eval, command_generate, command_tokenize, command_inspect,
     command_verify, command_bench, command_serve, command_bench_serve, command_doctor, command_solve, command_status,
-    command_plan;
+    command_plan, command_select;
 
 enum { JSON_SCHEMA_VERSION = 1 }; /* of every object that --json prints; raised when a field changes its meaning */
 

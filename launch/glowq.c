@@ -21,13 +21,9 @@
 #include <unistd.h>
 
 static const struct command *const commands[] = {
-    &command_plan,        &command_calibrate,
-    &command_solve,       &command_status,
-    &command_eval,        &command_generate,
-    &command_bench,       &command_serve,
-    &command_bench_serve, &command_doctor,
-    &command_tokenize,    &command_inspect,
-    &command_verify,      NULL,
+    &command_plan,   &command_calibrate, &command_solve,   &command_status, &command_select,
+    &command_eval,   &command_generate,  &command_bench,   &command_serve,  &command_bench_serve,
+    &command_doctor, &command_tokenize,  &command_inspect, &command_verify, NULL,
 };
 
 static void print_overview(FILE *f)

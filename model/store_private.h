@@ -106,6 +106,9 @@ int writer_put(struct store_writer *w, int table, int64_t slab, int64_t row0, in
 
 /* ---- store_read.c ---- */
 
+/* Every table of an open file; those that it lacks have 0 rows. */
+struct table *layer_tables(struct store_layer *layer);
+struct table *head_tables(struct store_head *head);
 /* Attributes of DIR/model.h5. */
 int model_facts_read(const char *dir, struct store_facts *facts);
 /* Opens a layer or head file and checks all its blocks; counts and names the bad. ERR_FORMAT if it can't be opened as

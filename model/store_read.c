@@ -216,6 +216,11 @@ const struct store_layer_facts *store_layer_facts(const struct store_layer *laye
     return &layer->facts;
 }
 
+struct table *layer_tables(struct store_layer *layer)
+{
+    return layer->tables;
+}
+
 static int read_rows(const char *path, struct table *table, int64_t slab, int64_t row0, int64_t rows, void *dst)
 {
     int err = OK;
@@ -372,6 +377,11 @@ void store_head_close(struct store_head *head)
     tables_close(head->tables);
     h5_drop(head->file);
     free(head);
+}
+
+struct table *head_tables(struct store_head *head)
+{
+    return head->tables;
 }
 
 int store_head_has(const struct store_head *head, enum store_end end, enum dtype *dtype)

@@ -40,6 +40,7 @@ states="empty running stopped failed killed finished"
 documented calibrate "" calibrate --model "$MOE" --text "$DENSE_TEXT" --out moe.glowq --samples 2 --seq-len 64 --rank 8 --keep-stats
 documented solve "" solve --stats moe.glowq --model "$MOE" --out solved.glowq --rank 4
 documented eval "" eval --model "$MOE" --reference "$DENSE" --text "$DENSE_TEXT" --max-tokens 600 --per-token-nll
+documented select "kl nll" select --model moe.glowq --reference "$MOE" --text "$DENSE_TEXT" --max-tokens 600 --score energy
 documented generate "stop length" generate --model "$DENSE" --prompt hi --max-tokens 3
 documented plan "spilled_to" plan --model "$MOE" --ranks 2 --gpu-memory 80 --profile "$GLOWQ_SOURCE_DIR/docs/results/plan-h100-assumed.json"
 documented plan "spilled_to expert_traffic stages" plan --model "$DENSE"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Help, versions, bad usage, and where an option's value comes from.
 . "$GLOWQ_SOURCE_DIR/tests/cli/lib.sh"
-commands="plan calibrate solve status eval generate bench serve bench-serve tokenize inspect verify doctor"
+commands="plan calibrate solve status select eval generate bench serve bench-serve tokenize inspect verify doctor"
 
 expect 0 "Usage: glowq" alone --help
 for c in $commands; do
