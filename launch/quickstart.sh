@@ -18,16 +18,16 @@ launch/build.sh
 mkdir -p "$OUT"
 run() { echo "+ $*" >&2; "$@"; }
 glowq() { run mpirun -n "$RANKS" "$BUILD/glowq" "$@"; }
-field() { sed -n "s/^  \"$1\": \([-+0-9.e]*\),*\$/\1/p" "$OUT/last.json"; }
+field() { sed -n "s/^ \{${2:-2}\}\"$1\": \([-+0-9.e]*\),*\$/\1/p" "$OUT/last.json"; } # NAME, spaces before it
 # One row of the table: bits, title, bytes of the linears, then what eval takes.
 row() {
     bits=$1 title=$2 bytes=$3; shift 3
-    glowq eval "$@" --text "$HELDOUT" --ctx 256 --quiet --json >"$OUT/last.json"
-    printf '%4s  %-18s %9.4f +- %.4f  %11.3f\n' "$bits" "$title" "$(field perplexity)" "$(field perplexity_stderr)" \
-        "$(echo "$bytes" | awk '{ print $1 / 1048576 }')" >>"$OUT/table"
+    glowq eval "$@" --reference "$MODEL" --text "$HELDOUT" --ctx 256 --quiet --json >"$OUT/last.json"
+    printf '%4s  %-18s %9.4f +- %.4f  %9.5f +- %.5f  %11.3f\n' "$bits" "$title" "$(field perplexity)" \
+        "$(field perplexity_stderr)" "$(field kl 4)" "$(field kl_stderr 4)" "$(echo "$bytes" | awk '{ print $1 / 1048576 }')" >>"$OUT/table"
 }
 
-printf '%4s  %-18s %9s    %6s  %11s\n' bits weights perplexity "" "linears MiB" >"$OUT/table"
+printf '%4s  %-18s %-19s  %-20s  %11s\n' bits weights "   perplexity" "  divergence, nats" "linears MiB" >"$OUT/table"
 for b in $BITS; do
     glowq calibrate --model "$MODEL" --text "$TEXT" --out "$OUT/w$b.glowq" --bits "$b" --rank "$RANK" --seq-len 256 \
         --samples 128 --overwrite --json >"$OUT/last.json"

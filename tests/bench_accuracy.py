@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy of a model at several widths and ranks: perplexity, its standard error, bytes, and the difference to plain rounding
-at the same width, paired window by window. Prints a Markdown table.
+"""Accuracy of a model at several widths and ranks: perplexity, divergence from the 16-bit model, bytes, and the difference of
+divergences to plain rounding at the same width, paired window by window. Prints a Markdown table.
 
     python3 tests/bench_accuracy.py [--glowq build/glowq] [--model examples/dense] [--np 2] [--bits 4 3 2] [--ranks 4 8 16 32 64]
     python3 tests/bench_accuracy.py --study sharing --model examples/moe --ranks 8 16
@@ -11,8 +11,8 @@ correction with the rounding that comes nearest to it in bytes. --study sharing:
 each group at that rank and at as many bytes, with and without what is done for experts (their own statistics in the refit, their
 weight in the solve).
 
-The paired error is the standard error of the mean difference of the windows' NLLs, weighted by their tokens: windows are hard or
-easy for all variants alike, so it is far smaller than the two perplexities' own errors.
+The paired error is the standard error of the mean difference of the windows' divergences, weighted by their tokens: windows are hard
+or easy for all variants alike, so it is far smaller than the two divergences' own errors.
 """
 import argparse
 import json
@@ -46,7 +46,8 @@ def glowq(*command):
 
 
 def evaluate(model, *options):
-    return glowq("eval", "--model", model, "--text", args.heldout, "--protocol", "windows", "--ctx", "256", *options)
+    return glowq("eval", "--model", model, "--reference", args.model, "--text", args.heldout, "--protocol", "windows", "--ctx", "256",
+                 *options)
 
 
 def calibrate(out, bits, rank, *options, group_size=args.group_size):
@@ -55,18 +56,19 @@ def calibrate(out, bits, rank, *options, group_size=args.group_size):
 
 
 def paired(a, b):
-    """Mean difference a - b of the NLL and its standard error."""
-    weights = a["window_tokens"]
-    total = sum(weights)
-    mean = a["nll"] - b["nll"]
-    spread = sum((n * (x - y - mean)) ** 2 for n, x, y in zip(weights, a["window_nll"], b["window_nll"]))
+    """Mean difference a - b of the divergences and its standard error."""
+    weights, total = a["window_tokens"], sum(a["window_tokens"])
+    a, b = a["reference"], b["reference"]
+    mean = a["kl"] - b["kl"]
+    spread = sum((n * (x - y - mean)) ** 2 for n, x, y in zip(weights, a["window_kl"], b["window_kl"]))
     return mean, math.sqrt(spread) / total
 
 
 def row(bits, name, result, size, *baselines):
     delta = " | ".join("{:+.5f} ± {:.5f}".format(*paired(result, b)) if b else "" for b in baselines)
-    print(f"| {bits} | {name} | {result['perplexity']:.4f} ± {result['perplexity_stderr']:.4f} | {size / 1e6:.3f} | {delta} |",
-          flush=True)
+    perplexity = "{perplexity:.4f} ± {perplexity_stderr:.4f}".format(**result)
+    divergence = "{kl:.5f} ± {kl_stderr:.5f}".format(**result["reference"])
+    print(f"| {bits} | {name} | {size / 1e6:.3f} | {perplexity} | {divergence} | {delta} |", flush=True)
 
 
 def corrected(scratch, bits, name, rank, baselines, *options):
@@ -112,9 +114,9 @@ def study_sharing(scratch, bits, rounded, _):
 
 
 sharing = args.study == "sharing"
-print("| bits | weights | perplexity | linears, MB | NLL against rounding at the same width, paired |" +
+print("| bits | weights | linears, MB | perplexity | divergence, nats a token | against rounding at the same width, paired |" +
       (" against a B for each matrix |" if sharing else " against rounding in as many bytes (to 5 %) |"))
-print("|---|---|---|---|---|---|")
+print("|---|---|---|---|---|---|---|")
 none = [None, None]
 with tempfile.TemporaryDirectory() as scratch:
     full = evaluate(args.model)
