@@ -24,13 +24,17 @@ rm -rf "$OUT" && mkdir -p "$OUT/bin" "$OUT/lib/glowq" "$OUT/etc" "$OUT/share" "$
 list=$BUILD/tests/gpu.list
 programs=$(cut -f 2 "$list" | sort -u)
 cp "$BUILD/glowq" "$BUILD/tests/bench_kernels" "$BUILD/tests/bench_solve" "$OUT/bin/"
-for p in $programs; do [ ! -x "$BUILD/tests/$p" ] || cp "$BUILD/tests/$p" "$OUT/bin/"; done
 cp "$BUILD"/libglowq_*.so "$OUT/lib/glowq/"
-mkdir -p "$OUT/source/tests" "$OUT/source/examples"
-cp "$list" "$OUT/source/tests/"
-cp -r tests/cli tests/golden tests/*.py tests/gpu-suite.sh "$OUT/source/tests/"
+mkdir -p "$OUT/source/tests/cli" "$OUT/source/examples"
+for p in $programs; do
+    case $p in
+    cli/*) cp "tests/$p" tests/cli/lib.sh "$OUT/source/tests/cli/" ;;
+    *) [ ! -x "$BUILD/tests/$p" ] || cp "$BUILD/tests/$p" "$OUT/bin/" ;;
+    esac
+done
+cp -r "$list" tests/golden tests/bench_solve_torch.py tests/gpu-suite.sh "$OUT/source/tests/"
 rm -rf "$OUT"/source/tests/golden/chat* "$OUT"/source/tests/golden/*.glowq "$OUT"/source/tests/golden/tokenizer* \
-    "$OUT"/source/tests/golden/hostile # of no GPU test
+    "$OUT"/source/tests/golden/hostile "$OUT"/source/tests/golden/*.py # of no GPU test
 cp -r examples/dense examples/texts examples/shapes examples/golden.json "$OUT/source/examples/"
 ln -s source/tests "$OUT/tests"
 
