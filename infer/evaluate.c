@@ -220,8 +220,7 @@ static void means_of_windows(const double *values, const int64_t *counts, int64_
     }
 }
 
-/* Mean over tokens of what the windows' means are of; of two of them (b may be NULL), of their difference. */
-static double mean_of(const struct evaluation *e, const double *a, const double *b)
+double evaluation_mean(const struct evaluation *e, const double *a, const double *b)
 {
     double sum = 0;
     for (int64_t w = 0; w < e->n_windows; w++)
@@ -229,10 +228,9 @@ static double mean_of(const struct evaluation *e, const double *a, const double 
     return sum / (double)e->n_tokens;
 }
 
-/* And its standard error; one window has no spread. */
-static double stderr_of(const struct evaluation *e, const double *a, const double *b)
+double evaluation_stderr(const struct evaluation *e, const double *a, const double *b)
 {
-    const double mean = mean_of(e, a, b);
+    const double mean = evaluation_mean(e, a, b);
     double spread = 0;
     for (int64_t w = 0; w < e->n_windows; w++) {
         const double delta = (double)e->window_tokens[w] * (a[w] - (b ? b[w] : 0) - mean);
@@ -246,14 +244,14 @@ static int summarize_comparison(struct evaluation *e, int64_t agreements)
 {
     int err = OK;
     struct comparison *c = &e->reference;
-    c->nll = mean_of(e, c->window_nll, NULL);
+    c->nll = evaluation_mean(e, c->window_nll, NULL);
     if (!isfinite(c->nll))
         FAIL(ERR_NUMERIC, "the reference's mean negative log-likelihood is not finite: it computes NaN or infinity");
     c->perplexity = exp(c->nll);
-    c->nll_difference = mean_of(e, e->window_nll, c->window_nll);
-    c->nll_difference_stderr = stderr_of(e, e->window_nll, c->window_nll);
-    c->kl = mean_of(e, c->window_kl, NULL);
-    c->kl_stderr = stderr_of(e, c->window_kl, NULL);
+    c->nll_difference = evaluation_mean(e, e->window_nll, c->window_nll);
+    c->nll_difference_stderr = evaluation_stderr(e, e->window_nll, c->window_nll);
+    c->kl = evaluation_mean(e, c->window_kl, NULL);
+    c->kl_stderr = evaluation_stderr(e, c->window_kl, NULL);
     if (!isfinite(c->kl))
         FAIL(ERR_NUMERIC,
              "the divergence is not finite: the model gives no probability at all to what the reference expects");
@@ -265,10 +263,10 @@ out:
 static int summarize(struct evaluation *e, int64_t agreements)
 {
     int err = OK;
-    e->nll = mean_of(e, e->window_nll, NULL);
+    e->nll = evaluation_mean(e, e->window_nll, NULL);
     if (!isfinite(e->nll))
         FAIL(ERR_NUMERIC, "the mean negative log-likelihood is not finite: the model computes NaN or infinity");
-    e->nll_stderr = stderr_of(e, e->window_nll, NULL);
+    e->nll_stderr = evaluation_stderr(e, e->window_nll, NULL);
     e->perplexity = exp(e->nll);
     e->perplexity_stderr = e->perplexity * e->nll_stderr;
     if (e->reference.window_kl)

@@ -174,21 +174,6 @@ static const double *losses(const struct meter *m, const struct evaluation *e)
     return m->how->reference ? e->reference.window_kl : e->window_nll;
 }
 
-/* sum over windows of n_w (loss_w - everything_w), over all tokens, and its standard error. */
-static void compare(const struct meter *m, const struct evaluation *e, struct select_point *point)
-{
-    double spread = 0;
-    const double *loss = losses(m, e);
-    point->above = 0;
-    for (int64_t w = 0; w < e->n_windows; w++)
-        point->above += (double)e->window_tokens[w] * (loss[w] - m->everything[w]) / (double)e->n_tokens;
-    for (int64_t w = 0; w < e->n_windows; w++) {
-        const double delta = (double)e->window_tokens[w] * (loss[w] - m->everything[w] - point->above);
-        spread += delta * delta;
-    }
-    point->above_stderr = e->n_windows > 1 ? sqrt(spread) / (double)e->n_tokens : NAN;
-}
-
 /* Sets loss and what is above; the first call is of everything, and says what it was measured on. Collective. */
 static int measure(struct meter *m, const struct restored *layers, struct selection *s, struct select_point *point)
 {
@@ -208,7 +193,8 @@ static int measure(struct meter *m, const struct restored *layers, struct select
     }
     point->loss = m->how->reference ? e.reference.kl : e.nll;
     point->loss_stderr = m->how->reference ? e.reference.kl_stderr : e.nll_stderr;
-    compare(m, &e, point);
+    point->above = evaluation_mean(&e, losses(m, &e), m->everything);
+    point->above_stderr = evaluation_stderr(&e, losses(m, &e), m->everything);
     progress_update(&m->progress, ++m->n_done, "");
 out:
     evaluation_free(&e);
