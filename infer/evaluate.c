@@ -275,12 +275,14 @@ out:
     return err;
 }
 
-static int encode(struct model *model, const char *text, int64_t n_bytes, int64_t max_tokens, struct token_ids *ids)
+int evaluate_encode(struct model *model, const char *text, int64_t n_bytes, int64_t max_tokens, struct token_ids *ids)
 {
     int err = OK;
-    TRY(tokenizer_encode(model->tokenizer, text, (size_t)n_bytes, 0, ids));
-    if (max_tokens > 0 && ids->n > max_tokens)
-        ids->n = max_tokens;
+    const int was_quiet = err_quiet(1);
+    err = tokenizer_encode(model->tokenizer, text, (size_t)n_bytes, 0, ids);
+    TRY(comm_agree_alike(model->dec.tp, err, was_quiet));
+    if (max_tokens > 0)
+        ids->n = min_i64(ids->n, max_tokens);
 out:
     return err;
 }
@@ -392,9 +394,7 @@ int evaluate(struct model *model, const char *text, int64_t n_bytes, const struc
     struct token_ids ids = {0};
     memset(out, 0, sizeof *out);
     TRY(context_of(model, options, &out->ctx));
-    const int was_quiet = err_quiet(1);
-    err = encode(model, text, n_bytes, options->max_tokens, &ids);
-    TRY(comm_agree_alike(model->dec.tp, err, was_quiet));
+    TRY(evaluate_encode(model, text, n_bytes, options->max_tokens, &ids));
     TRY(sha256_hex(text, (size_t)n_bytes, out->text_sha256));
     TRY(score(model, &ids, options, out));
     out->seconds = now_s() - start;

@@ -59,6 +59,8 @@ int evaluate(struct model *model, const char *text, int64_t n_bytes, const struc
 /* The same of ids instead of a text (text_sha256 is that of no bytes): those of a model without a tokenizer, which adds no BOS. */
 int evaluate_ids(struct model *model, const struct token_ids *ids, const struct evaluate_options *options,
                  struct evaluation *out);
+/* A text's ids, the first max_tokens of them (0: all), as evaluate takes them. Caller frees ids->ids. Collective. */
+int evaluate_encode(struct model *model, const char *text, int64_t n_bytes, int64_t max_tokens, struct token_ids *ids);
 /* Mean over tokens of what the windows' means [n_windows] are of, or where b isn't NULL of the difference a - b; and its standard error,
  * which is NaN of a single window. */
 double evaluation_mean(const struct evaluation *evaluation, const double *a, const double *b);

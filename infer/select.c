@@ -325,11 +325,7 @@ int select_run(struct model *model, const char *text, int64_t n_bytes, const str
         local = err_set(ERR_NOMEM, __FILE__, __LINE__, "measurements of %lld units", (long long)s->n_units);
     local = local ? local : restore_open(&model->dec, &m.restore);
     TRY(comm_agree(model->dec.tp, local));
-    const int was_quiet = err_quiet(1);
-    local = tokenizer_encode(model->tokenizer, text, (size_t)n_bytes, 0, &ids);
-    TRY(comm_agree_alike(model->dec.tp, local, was_quiet));
-    if (o->evaluate.max_tokens > 0)
-        ids.n = min_i64(ids.n, o->evaluate.max_tokens);
+    TRY(evaluate_encode(model, text, n_bytes, o->evaluate.max_tokens, &ids));
     TRY(sha256_hex(text, (size_t)n_bytes, s->text_sha256));
     TRY(measure_all(&m, o, layers, order, s));
     restore_apply(m.restore, s->layers, &model->dec);
